@@ -1,0 +1,43 @@
+"""Where exercises are found: one module per chapter, and one place that lists them.
+
+A chapter's module holds `EXERCISES`, a tuple. It is imported when one of its exercises is first asked for, so
+opening one chapter does not load the others.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+from dsa.show.exercises.core import Exercise, judge
+
+CHAPTERS: MappingProxyType[str, str] = MappingProxyType({})  # chapter number -> module beside this one
+
+
+def chapter(number: str) -> tuple[Exercise, ...]:
+    """All exercises of one chapter, in order."""
+    module = import_module(f"dsa.show.exercises.{CHAPTERS[number]}")
+    return tuple(module.EXERCISES)
+
+
+def all_exercises() -> Iterator[Exercise]:
+    """Every exercise of the course."""
+    for number in CHAPTERS:
+        yield from chapter(number)
+
+
+def find(id: str) -> Exercise:
+    """The exercise called `id`, such as "E4.1"."""
+    number = id.removeprefix("E").split(".")[0]
+    known = chapter(number) if number in CHAPTERS else tuple(all_exercises())
+    for exercise in known:
+        if exercise.id == id:
+            return exercise
+    names = ", ".join(exercise.id for exercise in known) or "none"
+    raise ValueError(f"there is no exercise {id!r}; these are known: {names}")
+
+
+def check(exercise: str | Exercise, answer: Any) -> None:
+    """Print whether `answer` solves the exercise: `✓`, a sentence that helps, or `not tried yet`."""
+    found = find(exercise) if isinstance(exercise, str) else exercise
+    print(judge(found, answer).words)
