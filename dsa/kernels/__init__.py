@@ -1,0 +1,1 @@
+"""The operations of sparse attention, each three ways; `ops` is their one face."""

@@ -1,0 +1,184 @@
+"""The same operations doing less work: in tiles of queries, and over gathered keys.
+
+Two things are different from `reference`, and both matter. Nothing of size T x S is kept: a tile of queries is scored,
+chosen and forgotten before the next one begins. And the selected tokens are *gathered*: attention over K of S tokens
+then costs K, whatever S is. A query tile sees only the keys up to its own last position, which halves the
+scoring of a prompt. All of it is plain torch and differentiable; signatures are those of `loops`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsa.kernels import reference
+from dsa.kernels.loops import EMPTY
+from dsa.kernels.reference import at_least_fp32, causal_mask
+
+QUERY_TILE = 128  # queries scored or attended at once
+KEY_TILE = 1024  # keys scored at once: J x 128 x 1024 partial scores stay in cache
+DENSE_TILE = 1024  # the dense baseline is fastest with larger tiles, and shall be as fast as it can
+
+
+def tiles(T: int, S: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Cut T queries into tiles: yields the queries' slice and the number of keys that its last query sees."""
+    for begin in range(0, T, size):
+        end = min(begin + size, T)
+        yield slice(begin, end), S - T + end
+
+
+def score_tile(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Score one tile of queries against the keys up to its last query (report Eq. 1): -> (B, T, S)."""
+    q, w = at_least_fp32(q), at_least_fp32(w)
+    parts = []
+    for keys in k.split(KEY_TILE, dim=1):
+        per_head = torch.einsum("btjw,bsw->btjs", q, at_least_fp32(keys)).relu_()
+        parts.append(torch.einsum("btj,btjs->bts", w, per_head))  # Eq. 1
+    scores = torch.cat(parts, dim=-1)
+    return scores.masked_fill_(~causal_mask(q.shape[1], k.shape[1], q.device), float("-inf"))
+
+
+def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Score every visible key for every query (report Eq. 1); see `loops.index_scores`."""
+    T, S = q.shape[1], k.shape[1]
+    rows = [
+        F.pad(score_tile(q[:, rows], k[:, :seen], w[:, rows]), (0, S - seen), value=float("-inf"))
+        for rows, seen in tiles(T, S, QUERY_TILE)
+    ]
+    return torch.cat(rows, dim=1)
+
+
+def select(scores: Tensor, top_k: int) -> Tensor:
+    """Choose the `top_k` best visible keys of each row, as `reference.select` does."""
+    return reference.select(scores, top_k)
+
+
+def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
+    """Score and choose tile by tile -> selected (B, T, min(K, S)); no score outlives its tile."""
+    B, T, S = q.shape[0], q.shape[1], k.shape[1]
+    selected = torch.full((B, T, min(top_k, S)), EMPTY, device=q.device)
+    for rows, seen in tiles(T, S, QUERY_TILE):
+        chosen = select(score_tile(q[:, rows], k[:, :seen], w[:, rows]), top_k)
+        selected[:, rows, : chosen.shape[-1]] = chosen
+    return selected
+
+
+def gather_rows(kv: Tensor, selected: Tensor) -> Tensor:
+    """Fetch the selected tokens: kv (B, S, D), selected (B, T, K) -> (B, T, K, D). Empty slots fetch row 0."""
+    B, S, D = kv.shape
+    first = torch.arange(B, device=kv.device)[:, None, None] * S
+    rows = (selected.clamp(min=0) + first).flatten()
+    return kv.reshape(B * S, D).index_select(0, rows).view(*selected.shape, D)  # (B, T, K, D)
+
+
+def sparse_tile(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
+    """Attend from one tile of queries to its gathered tokens (report Eq. 2): -> (B, T, H, C)."""
+    keys = gather_rows(kv, selected)  # (B, T, K, C + R)
+    logits = scale * at_least_fp32(q @ keys.mT)  # (B, T, H, K)
+    weights = logits.masked_fill((selected == EMPTY)[:, :, None], float("-inf")).softmax(-1)
+    return weights.to(kv.dtype) @ keys[..., :value_width]  # Eq. 2
+
+
+def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
+    """Attend to the selected tokens only (report Eq. 2), by gathering them; see `loops.sparse_attention`."""
+    out = [
+        sparse_tile(q[:, rows], kv, selected[:, rows], scale, value_width)
+        for rows, _ in tiles(q.shape[1], kv.shape[1], QUERY_TILE)
+    ]
+    return torch.cat(out, dim=1)
+
+
+def dense_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention of one tile of queries (B, H, T, *) to the keys up to its last query (B, H, S, *)."""
+    T, S = q.shape[2], k.shape[2]
+    if T in (1, S):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=T > 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(T, S, q.device), scale=scale)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Ordinary causal attention by the library's fused kernel, as fast as it goes: the fair baseline.
+
+    Values narrower than keys are padded, because the fused kernel otherwise falls back to a T x S matrix without a
+    word. A key shared by all heads (G = 1) and a single query make the heads the rows of one matrix.
+    """
+    V, width = v.shape[-1], k.shape[-1]
+    if width > V:
+        v = F.pad(v, (0, width - V))
+    if q.shape[1] == 1 and k.shape[2] == 1:  # decode, MQA mode: H queries that all see all keys
+        rows = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+        return rows[..., :V]
+    heads = (-1, q.shape[2], -1, -1)
+    q, k, v = (
+        q.transpose(1, 2),
+        k.transpose(1, 2).expand(heads),
+        v.transpose(1, 2).expand(heads),
+    )  # (B, H, T or S, *)
+    out = [
+        dense_tile(q[:, :, rows], k[:, :, :seen], v[:, :, :seen], scale)
+        for rows, seen in tiles(q.shape[2], k.shape[2], DENSE_TILE)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2)[..., :V]  # (B, T, H, V)
+
+
+def attention_mass(q: Tensor, k: Tensor, scale: float, selected: Tensor | None = None) -> Tensor:
+    """How much attention each key gets, all heads together (report Eq. 3 and 4); see `loops.attention_mass`.
+
+    With `selected` and a shared key only the selected keys are ever looked at.
+    """
+    T, S = q.shape[1], k.shape[1]
+    parts = []
+    for rows, seen in tiles(T, S, QUERY_TILE):
+        if selected is None:
+            mass = reference.attention_mass(q[:, rows], k[:, :seen], scale)
+            parts.append(F.pad(mass, (0, S - seen)))
+        elif k.shape[2] == 1:
+            keys = gather_rows(k[:, :, 0], selected[:, rows])  # (B, T, K, width)
+            logits = scale * at_least_fp32(q[:, rows] @ keys.mT)  # (B, T, H, K)
+            empty = (selected[:, rows] == EMPTY)[:, :, None]
+            parts.append(logits.masked_fill(empty, float("-inf")).softmax(-1).mean(2))
+        else:
+            parts.append(reference.attention_mass(q[:, rows], k[:, :seen], scale, selected[:, rows]))
+    return torch.cat(parts, dim=1)
+
+
+class _IndexerLoss(torch.autograd.Function):
+    """The rows of the loss are independent: each tile is computed, differentiated and forgotten at once."""
+
+    @staticmethod
+    def forward(ctx, index_q, index_k, index_w, q, k, scale, selected):  # type: ignore[override]
+        """Sum the tiles' losses and, in the same pass, their gradients."""
+        T, S = q.shape[1], k.shape[1]
+        inputs = [x.detach().requires_grad_() for x in (index_q, index_k, index_w)]
+        grads = [torch.zeros_like(x) for x in inputs]
+        total = index_q.new_zeros(())
+        for rows, seen in tiles(T, S, QUERY_TILE):
+            with torch.enable_grad():
+                parts = (inputs[0][:, rows], inputs[1][:, :seen], inputs[2][:, rows])
+                chosen = None if selected is None else selected[:, rows]
+                tile = reference.indexer_loss(*parts, q[:, rows], k[:, :seen], scale, chosen)
+                loss = tile * ((rows.stop - rows.start) / T)  # each tile's mean is over its own rows
+            total += loss.detach()
+            for grad, part in zip(grads, torch.autograd.grad(loss, inputs), strict=True):
+                grad += part
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grad_output):
+        """Scale the gradients that `forward` has already found."""
+        return (*(grad * grad_output[0] for grad in ctx.saved_tensors), None, None, None, None)
+
+
+def indexer_loss(
+    index_q: Tensor,
+    index_k: Tensor,
+    index_w: Tensor,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    selected: Tensor | None = None,
+) -> Tensor:
+    """KL(p || softmax(I)), the mean over all queries (report Eq. 3 and 4), without a T x S matrix kept for backward."""
+    return _IndexerLoss.apply(index_q, index_k, index_w, q.detach(), k.detach(), scale, selected)

@@ -1,0 +1,116 @@
+"""One face for all kernels: tensors in, tensors out, shapes checked, backend chosen.
+
+`backend=None` takes the one that does least work on the tensors' device, today `chunked` everywhere; `"loops"`,
+`"reference"` and `"chunked"` force one. What each operation computes is written down in `loops`.
+"""
+
+from types import ModuleType
+
+from torch import Tensor
+
+from dsa.kernels import chunked, loops, reference
+from dsa.kernels.loops import EMPTY
+
+__all__ = [
+    "EMPTY", "attention_mass", "dense_attention", "index_scores", "index_topk", "indexer_loss", "select",
+    "sparse_attention",
+]  # fmt: skip
+
+BACKENDS = {"loops": loops, "reference": reference, "chunked": chunked}
+
+
+def _backend(name: str | None) -> ModuleType:
+    if name is None:
+        return chunked
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is unknown: use one of {', '.join(BACKENDS)}, or None to let us choose")
+    return BACKENDS[name]
+
+
+def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
+    """Hold tensors against their shape letters: the same letter must mean the same size everywhere.
+
+    Digits are literal sizes, `*` is any. Raises ValueError naming the tensor, its shape and what was expected.
+    """
+    sizes: dict[str, int] = {}
+    for name, (tensor, letters) in tensors.items():
+        expected = letters.split()
+        fits = tensor.ndim == len(expected) and all(
+            letter == "*" or sizes.setdefault(letter, size) == size
+            for letter, size in zip(expected, tensor.shape, strict=True)
+        )
+        if not fits:
+            known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({', '.join(expected)}) with {known}")
+    if sizes.get("T", 0) > sizes.get("S", sizes.get("T", 0)):
+        raise ValueError(
+            f"{sizes['T']} queries but only {sizes['S']} keys: the queries are the last T of the S positions"
+        )
+
+
+def _check_top_k(top_k: int) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise ValueError(f"top_k={top_k!r}: it must be a whole number of at least 1, the tokens that each query keeps")
+
+
+def index_scores(q: Tensor, k: Tensor, w: Tensor, *, backend: str | None = None) -> Tensor:
+    """Score every visible key (report Eq. 1): q (B, T, J, W), k (B, S, W), w (B, T, J) -> I (B, T, S), -inf unseen."""
+    _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
+    return _backend(backend).index_scores(q, k, w)
+
+
+def select(scores: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
+    """Choose the best keys of a score matrix: (B, T, S) -> (B, T, min(K, S)), -1 where a row has too few."""
+    _check_shapes(scores=(scores, "B T S"))
+    _check_top_k(top_k)
+    return _backend(backend).select(scores, top_k)
+
+
+def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
+    """Score and choose, no score kept: the arguments of `index_scores` -> selected (B, T, min(K, S)), -1 for empty."""
+    _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
+    _check_top_k(top_k)
+    return _backend(backend).index_topk(q, k, w, top_k)
+
+
+def sparse_attention(
+    q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int, *, backend: str | None = None
+) -> Tensor:
+    """Attend to the selected tokens (report Eq. 2).
+
+    q (B, T, H, C + R), kv (B, S, C + R), selected (B, T, K) with -1 for empty -> (B, T, H, C) for value_width = C.
+    """
+    _check_shapes(q=(q, "B T H D"), kv=(kv, "B S D"), selected=(selected, "B T K"))
+    if not 0 < value_width <= kv.shape[-1]:
+        raise ValueError(f"value_width={value_width}: it must lie in 1 ... {kv.shape[-1]}, the width of kv")
+    return _backend(backend).sparse_attention(q, kv, selected, scale, value_width)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:
+    """Attend to every visible token: q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), G = H or 1 -> (B, T, H, V)."""
+    _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G V"))
+    return _backend(backend).dense_attention(q, k, v, scale)
+
+
+def attention_mass(
+    q: Tensor, k: Tensor, scale: float, selected: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """Attention each key gets, averaged over heads (report Eq. 3 and 4).
+
+    q (B, T, H, D), k (B, S, G, D) -> (B, T, S); with selected (B, T, K) -> (B, T, K), each head's softmax over these.
+    """
+    _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"))
+    return _backend(backend).attention_mass(q, k, scale, selected)
+
+
+def indexer_loss(
+    index_q: Tensor, index_k: Tensor, index_w: Tensor, q: Tensor, k: Tensor, scale: float,
+    selected: Tensor | None = None, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """KL(attention || softmax(I)), a scalar, the mean over queries (report Eq. 3; Eq. 4 with `selected`).
+
+    Arguments as in `index_scores` and `attention_mass`. Gradients reach the index tensors only.
+    """
+    _check_shapes(index_q=(index_q, "B T J W"), index_k=(index_k, "B S W"), index_w=(index_w, "B T J"),
+                  q=(q, "B T H D"), k=(k, "B S G D"))  # fmt: skip
+    return _backend(backend).indexer_loss(index_q, index_k, index_w, q, k, scale, selected)

@@ -1,0 +1,1 @@
+"""The model: config, rotary embedding, cache, indexer, attention, experts, transformer."""

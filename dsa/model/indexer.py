@@ -1,0 +1,74 @@
+"""The lightning indexer: a second, much cheaper attention whose only product is a ranking (report Eq. 1).
+
+For a query token t and each earlier token s it computes I[t, s] = sum_j w[t, j] * ReLU(q[t, j] . k[s]), over J small
+heads with one shared key, and the main attention then looks at the K best s only. It has a rotary convention (halves) and
+a layout ([rope | nope]) of its own, and its key is normalised by a LayerNorm with bias where all else uses RMSNorm.
+
+Its inputs are **detached**. Selection passes no gradient anyway, and the loss that does teach the indexer (its
+divergence from the attention, Eq. 3 and 4) must change the indexer alone: the main model is not to become easier to
+predict, only the indexer is to predict better. The report trains the two with separate losses for that reason.
+
+The published code also multiplies query and key by a Hadamard matrix. That leaves every q . k as it is; it prepares
+the vectors for FP8 and has no place in fp32.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dsa.model.cache import LayerCache
+from dsa.model.config import Config
+from dsa.model.rope import Rope
+
+
+class Indexer(nn.Module):
+    """One layer's indexer: hidden states in, index queries, keys and head weights out."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        if config.index_n_heads is None or config.index_head_dim is None:
+            raise ValueError("this config has no indexer: give index_n_heads, index_head_dim and index_topk")
+        self.heads, self.width, self.rotary = (
+            config.index_n_heads,
+            config.index_head_dim,
+            config.qk_rope_head_dim,
+        )
+        # a model whose query has no low-rank latent lends the indexer its normed hidden state instead
+        query_input = config.q_lora_rank or config.hidden_size
+        self.wq_b = nn.Linear(query_input, self.heads * self.width, bias=False)
+        self.wk = nn.Linear(config.hidden_size, self.width, bias=False)
+        self.k_norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+
+    def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
+        """Turn the first R dimensions: x (B, T, heads, W), laid out [rope | nope]."""
+        turned, still = x.split([self.rotary, self.width - self.rotary], dim=-1)
+        return torch.cat([rope.halves(turned), still], dim=-1)
+
+    def _key(self, x: Tensor, rope: Rope) -> Tensor:
+        """One index key a token, shared by all heads: x (B, T, D) -> (B, T, W)."""
+        raw = self.wk(x)
+        norm = self.k_norm
+        wide = raw.to(norm.weight.dtype)  # LayerNorm in its weights' own precision, fp32
+        return self._rotate(norm(wide).to(raw.dtype).unsqueeze(2), rope).squeeze(2)
+
+    def forward(
+        self, x: Tensor, query_latent: Tensor, rope: Rope, cache: LayerCache | None = None, start: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Prepare the three factors of Eq. 1.
+
+        Args:
+            x: the attention-normed hidden state (B, T, D), the same that MLA gets.
+            query_latent: MLA's RMS-normalised query latent (B, T, Q).
+            rope: the angles of these T positions.
+            cache: where earlier keys are, and these go, from position `start` on.
+
+        Returns:
+            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included.
+        """
+        x, query_latent = x.detach(), query_latent.detach()
+        q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)
+        k = self._key(x, rope)
+        w = self.weights_proj(x) * (self.heads * self.width) ** -0.5  # no softmax: a weight may be negative
+        if cache is not None:
+            k = cache.append_index_key(start, k)
+        return q, k, w

@@ -1,0 +1,99 @@
+"""The feed-forward half of a layer: one dense SwiGLU, or a few experts out of many.
+
+A mixture of experts gives each token `num_experts_per_tok` of the E experts, and one shared expert always. Three
+details are easy to get wrong, and all three are silent. The learned bias helps to *choose* experts and never weighs
+them. Groups that were not chosen are masked with -inf, not 0: a biased score may be negative. And the weights are
+normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too few tokens and
+falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsa.model.config import Config
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), the product in fp32; x (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token by itself."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return self.down_proj((F.silu(gate.to(wide)) * up.to(wide)).to(x.dtype))
+
+
+def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Choose experts: logits (n, E), bias (E,) -> chosen (n, per token), weights (n, per token)."""
+    scores = logits.sigmoid()
+    biased = scores + bias  # for choosing only
+    if config.n_group > 1:
+        groups = biased.unflatten(-1, (config.n_group, -1))  # (n, groups, E / groups)
+        group_scores = groups.topk(2, dim=-1).values.sum(-1)  # a group is as good as its best two
+        kept = group_scores.topk(config.topk_group, dim=-1).indices
+        dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
+        biased = groups.masked_fill(dropped[..., None], float("-inf")).flatten(-2)  # (n, E)
+    chosen = biased.topk(config.num_experts_per_tok, dim=-1).indices
+    weights = scores.gather(-1, chosen)  # unbiased
+    if config.norm_topk_prob:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return chosen, weights * config.routed_scaling_factor
+
+
+class Gate(nn.Module):
+    """The router: scores every expert for every token, in fp32."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        self.register_buffer("load", torch.zeros(config.n_routed_experts), persistent=False)
+        nn.init.normal_(self.weight, std=config.hidden_size**-0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Route tokens x (n, D) -> chosen experts (n, per token) and their weights (n, per token)."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        logits = F.linear(x.to(wide), self.weight.to(wide))
+        chosen, weights = route(logits, self.e_score_correction_bias, self.config)
+        if self.training:
+            self.load += torch.bincount(chosen.flatten(), minlength=len(self.load))
+        return chosen, weights
+
+    @torch.no_grad()
+    def balance(self, speed: float) -> None:
+        """Move the bias by `speed` toward the experts that were used too little since the last call."""
+        self.e_score_correction_bias += speed * (self.load.mean() - self.load).sign()
+        self.load.zero_()
+
+
+class MoE(nn.Module):
+    """Routed experts plus a shared one, summed in fp32; x (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        width, hidden = config.hidden_size, config.moe_intermediate_size
+        self.gate = Gate(config)
+        self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
+        if config.n_shared_experts:
+            self.shared_experts = FeedForward(width, hidden * config.n_shared_experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Send each token through its own experts only."""
+        tokens = x.flatten(0, -2)  # (n, D)
+        chosen, weights = self.gate(tokens)
+        out = torch.zeros_like(tokens, dtype=weights.dtype)
+        for number, expert in enumerate(self.experts):
+            rows, slots = (chosen == number).nonzero(as_tuple=True)
+            if len(rows):
+                out = out.index_add(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
+        if hasattr(self, "shared_experts"):
+            out = out + self.shared_experts(tokens)
+        return out.to(x.dtype).view_as(x)
