@@ -83,9 +83,7 @@ class Corpus:
                 raise ValueError(_too_short(f"{split} part of {self.source}", len(stream), length))
 
 
-def _windows(
-    stream: torch.Tensor, generator: torch.Generator, size: int, length: int, what: str
-) -> torch.Tensor:
+def _windows(stream: torch.Tensor, generator: torch.Generator, size: int, length: int, what: str) -> torch.Tensor:
     if len(stream) < length:
         raise ValueError(_too_short(what, len(stream), length))
     starts = torch.randint(len(stream) - length + 1, (size,), generator=generator)
@@ -172,20 +170,14 @@ def own_text(path: Path) -> Corpus:
         files = {p.relative_to(path).as_posix(): p.read_bytes() for p in _visible_files(path)}
     texts = {name: data for name, data in files.items() if b"\0" not in data and _text(data)}
     if not texts:
-        what = (
-            "is empty" if not any(files.values()) else "holds no UTF-8 text, only binary or other encodings"
-        )
-        raise ValueError(
-            f"{path} {what}; give UTF-8 text (iconv -f latin1 -t utf-8 turns one into the other)"
-        )
+        what = "is empty" if not any(files.values()) else "holds no UTF-8 text, only binary or other encodings"
+        raise ValueError(f"{path} {what}; give UTF-8 text (iconv -f latin1 -t utf-8 turns one into the other)")
     return _corpus(str(path), texts, "")
 
 
 def _visible_files(folder: Path) -> list[Path]:
     inside = ((p, p.relative_to(folder).parts) for p in folder.rglob("*"))
-    found = sorted(
-        p for p, parts in inside if p.is_file() and not any(part.startswith(".") for part in parts)
-    )
+    found = sorted(p for p, parts in inside if p.is_file() and not any(part.startswith(".") for part in parts))
     total = sum(p.stat().st_size for p in found)
     if total > MOST_BYTES:
         raise ValueError(f"{folder} holds {total:,} bytes, more than {MOST_BYTES:,}; give a part of it")

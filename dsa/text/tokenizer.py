@@ -45,9 +45,7 @@ def encode(text: str) -> list[int]:
     Raises TypeError for anything but a str, ValueError for a str that has no UTF-8 form (a lone surrogate).
     """
     if not isinstance(text, str):
-        raise TypeError(
-            f"encode takes a str, not {type(text).__name__}; decode bytes first: data.decode('utf-8')"
-        )
+        raise TypeError(f"encode takes a str, not {type(text).__name__}; decode bytes first: data.decode('utf-8')")
     return [INDENT if byte == 255 else byte for byte in fold(to_bytes(text))]
 
 
@@ -86,9 +84,7 @@ def check(ids: Ids) -> list[int]:
             )
         ids = ids.tolist()
     if isinstance(ids, (str, bytes)):
-        raise TypeError(
-            f"ids must be integers, not a {type(ids).__name__}; encode a text first: encode(text)"
-        )
+        raise TypeError(f"ids must be integers, not a {type(ids).__name__}; encode a text first: encode(text)")
     checked = list(ids)
     for place, token in enumerate(checked):
         if isinstance(token, bool) or not isinstance(token, int):
