@@ -26,11 +26,11 @@ def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     q, k, w = at_least_fp32(q), at_least_fp32(k), at_least_fp32(w)
     per_head = torch.einsum("btjw,bsw->btjs", q, k).relu()  # (B, T, J, S)
     scores = torch.einsum("btj,btjs->bts", w, per_head)  # Eq. 1
-    return scores.masked_fill(~causal_mask(*scores.shape[1:], q.device), float("-inf"))
+    return scores.masked_fill(~causal_mask(q.shape[1], k.shape[1], q.device), float("-inf"))
 
 
 def most_recent_of_equals(scores: Tensor, top_k: int) -> Tensor:
-    """Choose the `top_k` best of each row, the later key among equals: scores (n, S) -> (n, K), in order of position."""
+    """Choose the `top_k` best of each row, the later key among equals: (n, S) -> (n, K), in order of position."""
     threshold = scores.topk(top_k, dim=-1).values[:, -1:]
     above, tied = scores > threshold, scores == threshold
     rank_from_the_end = tied.flip(-1).cumsum(-1).flip(-1)  # 1 for the last tied key

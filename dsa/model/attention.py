@@ -25,6 +25,7 @@ from dsa.model.indexer import Indexer
 from dsa.model.norm import RMSNorm
 from dsa.model.rope import Rope
 
+IndexFactors = tuple[Tensor, Tensor, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
 LATENT_NORM_EPS = 1e-6  # of the two latent norms, whatever the config's rms_norm_eps is: so in the published code
 
 
@@ -135,7 +136,7 @@ class Attention(nn.Module):
         return ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale)
 
     @torch.no_grad()
-    def choose(self, step: Step, q: Tensor, kv: Tensor, index: tuple[Tensor, Tensor, Tensor] | None) -> Tensor | None:
+    def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:
         """Select the keys of every query: -> (B, T, min(K, S)), or None for all of them."""
         sizes = (q.shape[0], q.shape[1], kv.shape[1], step.top_k)
         match step.attention:
@@ -151,18 +152,18 @@ class Attention(nn.Module):
         return None
 
     @torch.no_grad()
-    def trace(self, step: Step, q: Tensor, kv: Tensor, index, selected: Tensor | None) -> Trace:
+    def trace(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None, selected: Tensor | None) -> Trace:
         """Record scores, selection and mass."""
         scores = None if index is None else ops.index_scores(*index)
         if selected is None and scores is not None:
             selected = ops.select(scores, step.top_k)
         return Trace(scores, selected, self.mass(q, kv))
 
-    def indexer_loss(self, q: Tensor, kv: Tensor, index, selected: Tensor | None) -> Tensor:
+    def indexer_loss(self, q: Tensor, kv: Tensor, index: IndexFactors, selected: Tensor | None) -> Tensor:
         """How far the indexer's ranking is from the attention (Eq. 3; over a selected set Eq. 4): a scalar."""
         with torch.no_grad():
             absorbed = self.absorb(q)
-        return ops.indexer_loss(*index, absorbed, kv.detach()[:, :, None], self.scale, selected)
+        return ops.indexer_loss(*index, absorbed, kv.detach()[:, :, None], self.scale, selected=selected)
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> tuple[Tensor, Trace | Tensor | None]:
         """Attend.
@@ -189,5 +190,6 @@ class Attention(nn.Module):
         if step.record == "trace":
             record = self.trace(step, q, kv, index, selected)
         elif step.record == "indexer_loss":
+            assert index is not None
             record = self.indexer_loss(q, kv, index, selected)
         return self.o_proj(heads.flatten(-2)), record

@@ -20,6 +20,7 @@ class LayerCache:
 
         self.latent = room(config.kv_lora_rank + config.qk_rope_head_dim)
         self.index_key = room(config.index_head_dim or 0)
+        self.index_length = 0  # tokens with an index key; dense attention leaves none behind
 
     def append_latent(self, start: int, latent: Tensor) -> Tensor:
         """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R)."""
@@ -28,8 +29,17 @@ class LayerCache:
         return self.latent[:, :end]
 
     def append_index_key(self, start: int, key: Tensor) -> Tensor:
-        """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W)."""
-        end = start + key.shape[1]
+        """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
+
+        Raises:
+            ValueError: if earlier tokens were read without the indexer and so have no key.
+        """
+        if self.index_length < start:
+            raise ValueError(
+                f"the cache holds {start} tokens but only {self.index_length} index keys, because the others were not "
+                "read with attention='sparse': start again with a new cache to switch"
+            )
+        end = self.index_length = start + key.shape[1]
         self.index_key[:, start:end] = key
         return self.index_key[:, :end]
 

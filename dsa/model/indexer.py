@@ -1,8 +1,8 @@
 """The lightning indexer: a second, much cheaper attention whose only product is a ranking (report Eq. 1).
 
 For a query token t and each earlier token s it computes I[t, s] = sum_j w[t, j] * ReLU(q[t, j] . k[s]), over J small
-heads with one shared key, and the main attention then looks at the K best s only. It has a rotary convention (halves) and
-a layout ([rope | nope]) of its own, and its key is normalised by a LayerNorm with bias where all else uses RMSNorm.
+heads with one shared key, and the main attention then looks at the K best s only. It has a rotary convention (halves)
+and a layout ([rope | nope]) of its own, and its key is normalised by a LayerNorm with bias where all else uses RMSNorm.
 
 Its inputs are **detached**. Selection passes no gradient anyway, and the loss that does teach the indexer (its
 divergence from the attention, Eq. 3 and 4) must change the indexer alone: the main model is not to become easier to

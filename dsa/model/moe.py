@@ -3,8 +3,8 @@
 A mixture of experts gives each token `num_experts_per_tok` of the E experts, and one shared expert always. Three
 details are easy to get wrong, and all three are silent. The learned bias helps to *choose* experts and never weighs
 them. Groups that were not chosen are masked with -inf, not 0: a biased score may be negative. And the weights are
-normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too few tokens and
-falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
+normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too
+few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
 """
 
 import torch
@@ -49,6 +49,9 @@ def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]
 
 class Gate(nn.Module):
     """The router: scores every expert for every token, in fp32."""
+
+    e_score_correction_bias: Tensor  # helps to choose, never weighs
+    load: Tensor  # tokens that each expert got since the last `balance`
 
     def __init__(self, config: Config):
         super().__init__()

@@ -2,7 +2,7 @@
 
 Modules bear the names of the published checkpoint, so that this model's `state_dict` *is* the published layout and
 reading a file needs no table of names. The residual stream is fp32 whatever the weights are: each norm sees the
-unrounded sum. `model.attention` and `model.top_k` may be switched at any time, also between two decoded tokens.
+unrounded sum. `model.attention` and `model.top_k` may be switched at any time.
 """
 
 import torch
@@ -163,7 +163,7 @@ class Transformer(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if record is None:
             return logits
-        return logits, (records if trace else torch.stack(records))
+        return logits, (records if trace else torch.stack([loss for loss in records if isinstance(loss, Tensor)]))
 
     def _check(self, tokens: Tensor, start: int) -> None:
         limit, vocab = self.config.max_position_embeddings, self.config.vocab_size
