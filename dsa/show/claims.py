@@ -57,5 +57,5 @@ def _truth(id: str, condition: Any) -> bool:
         with suppress(RuntimeError, ValueError):  # more than one element
             found = condition.item()
     if not isinstance(found, bool):
-        raise ClaimError(f"{id}: its condition is a {type(condition).__name__}, and must be one truth value")
+        raise ClaimError(f"{id}: its condition is of type {type(condition).__name__}, and must be one truth value")
     return found

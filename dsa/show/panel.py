@@ -23,7 +23,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from dsa.show.figures import caption, described, png, show_png, tiled, width_of
+from dsa.show.figures import caption, described, png, show_png, size_of, tiled
 from dsa.show.output import publish
 
 
@@ -150,9 +150,10 @@ class Panel:
 def twins(draw: Draw, positions: Sequence[Mapping[str, Any]], columns: int = 2) -> None:
     """The static twin of a panel: `draw` at several positions, side by side, and what each shows in words."""
     drawn = [_drawn(draw, position) for position in positions]
-    lines = [f"{_said(at)}: {sentence}" for at, (_, sentence) in zip(positions, drawn, strict=True)]
+    titles = [", ".join(f"{name} = {value}" for name, value in position.items()) for position in positions]
+    lines = [f"{title}: {sentence}" for title, (_, sentence) in zip(titles, drawn, strict=True)]
     if all(isinstance(picture, bytes) for pictures, _ in drawn for picture in pictures):
-        tiles = [tiled([p for p in pictures if isinstance(p, bytes)]) for pictures, _ in drawn]
+        tiles = [_titled(title, pictures) for title, (pictures, _) in zip(titles, drawn, strict=True)]
         show_png(tiled(tiles, columns), "\n".join(lines))
         return
     for line, (pictures, _) in zip(lines, drawn, strict=True):
@@ -189,16 +190,18 @@ def _address(picture: bytes) -> str:
 
 def _static(pictures: list[bytes | Html], sentence: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What stays on the page without a kernel: one PNG with the sentence below it, or HTML if any picture is."""
-    images = [picture for picture in pictures if isinstance(picture, bytes)]
-    if not images or len(images) < len(pictures):
+    if not pictures or any(isinstance(picture, Html) for picture in pictures):
         return {"text/html": _html(pictures, sentence), "text/plain": sentence}, {}
-    whole = tiled([*images, caption(sentence, max(map(width_of, images)))])
+    whole = _titled(sentence, pictures, below=True)
     bundle = {"image/png": base64.b64encode(whole).decode(), "text/plain": sentence}
     return bundle, {"image/png": {"alt": sentence}}
 
 
-def _said(position: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in position.items())
+def _titled(title: str, pictures: list[bytes | Html], below: bool = False) -> bytes:
+    """The PNGs among some pictures as one, with a line of text above or below."""
+    images = [picture for picture in pictures if isinstance(picture, bytes)]
+    line = caption(title, max(size_of(image)[0] for image in images))
+    return tiled([*images, line] if below else [line, *images])
 
 
 def _wide(width: str) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class Verdict:
 def judge(exercise: Exercise, answer: Answer) -> Verdict:
     """Check an answer without ever raising because of it."""
     if not callable(answer):
-        words = f"hand over the function itself, check('{exercise.id}', {exercise.name}), not what it returned"
-        return Verdict("refused", f"{exercise.id} ✗ {words} ({type(answer).__name__})")
+        words = f"hand over the function itself: check('{exercise.id}', {exercise.name})"
+        return Verdict("refused", f"{exercise.id} ✗ this is a {type(answer).__name__}; {words}")
     try:
         exercise.check(_watched(answer))
     except NotTried:
