@@ -1,6 +1,7 @@
 """The builder gives the same notebook for the same source, fills in only what is proven, and notices every change."""
 
 import json
+import re
 
 import build
 import nbformat
@@ -61,9 +62,8 @@ def known_exercise(monkeypatch):
 def course_at(folder, source=SOURCE, **other):
     (folder / "notebooks" / "src").mkdir(parents=True)
     (folder / "data").mkdir()
-    (folder / "data" / "report.json").write_text(
-        '{"tokens": {"value": "943.7 B", "from": "report, section 2"}, "k": 2048}'
-    )
+    record = {"tokens": {"value": "943.7 B", "from": "report, section 2"}, "k": 2048}
+    (folder / "data" / "report.json").write_text(json.dumps(record))
     for name, text in {"00_sample": source, **other}.items():
         (folder / "notebooks" / "src" / f"{name}.py").write_text(text)
     return Course(folder / "notebooks")
@@ -202,7 +202,7 @@ def test_outputs_are_not_kept_when_code_changes(copy):
 
 def test_a_cell_that_fails_is_named(tmp_path):
     course = course_at(tmp_path, "# %% [markdown]\n# # Broken\n\n# %%\n1\n\n# %%\nint('x')\n")
-    with pytest.raises(BuildError, match="^cell broken_2: ValueError: invalid literal"):
+    with pytest.raises(BuildError, match=r"^cell broken_2: ValueError: invalid literal"):
         course.build("00_sample")
     assert not course.target("00_sample").exists()
 
@@ -362,5 +362,5 @@ def test_the_command_reports_in_lines_and_fails(copy, monkeypatch, capsys):
     copy.source("00_sample").write_text("# %%\n1\n")
     assert build.main(["--check", "00_sample"]) == 1
     said = capsys.readouterr()
-    assert said.out == "00_sample: 1 complaints\n" or "complaints" in said.out
+    assert re.fullmatch(r"00_sample: [1-9] complaints\n", said.out)
     assert all(line.startswith("00_sample, ") for line in said.err.splitlines())
