@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dsa.kernels import reference
 from dsa.kernels.loops import EMPTY
@@ -66,10 +67,14 @@ def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
 
 def gather_rows(kv: Tensor, selected: Tensor) -> Tensor:
     """Fetch the selected tokens: kv (B, S, D), selected (B, T, K) -> (B, T, K, D). Empty slots fetch row 0."""
-    B, S, D = kv.shape
-    first = torch.arange(B, device=kv.device)[:, None, None] * S
-    rows = (selected.clamp(min=0) + first).flatten()
-    return kv.reshape(B * S, D).index_select(0, rows).view(*selected.shape, D)  # (B, T, K, D)
+    slots = selected.clamp(min=0).flatten(1)  # (B, T * K)
+    if kv.is_contiguous():
+        B, S, D = kv.shape
+        first = torch.arange(B, device=kv.device)[:, None] * S
+        fetched = kv.view(B * S, D).index_select(0, (slots + first).flatten())
+    else:  # part of a cache for several sequences: `reshape` would copy all of it, K rows are wanted
+        fetched = torch.stack([row.index_select(0, chosen) for row, chosen in zip(kv, slots, strict=True)])
+    return fetched.view(*selected.shape, -1)  # (B, T, K, D)
 
 
 def sparse_tile(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
@@ -143,6 +148,17 @@ def attention_mass(q: Tensor, k: Tensor, scale: float, selected: Tensor | None =
     return torch.cat(parts, dim=1)
 
 
+def loss_tile(index_q, index_k, index_w, q, k, scale: float, selected: Tensor | None) -> Tensor:
+    """One tile's KL(p || softmax(I)), the mean over its queries. With `selected` only selected keys are scored."""
+    if selected is None:
+        return reference.indexer_loss(index_q, index_k, index_w, q, k, scale)
+    keys = at_least_fp32(gather_rows(index_k, selected))  # (B, T, K, W)
+    per_head = (at_least_fp32(index_q) @ keys.mT).relu()  # (B, T, J, K)
+    scores = torch.einsum("btj,btjk->btk", at_least_fp32(index_w), per_head)  # Eq. 1
+    mass = attention_mass(q, k, scale, selected)
+    return reference.kl_divergence(mass, scores.masked_fill(selected == EMPTY, float("-inf"))).mean()  # Eq. 4
+
+
 class _IndexerLoss(torch.autograd.Function):
     """The rows of the loss are independent: each tile is computed, differentiated and forgotten at once."""
 
@@ -151,21 +167,22 @@ class _IndexerLoss(torch.autograd.Function):
         """Sum the tiles' losses and, in the same pass, their gradients."""
         T, S = q.shape[1], k.shape[1]
         inputs = [x.detach().requires_grad_() for x in (index_q, index_k, index_w)]
-        grads = [torch.zeros_like(x) for x in inputs]
-        total = index_q.new_zeros(())
+        grads = [torch.zeros_like(at_least_fp32(x)) for x in inputs]  # sums over tiles are never half precision
+        total = grads[0].new_zeros(())
         for rows, seen in tiles(T, S, QUERY_TILE):
             with torch.enable_grad():
                 parts = (inputs[0][:, rows], inputs[1][:, :seen], inputs[2][:, rows])
                 chosen = None if selected is None else selected[:, rows]
-                tile = reference.indexer_loss(*parts, q[:, rows], k[:, :seen], scale, chosen)
+                tile = loss_tile(*parts, q[:, rows], k[:, :seen], scale, chosen)
                 loss = tile * ((rows.stop - rows.start) / T)  # each tile's mean is over its own rows
             total += loss.detach()
             for grad, part in zip(grads, torch.autograd.grad(loss, inputs), strict=True):
                 grad += part
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)))
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grad_output):
         """Scale the gradients that `forward` has already found."""
         return (*(grad * grad_output[0] for grad in ctx.saved_tensors), None, None, None, None)

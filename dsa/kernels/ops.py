@@ -48,6 +48,18 @@ def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
         )
 
 
+def _check_heads(q: Tensor, k: Tensor) -> None:
+    """Keys are either one per head or shared by all."""
+    heads, groups = q.shape[2], k.shape[2]
+    if groups not in (1, heads):
+        raise ValueError(f"k has {groups} heads and q {heads}: give a key per head, or one shared by all")
+
+
+def _check_selected(q: Tensor, selected: Tensor | None) -> None:
+    if selected is not None:
+        _check_shapes(q=(q, "B T * *"), selected=(selected, "B T *"))
+
+
 def _check_top_k(top_k: int) -> None:
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k={top_k!r}: it must be a whole number of at least 1, the tokens that each query keeps")
@@ -89,6 +101,7 @@ def sparse_attention(
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:
     """Attend to every visible token: q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), G = H or 1 -> (B, T, H, V)."""
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G V"))
+    _check_heads(q, k)
     return _backend(backend).dense_attention(q, k, v, scale)
 
 
@@ -100,6 +113,8 @@ def attention_mass(
     q (B, T, H, D), k (B, S, G, D) -> (B, T, S); with selected (B, T, K) -> (B, T, K), each head's softmax over these.
     """
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"))
+    _check_heads(q, k)
+    _check_selected(q, selected)
     return _backend(backend).attention_mass(q, k, scale, selected)
 
 
@@ -113,4 +128,6 @@ def indexer_loss(
     """
     _check_shapes(index_q=(index_q, "B T J W"), index_k=(index_k, "B S W"), index_w=(index_w, "B T J"),
                   q=(q, "B T H D"), k=(k, "B S G D"))  # fmt: skip
+    _check_heads(q, k)
+    _check_selected(q, selected)
     return _backend(backend).indexer_loss(index_q, index_k, index_w, q, k, scale, selected)

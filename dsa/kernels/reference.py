@@ -73,28 +73,27 @@ def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, valu
     return torch.einsum("bths,bsc->bthc", weights.to(kv.dtype), kv[..., :value_width])  # Eq. 2
 
 
-def attention_weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Every head's causal softmax: q (B, T, H, *), k (B, S, G, *) -> (B, T, H, S)."""
+def attention_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Every head's scaled products, -inf in the future: q (B, T, H, *), k (B, S, G, *) -> (B, T, H, S)."""
     k = k.expand(-1, -1, q.shape[2], -1)  # G = 1: all heads share the key
     logits = scale * torch.einsum("bthd,bshd->bths", at_least_fp32(q), at_least_fp32(k))
     mask = causal_mask(q.shape[1], k.shape[1], q.device)[:, None]  # (T, 1, S)
-    return logits.masked_fill(~mask, float("-inf")).softmax(-1)
+    return logits.masked_fill(~mask, float("-inf"))
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Ordinary causal attention; see `loops.dense_attention`."""
-    weights = attention_weights(q, k, scale).to(v.dtype)
+    weights = attention_logits(q, k, scale).softmax(-1).to(v.dtype)
     return torch.einsum("bths,bshv->bthv", weights, v.expand(-1, -1, q.shape[2], -1))
 
 
 def attention_mass(q: Tensor, k: Tensor, scale: float, selected: Tensor | None = None) -> Tensor:
     """How much attention each key gets, all heads together (report Eq. 3 and 4); see `loops.attention_mass`."""
-    weights = attention_weights(q, k, scale)
-    if selected is None:
-        return weights.mean(2)
-    chosen = weights.gather(-1, selected.clamp(min=0)[:, :, None].expand(-1, -1, q.shape[2], -1))  # (B, T, H, K)
-    chosen = chosen.masked_fill((selected == EMPTY)[:, :, None], 0)
-    return (chosen / chosen.sum(-1, keepdim=True)).mean(2)  # each head over the selected set first, then the mean
+    logits = attention_logits(q, k, scale)
+    if selected is not None:  # each head over the selected set first, then the mean
+        slots = selected[:, :, None].expand(-1, -1, q.shape[2], -1)  # (B, T, H, K)
+        logits = logits.gather(-1, slots.clamp(min=0)).masked_fill(slots == EMPTY, float("-inf"))
+    return logits.softmax(-1).mean(2)
 
 
 def kl_divergence(mass: Tensor, scores: Tensor) -> Tensor:
