@@ -12,10 +12,14 @@ from nbformat import NotebookNode
 
 from builder.prose import claims
 
-SECONDS = MappingProxyType({"00_start_here": 30, "04_token_selection": 90})  # to run a notebook as a test, on two cores
-OTHER_SECONDS = 60
+BUDGETS = MappingProxyType({"00_start_here": 30, "04_token_selection": 90})  # seconds as a test, on two cores
 BYTES, LINES, COLUMNS = 300_000, 25, 76
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def seconds(name: str) -> int:
+    """How long a notebook may take when it is run as a test."""
+    return BUDGETS.get(name, 60)
 
 
 def faults(notebook: NotebookNode, size: int) -> Iterator[str]:

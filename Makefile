@@ -1,0 +1,55 @@
+# Everything here works in a fresh clone: the first target that needs them installs the dependencies into .venv,
+# later ones find them there. PYTHON=python3.12 make lab chooses another interpreter (3.11 is the tested one).
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ONE_THREAD := OMP_NUM_THREADS=1
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
+
+.PHONY: help lab test notebooks models bench clean
+
+help:
+	@echo "make lab        open the course in JupyterLab"
+	@echo "make test       check everything: style, types, tests, and each notebook run and compared"
+	@echo "make notebooks  build and execute all notebooks from notebooks/src"
+	@echo "make models     train the models in data/ anew"
+	@echo "make bench      measure the kernels on this machine"
+	@echo "make clean      remove what these targets made, .venv included"
+
+lab: .venv/course
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python notebooks/build.py --check
+	$(ONE_THREAD) $(BIN)/pytest tests -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/pytest notebooks -n 2 --dist loadfile $(NBVAL)
+
+notebooks: .venv/tests
+	$(BIN)/python notebooks/build.py
+
+models: .venv/course
+	$(BIN)/python -m dsa.training.pretrain
+	$(BIN)/python -m dsa.training.indexer
+
+bench: .venv/course
+	$(BIN)/python -m dsa.cost.measure
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find dsa notebooks tests -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first and by its exact version: on its own pip settles for a build that is configured or already there,
+# while a list with open ends may add gigabytes of CUDA.
+.venv/course: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) $$(grep '^torch==' requirements.txt)
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/tests: .venv/course tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	touch $@
