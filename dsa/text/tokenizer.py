@@ -71,7 +71,7 @@ def decode(ids: Ids) -> str:
     Keys and values read ``⟨K7⟩`` and ``⟨V3⟩``; bytes that form no character (cut or sampled) read
     ``\\ufffd``. Raises ValueError for an id outside 0 to 304.
     """
-    return "".join(text for _, _, text in _characters(check(ids)))
+    return "".join(text for _, _, text in characters(check(ids)))
 
 
 def check(ids: Ids) -> list[int]:
@@ -123,7 +123,7 @@ def pieces(ids: Ids) -> list[str]:
     """
     ids = check(ids)
     names: list[str] = []
-    for start, stop, text in _characters(ids):
+    for start, stop, text in characters(ids):
         if stop - start > 1:
             names += [f"{_visible(text)} {n}/{stop - start}" for n in range(1, stop - start + 1)]
         else:
@@ -148,8 +148,8 @@ def _visible(text: str) -> str:
     return f"U+{ord(text):04X}" if category[0] in "CZ" else text
 
 
-def _characters(ids: list[int]) -> Iterator[tuple[int, int, str]]:
-    """(start, stop, text) of each character, folded indent, needle symbol or stray byte, in order."""
+def characters(ids: list[int]) -> Iterator[tuple[int, int, str]]:
+    """Each character, folded indent, needle symbol or stray byte in order: (first token, token after it, text)."""
     place = 0
     while place < len(ids):
         width, text = _character(ids, place)
@@ -187,7 +187,7 @@ def words(ids: Ids) -> list[Word]:
     """
     found: list[Word] = []
     kind_before = ""
-    for start, stop, text in _characters(check(ids)):
+    for start, stop, text in characters(check(ids)):
         kind = _kind(text)
         mark = kind == "mark" and kind_before != "symbol"
         if found and (mark or (kind == kind_before and kind in ("letters", "space"))):
