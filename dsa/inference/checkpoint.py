@@ -7,6 +7,7 @@ broken folder is refused whole, with the file, the tensor, what was expected and
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def save_pretrained(model: Transformer, folder: str | Path, dtype: torch.dtype |
     (folder / INDEX).unlink(missing_ok=True)  # from here to the end the folder is not loadable rather than mixed
     names = [SINGLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _from_1(shards)]
     for name, shard in zip(names, shards, strict=True):
-        write_atomically(folder / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"}))
+        write_atomically(folder / name, partial(save_file, shard, metadata={"format": "pt"}))
     for stale in set(folder.glob("model*.safetensors")) - {folder / name for name in names}:
         stale.unlink()
     write_json(folder / "config.json", _published_config(config, dtype))
