@@ -48,7 +48,7 @@ class Slider:
     def build(self) -> tuple[widgets.Widget, widgets.Widget]:
         """The row to display, and the widget whose value counts."""
         limits = {"min": self.low, "max": self.high, "step": self.step, "value": self.value}
-        box = widgets.BoundedIntText(**limits, description=self.label, **_wide("13em"))
+        box = widgets.BoundedIntText(**limits, description=self.label, layout={"width": "13em"})
         slider = widgets.IntSlider(**limits, readout=False, continuous_update=False, tooltip=self.label)
         widgets.link((box, "value"), (slider, "value"))
         return widgets.HBox([box, slider]), box
@@ -68,7 +68,7 @@ class Choice:
 
     def build(self) -> tuple[widgets.Widget, widgets.Widget]:
         """The row to display, and the widget whose value counts."""
-        box = widgets.Dropdown(options=self.options, value=self.value, description=self.label, **_wide("22em"))
+        box = widgets.Dropdown(options=self.options, value=self.value, description=self.label, layout={"width": "22em"})
         return box, box
 
     def points(self) -> list[Any]:
@@ -86,7 +86,7 @@ class Text:
     def build(self) -> tuple[widgets.Widget, widgets.Widget]:
         """The row to display, and the widget whose value counts."""
         box = widgets.Textarea(
-            value=self.value, description=self.label, rows=3, continuous_update=False, **_wide("44em")
+            value=self.value, description=self.label, rows=3, continuous_update=False, layout={"width": "44em"}
         )
         return box, box
 
@@ -114,7 +114,9 @@ class Panel:
         self.inputs = {name: source for name, (_, source) in built.items()}
         self.output = widgets.HTML()
         self.widget = widgets.VBox([*(row for row, _ in built.values()), self.output])
+        width = f"{0.6 * max(len(control.label) for control in controls.values()) + 0.5:.1f}em"
         for source in self.inputs.values():
+            source.style.description_width = width
             source.observe(lambda change: self.update(), names="value")
         self.update()
 
@@ -180,7 +182,9 @@ def _plain(picture: Picture) -> bytes | Html:
 def _html(pictures: list[bytes | Html], sentence: str) -> str:
     """Pictures above their sentence. The sentence is announced when it changes, and describes the figures."""
     alt = escape(sentence)
-    shown = [p if isinstance(p, Html) else f'<img alt="{alt}" src="{_address(p)}">' for p in pictures]
+    shown = [
+        p if isinstance(p, Html) else f'<img style="display: block" alt="{alt}" src="{_address(p)}">' for p in pictures
+    ]
     return "\n".join([*shown, f'<p role="status" aria-live="polite">{alt}</p>'])
 
 
@@ -202,7 +206,3 @@ def _titled(title: str, pictures: list[bytes | Html], below: bool = False) -> by
     images = [picture for picture in pictures if isinstance(picture, bytes)]
     line = caption(title, max(size_of(image)[0] for image in images))
     return tiled([*images, line] if below else [line, *images])
-
-
-def _wide(width: str) -> dict[str, Any]:
-    return {"layout": widgets.Layout(width=width), "style": {"description_width": "initial"}}
