@@ -11,7 +11,7 @@ from typing import Any
 
 from dsa.show.exercises.core import Exercise, judge
 
-CHAPTERS: MappingProxyType[str, str] = MappingProxyType({})  # chapter number -> module beside this one
+CHAPTERS: MappingProxyType[str, str] = MappingProxyType({"4": "selection"})  # chapter number -> module beside this one
 
 
 def chapter(number: str) -> tuple[Exercise, ...]:

@@ -1,0 +1,134 @@
+"""A text as a model reads it: its tokens, and for every layer what attention wants and what the indexer thinks of it.
+
+The model reads once, with dense attention. So all choosers are compared on the same hidden states and against the same
+attention, and moving a slider costs nothing: only the choice is made anew. Under sparse attention the states of the
+upper layers would differ a little with every top-k; the page that needs that runs the model itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsa.kernels import ops
+from dsa.model import selection
+from dsa.model.transformer import Transformer
+from dsa.text import tokenizer
+
+CHOOSERS = ("oracle", "indexer", "window", "random")
+FILE_PREFIX = "file:"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text, read once.
+
+    Attributes:
+        ids: its T tokens.
+        left_out: tokens cut away at the front because the model was trained for shorter texts.
+        mass: attention that each token pays to each, all heads together (layers, T, T); rows sum to 1.
+        scores: what the indexer thinks each is worth (layers, T, T), -inf in the future.
+    """
+
+    ids: list[int]
+    left_out: int
+    mass: Tensor
+    scores: Tensor
+
+    def chosen(self, who: str, layer: int, top_k: int) -> Tensor:
+        """Let one of CHOOSERS choose for every token: -> (T, min(K, T)), -1 in empty slots."""
+        mass, T = self.mass[layer][None], len(self.ids)
+        match who:
+            case "oracle":
+                return selection.oracle(mass, top_k)[0]
+            case "indexer":
+                return ops.select(self.scores[layer][None], top_k)[0]
+            case "window":
+                return selection.window(1, T, T, top_k)[0]
+            case "random":
+                return selection.random(1, T, T, top_k)[0]
+        raise ValueError(f"chooser {who!r} is unknown: use one of {', '.join(CHOOSERS)}")
+
+    def kept(self, who: str, layer: int, top_k: int) -> Tensor:
+        """The share of its attention that each token keeps under one chooser: (T,) in 0 ... 1.
+
+        For "random" it is the expectation, K of the visible tokens, rather than one draw.
+        """
+        if who == "random":
+            return (top_k / torch.arange(1, len(self.ids) + 1)).clamp(max=1)
+        return selection.mass_kept(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
+
+
+def reader(model: Transformer) -> Callable[[str], Reading]:
+    """Make a function that reads a text with `model`, and remembers the last few texts.
+
+    The text may also be `file:PATH`. Raises ValueError, with a sentence for the reader, for what cannot be read.
+    """
+    if model.config.index_topk is None:
+        raise ValueError("this model is dense and has no indexer: load 'warmed' or 'sparse' to see one choose")
+
+    @lru_cache(maxsize=8)
+    def read(text: str) -> Reading:
+        ids = _readable(text)
+        last = tokenizer.last_tokens(ids, model.config.max_position_embeddings)
+        return read_ids(model, last, left_out=len(ids) - len(last))
+
+    return read
+
+
+@torch.no_grad()
+def read_ids(model: Transformer, ids: list[int], left_out: int = 0) -> Reading:
+    """Read tokens with dense attention, whatever the model is set to; its setting is restored."""
+    before, model.attention = model.attention, "dense"
+    try:
+        _, trace = model(torch.tensor([ids]), trace=True)
+    finally:
+        model.attention = before
+    masses = torch.cat([layer.mass for layer in trace])
+    return Reading(ids, left_out, masses, torch.cat([layer.scores for layer in trace]))
+
+
+def _readable(text: str) -> list[int]:
+    """Turn the reader's text into tokens, or say what is wrong with it."""
+    if not isinstance(text, str):
+        raise ValueError(f"the text is a {type(text).__name__}: give a string")
+    if text.strip().startswith(FILE_PREFIX):
+        text = read_file(text.strip().removeprefix(FILE_PREFIX).strip())
+    controls = [place for place, sign in enumerate(text) if ord(sign) < 32 and sign not in "\t\n\r\f"]
+    if controls:
+        raise ValueError(
+            f"character {controls[0]} is the control code {ord(text[controls[0]])}: paste text, not binary data"
+        )
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise ValueError(
+            f"the text has {len(ids)} of at least 2 tokens: type a few words, so that there is a choice to make"
+        )
+    return ids
+
+
+def read_file(path: str | Path) -> str:
+    """Read a text file; ValueError says what is wrong: missing, a folder, or not UTF-8."""
+    path = Path(path).expanduser()
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {str(path)!r} (looked in {Path.cwd().name}/): check the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not a text file: byte {error.start} is no UTF-8; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}; give a text file") from None
+
+
+def checked(name: str, value: object, low: int, high: int, remedy: str) -> int:
+    """A whole number in low ... high, or a ValueError that says value, limit and remedy."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} = {value!r} is not a whole number: choose one from {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value} lies outside {low} to {high}: {remedy}")
+    return value
