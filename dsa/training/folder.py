@@ -1,0 +1,126 @@
+"""From a command to a finished model folder, with nothing half-done in between.
+
+While a stage runs it works in ``OUT.partial`` (its saved state, see :mod:`dsa.training.state`); only when model,
+provenance and table are all written is the folder moved to ``OUT`` in one step. Whoever looks finds a whole folder or
+none. Provenance holds what is needed to make the folder anew and what was measured on the weights *as stored*, that is
+after rounding to bf16: a number that belongs to other weights would be no claim about the file.
+"""
+
+import argparse
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsa.inference.checkpoint import from_pretrained, save_pretrained
+from dsa.inference.files import write_json
+from dsa.model.transformer import Transformer
+from dsa.text.corpus import Corpus
+from dsa.training import state
+from dsa.training.evaluate import Claim, measure
+from dsa.training.loop import Run, write_table
+
+
+def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add what every stage's command understands."""
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to make")
+    parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--replace", action="store_true", help="replace OUT if it exists, once the new one is whole")
+    return parser
+
+
+def command(run: Callable[[argparse.Namespace], Path], parser: argparse.ArgumentParser, argv: Sequence[str] | None):
+    """Parse, run on one thread (so that the same seed gives the same bits), and turn errors into sentences."""
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        print(f"made {run(arguments)}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; nothing is lost but the last steps: add --resume to go on ({work_folder(arguments.out)})")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def work_folder(out: Path) -> Path:
+    """Where a run that will become ``out`` keeps its state."""
+    return out.with_name(out.name + ".partial")
+
+
+def prepare(out: Path, *, resume: bool, replace: bool) -> Path:
+    """The work folder for ``out``; refuses to overwrite a folder or forget a stopped run without being told to.
+
+    Raises FileExistsError, or FileNotFoundError when there is nothing to resume.
+    """
+    work = work_folder(out)
+    if out.exists() and not replace:
+        raise FileExistsError(f"{out} exists: choose another --out, or --replace it once the new one is whole")
+    if resume and not state.exists(work):
+        raise FileNotFoundError(f"{work} holds no stopped run to resume: leave --resume out to start one")
+    if not resume and state.exists(work):
+        if not replace:
+            raise FileExistsError(f"{work} holds a stopped run: --resume it, or --replace it to start over")
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def finish(
+    model: Transformer,
+    out: Path,
+    run: Run,
+    *,
+    made_by: str,
+    options: dict[str, Any],
+    corpus: Corpus,
+    claims: Sequence[Claim],
+    exam: dict[str, Any],
+) -> Path:
+    """Write the model (bf16), measure it as written, record provenance, and move all of it to ``out``.
+
+    ``exam`` are the keyword arguments of :func:`dsa.training.evaluate.measure`.
+    """
+    whole = work_folder(out) / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    save_pretrained(model, whole, dtype=torch.bfloat16)
+    measures = measure(from_pretrained(whole), corpus, **exam)
+    checked = [claim.check(measures) for claim in claims]
+    record = provenance(made_by, options, corpus, run.seconds) | {"claims": checked, "measures": measures}
+    write_json(whole / "provenance.json", record)
+    write_table(run.rows, whole / "training.csv")
+    for claim in checked:
+        print(f"{'ok  ' if claim['holds'] else 'FAIL'} {claim['claim']}: {claim['value']}")
+    move_into_place(whole, out)
+    shutil.rmtree(work_folder(out))
+    return out
+
+
+def provenance(made_by: str, options: dict[str, Any], corpus: Corpus, seconds: float) -> dict[str, Any]:
+    """What it takes to make the folder anew, and where and when it was made."""
+    return {
+        "command": made_by,
+        "options": options,
+        "corpus": corpus.describe(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "machine": f"{platform.system()} {platform.machine()}, processor only, 1 thread",
+        "date": datetime.now(UTC).date().isoformat(),
+        "training_seconds": round(seconds, 1),
+        "weights": "stored in bf16 (norms and router biases fp32); every number below was measured on them as stored",
+    }
+
+
+def move_into_place(whole: Path, out: Path) -> None:
+    """Put a finished folder in place of ``out``, which is only set aside until the new one stands there."""
+    aside = out.with_name(out.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if out.exists():
+        out.rename(aside)
+    whole.replace(out)
+    shutil.rmtree(aside, ignore_errors=True)

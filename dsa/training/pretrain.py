@@ -1,0 +1,140 @@
+"""The base model: dense, and unable to do anything without looking far back.
+
+Shown text and needles from the start, a model of this size guesses the needles for ever: the text is where loss falls
+first, and a third of the recall can be had by counting values. What it lacks is an *induction head*, an attention that
+finds the earlier place where the present symbol stood. So it first copies random segments, where nothing else helps,
+until it does so nearly without error (100 to 400 steps, depending on the seed, hence a stop rule and not a number).
+After that it reads text with needles, first 128 tokens long, then 256, and recalls almost at once.
+
+The base is true to history: V3.1-Terminus was a dense model, and its indexers were added afterwards
+(:mod:`dsa.training.indexer`). The folder is therefore a ``deepseek_v3`` one.
+
+    python -m dsa.training.pretrain --out data/base
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dsa.model.config import Config
+from dsa.model.transformer import Transformer
+from dsa.text import corpus as texts
+from dsa.text.corpus import Corpus
+from dsa.text.tasks import Copy, Needles, Task
+from dsa.training import folder
+from dsa.training.evaluate import Claim
+from dsa.training.loop import Learn, Phase, Run, train, until
+from dsa.training.objectives import language_loss
+from dsa.training.optimizers import muon_and_adamw
+
+LENGTH = 256
+RATE = 0.01  # of Muon and of AdamW
+ROUTER_SPEED = 0.003
+PAIRS = (2, 4, 8, 16)  # needles a sequence, drawn anew for each step
+
+CLAIMS = (
+    Claim("recalls needles with dense attention", "recall.dense.all", least=0.99),
+    Claim("recalls needles more than 32 back with dense attention", "recall.dense.far", least=0.99),
+    Claim("cannot recall them through a window of 16", "recall.window.far", most=0.2),
+    Claim("reads text at less than 3 bits per byte", "bits_per_byte.dense", most=3.0),
+)
+
+
+def learn(task: Task, size: int) -> Learn:
+    """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
+
+    def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episodes = task.generate(chance, size)
+        logits = model(episodes.tokens)
+        return language_loss(logits, episodes), task.score(logits.detach(), episodes)
+
+    return step
+
+
+class MixedNeedles(Needles):
+    """Needles of which each batch has 2, 4, 8 or 16 pairs, so that one alone is found as well as many."""
+
+    def generate(self, generator: torch.Generator, size: int):
+        """A batch of :class:`Needles` with a drawn number of pairs, all asked."""
+        pairs = PAIRS[int(torch.randint(len(PAIRS), (1,), generator=generator))]
+        return Needles(self.corpus, self.length, pairs, pairs, self.split).generate(generator, size)
+
+
+def phases(corpus: Corpus, length: int = LENGTH) -> list[Phase]:
+    """Copy until it works, then text and needles at half and at full ``length``."""
+    half, whole = MixedNeedles(corpus, length // 2), MixedNeedles(corpus, length)
+    return [
+        Phase("copy", 600, learn(Copy(64), 32), warmup=20, done=until("copy", 0.95)),
+        Phase(f"mixed {length // 2}", 250, learn(half, 16), rates=(1.0, 0.6)),
+        Phase(f"mixed {length}", 350, learn(whole, 16), rates=(0.6, 0.05)),
+    ]
+
+
+def dense_config(length: int = LENGTH) -> Config:
+    """The laptop model without indexers."""
+    dense = {"index_n_heads": None, "index_head_dim": None, "index_topk": None}
+    return Config.mini().replace(**dense, max_position_embeddings=length)
+
+
+def balance(model: nn.Module) -> None:
+    """Move the routers' biases by what the step has loaded on the experts."""
+    assert isinstance(model, Transformer)
+    for gate in model.gates():
+        gate.balance(ROUTER_SPEED)
+
+
+def pretrain(
+    corpus: Corpus,
+    *,
+    seed: int = 0,
+    work: Path | None = None,
+    resume: bool = False,
+    config: Config | None = None,
+    plan: Sequence[Phase] | None = None,
+) -> tuple[Transformer, Run]:
+    """Train a dense model on a corpus; ``config`` and ``plan`` (phases) replace the laptop model's.
+
+    Raises ValueError for a corpus too short for one sequence.
+    """
+    config = config or dense_config()
+    corpus.require(config.max_position_embeddings)
+    model = Transformer(config)
+    model.reset_parameters(seed)
+    model.train()
+    plan = phases(corpus, config.max_position_embeddings) if plan is None else plan
+    optimizers = muon_and_adamw(model, RATE, RATE)
+    run = train(
+        model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=f"pretrain {corpus.sha256}"
+    )
+    return model.eval(), run
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Make the folder that the command line asks for."""
+    work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
+    corpus = texts.load(options.corpus)
+    print(corpus)
+    model, made = pretrain(corpus, seed=options.seed, work=work, resume=options.resume)
+    return folder.finish(
+        model,
+        options.out,
+        made,
+        made_by="python -m dsa.training.pretrain",
+        options={"seed": options.seed, "length": LENGTH},
+        corpus=corpus,
+        claims=CLAIMS,
+        exam={"length": LENGTH},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``python -m dsa.training.pretrain``."""
+    parser = argparse.ArgumentParser("python -m dsa.training.pretrain", description="Train the dense base model.")
+    folder.command(run, folder.options(parser), argv)
+
+
+if __name__ == "__main__":
+    main()
