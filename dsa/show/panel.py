@@ -45,10 +45,10 @@ class Slider:
     value: int
     step: int = 1
 
-    def build(self) -> tuple[widgets.Widget, widgets.Widget]:
-        """The row to display, and the widget whose value counts."""
+    def build(self, names: float) -> tuple[widgets.Widget, widgets.Widget]:
+        """The row to display, and the widget whose value counts; `names` is the width of the names' column in em."""
         limits = {"min": self.low, "max": self.high, "step": self.step, "value": self.value}
-        box = widgets.BoundedIntText(**limits, description=self.label, layout={"width": "13em"})
+        box = widgets.BoundedIntText(**limits, **_named(self.label, names, 8))
         slider = widgets.IntSlider(**limits, readout=False, continuous_update=False, tooltip=self.label)
         widgets.link((box, "value"), (slider, "value"))
         return widgets.HBox([box, slider]), box
@@ -66,9 +66,9 @@ class Choice:
     options: Sequence[Any]
     value: Any
 
-    def build(self) -> tuple[widgets.Widget, widgets.Widget]:
-        """The row to display, and the widget whose value counts."""
-        box = widgets.Dropdown(options=self.options, value=self.value, description=self.label, layout={"width": "22em"})
+    def build(self, names: float) -> tuple[widgets.Widget, widgets.Widget]:
+        """The row to display, and the widget whose value counts; `names` is the width of the names' column in em."""
+        box = widgets.Dropdown(options=self.options, value=self.value, **_named(self.label, names, 16))
         return box, box
 
     def points(self) -> list[Any]:
@@ -83,11 +83,9 @@ class Text:
     label: str
     value: str
 
-    def build(self) -> tuple[widgets.Widget, widgets.Widget]:
-        """The row to display, and the widget whose value counts."""
-        box = widgets.Textarea(
-            value=self.value, description=self.label, rows=3, continuous_update=False, layout={"width": "44em"}
-        )
+    def build(self, names: float) -> tuple[widgets.Widget, widgets.Widget]:
+        """The row to display, and the widget whose value counts; `names` is the width of the names' column in em."""
+        box = widgets.Textarea(value=self.value, rows=3, continuous_update=False, **_named(self.label, names, 36))
         return box, box
 
     def points(self) -> list[Any]:
@@ -110,13 +108,12 @@ class Panel:
         self.draw, self.controls = draw, controls
         self.pictures: list[bytes | Html] = []
         self.sentence = ""
-        built = {name: control.build() for name, control in controls.items()}
+        names = 0.55 * max(len(control.label) for control in controls.values()) + 0.5
+        built = {name: control.build(names) for name, control in controls.items()}
         self.inputs = {name: source for name, (_, source) in built.items()}
         self.output = widgets.HTML()
         self.widget = widgets.VBox([*(row for row, _ in built.values()), self.output])
-        width = f"{0.6 * max(len(control.label) for control in controls.values()) + 0.5:.1f}em"
         for source in self.inputs.values():
-            source.style.description_width = width
             source.observe(lambda change: self.update(), names="value")
         self.update()
 
@@ -206,3 +203,9 @@ def _titled(title: str, pictures: list[bytes | Html], below: bool = False) -> by
     images = [picture for picture in pictures if isinstance(picture, bytes)]
     line = caption(title, max(size_of(image)[0] for image in images))
     return tiled([*images, line] if below else [line, *images])
+
+
+def _named(label: str, names: float, room: float) -> dict[str, Any]:
+    """How a control is laid out: its name in a column `names` em wide, then `room` em for itself."""
+    style, layout = {"description_width": f"{names:.1f}em"}, {"width": f"{names + room:.1f}em"}
+    return {"description": label, "style": style, "layout": layout}

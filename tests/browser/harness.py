@@ -45,11 +45,11 @@ class Control:
 
 
 class Panel:
-    """The panel in the output of the cell that contains `code`."""
+    """The first panel of a page that has a control with this label."""
 
-    def __init__(self, page: Page, code: str) -> None:
-        cell = page.locator(".jp-CodeCell", has=page.locator(".cm-content", has_text=code)).first
-        self.output = cell.locator(".jp-OutputArea-output .widget-vbox").first
+    def __init__(self, page: Page, label: str) -> None:
+        named = page.locator(".widget-inline-hbox", has=page.get_by_text(label, exact=True))
+        self.output = page.locator(".jp-OutputArea-output .widget-vbox", has=named).first
         self.sentence = self.output.get_by_role("status")
 
     def control(self, label: str) -> Control:
