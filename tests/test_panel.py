@@ -133,7 +133,7 @@ def test_a_small_grid_is_whole():
 def test_twins_show_positions_side_by_side(monkeypatch, capsys):
     published = []
     monkeypatch.setattr("dsa.show.figures.publish", lambda bundle, metadata: published.append((bundle, metadata)))
-    twins(draw, [{"top_k": 2}, {"top_k": 8, "text": "x"}])
+    twins(draw, [{"top_k": 2, "layer": "first"}, {"top_k": 8, "layer": "first", "text": "x"}])
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "top_k = 2: 2 bars in the first layer of <abc>",
@@ -154,3 +154,9 @@ def test_twins_of_html_stay_html(monkeypatch):
 def test_twins_do_not_hide_mistakes():
     with pytest.raises(ValueError, match="choose at most 8"):
         twins(draw, [{"top_k": 9}])
+
+
+def test_a_single_twin_needs_no_title(monkeypatch, capsys):
+    monkeypatch.setattr("dsa.show.figures.publish", lambda bundle, metadata: None)
+    twins(draw, [{"top_k": 2, "text": "a long text\nin lines"}])
+    assert capsys.readouterr().out == "2 bars in the first layer of <a long text\nin lines>\n"

@@ -149,8 +149,8 @@ class Panel:
 def twins(draw: Draw, positions: Sequence[Mapping[str, Any]], columns: int = 2) -> None:
     """The static twin of a panel: `draw` at several positions, side by side, and what each shows in words."""
     drawn = [_drawn(draw, position) for position in positions]
-    titles = [", ".join(f"{name} = {value}" for name, value in position.items()) for position in positions]
-    lines = [f"{title}: {sentence}" for title, (_, sentence) in zip(titles, drawn, strict=True)]
+    titles = [_title(position, positions) for position in positions]
+    lines = [f"{title}: {sentence}" if title else sentence for title, (_, sentence) in zip(titles, drawn, strict=True)]
     if all(isinstance(picture, bytes) for pictures, _ in drawn for picture in pictures):
         tiles = [_titled(title, pictures) for title, (pictures, _) in zip(titles, drawn, strict=True)]
         show_png(tiled(tiles, columns), "\n".join(lines))
@@ -198,9 +198,17 @@ def _static(pictures: list[bytes | Html], sentence: str) -> tuple[dict[str, Any]
     return bundle, {"image/png": {"alt": sentence}}
 
 
+def _title(position: Mapping[str, Any], positions: Sequence[Mapping[str, Any]]) -> str:
+    """What tells one position from the others, in words."""
+    own = {name: value for name, value in position.items() if any(at.get(name) != value for at in positions)}
+    return ", ".join(f"{name} = {value}" for name, value in own.items())
+
+
 def _titled(title: str, pictures: list[bytes | Html], below: bool = False) -> bytes:
     """The PNGs among some pictures as one, with a line of text above or below."""
     images = [picture for picture in pictures if isinstance(picture, bytes)]
+    if not title:
+        return tiled(images)
     line = caption(title, max(size_of(image)[0] for image in images))
     return tiled([*images, line] if below else [line, *images])
 
