@@ -21,6 +21,7 @@ from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9  # largest shard written; the published ones are about this size
 READABLE = ("F64", "F32", "BF16", "F16")
@@ -82,31 +83,41 @@ def save_pretrained(model: Transformer, folder: str | Path, dtype: torch.dtype |
     config = _as_set(model)
     shards = list(_shards(model, dtype))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)  # from here to the end the folder is not loadable rather than mixed
+    published = _published_config(config, dtype)
+    if len(shards) > 1 or (folder / INDEX).exists() or not _says(folder / CONFIG, published):
+        for old in (CONFIG, INDEX):  # from here to the end the folder is not loadable rather than mixed
+            (folder / old).unlink(missing_ok=True)
     names = [SINGLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _from_1(shards)]
     for name, shard in zip(names, shards, strict=True):
         write_atomically(folder / name, partial(save_file, shard, metadata={"format": "pt"}))
     for stale in set(folder.glob("model*.safetensors")) - {folder / name for name in names}:
         stale.unlink()
-    write_json(folder / "config.json", _published_config(config, dtype))
     if len(shards) > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json(folder / CONFIG, published)
 
 
 def read_config(folder: Path) -> Config:
     """Read and check `config.json`; CheckpointError if it is missing, no JSON, or not a model we compute."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is not a folder: give the one that holds config.json and the safetensors files"
         )
-    published = read_json(path, "the sizes of the model")
+    published = _read_json(path, "the sizes of the model")
     try:
         return Config.from_dict(published)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path, purpose: str) -> dict[str, Any]:
+    try:
+        return read_json(path, purpose)
+    except UnreadableFile as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _tensors_by_file(folder: Path) -> dict[Path, set[str]]:
@@ -119,13 +130,15 @@ def _tensors_by_file(folder: Path) -> dict[Path, set[str]]:
                 f"{folder} lacks {SINGLE} and {INDEX}, one of which must say where tensors are: {found}"
             )
         return {path: set(_header(path))}
-    weight_map = read_json(folder / INDEX, "which shard holds which tensor").get("weight_map")
+    weight_map = _read_json(folder / INDEX, "which shard holds which tensor").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder / INDEX} has no weight_map from tensor names to file names")
     files: dict[Path, set[str]] = {}
     for tensor, file in weight_map.items():
-        if Path(file).name != file:
-            raise CheckpointError(f"{folder / INDEX}: {tensor} points to {file!r}, outside the folder")
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{folder / INDEX}: {tensor} points to {file!r}, expected a safetensors file in this folder"
+            )
         files.setdefault(folder / file, set()).add(tensor)
     return files
 
@@ -163,7 +176,7 @@ def _check_whole(files: dict[Path, set[str]], expected: dict[str, tuple[int, ...
             found.add(name)
     missing = sorted(expected.keys() - found)
     if missing:
-        where = ", ".join(path.name for path in list(files)[:3])
+        where = ", ".join(path.name for path in list(files)[:3]) or INDEX
         raise CheckpointError(
             f"{where}: {len(missing)} tensors are missing, first {missing[0]}, "
             f"expected with shape {expected[missing[0]]}, found nowhere"
@@ -223,6 +236,14 @@ def _published_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _says(path: Path, published: dict[str, Any]) -> bool:
+    """Whether the file holds just this config."""
+    try:
+        return read_json(path, "") == published
+    except UnreadableFile:
+        return False
 
 
 def _shards(model: Transformer, dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:

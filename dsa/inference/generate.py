@@ -40,12 +40,21 @@ def generate(
     if not temperature >= 0:
         raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the likeliest token")
     if not isinstance(prompt, Tensor):
-        alone = [torch.as_tensor(one, dtype=torch.long).reshape(1, -1) for one in prompt]
+        alone = [_one_prompt(one, model.model.embed_tokens.weight.device) for one in prompt]
         return [_continue(model, one, max_new_tokens, temperature, seed)[0] for one in alone]
     return _continue(model, prompt, max_new_tokens, temperature, seed)
 
 
+def _one_prompt(ids: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """One prompt of a list: ids (T,) -> (1, T)."""
+    tokens = torch.as_tensor(ids, device=device)
+    if tokens.ndim != 1:
+        raise ValueError(f"a list must hold prompts, each a run of ids, not {ids!r}: for one prompt give [ids]")
+    return tokens.long()[None] if tokens.numel() == 0 else tokens[None]
+
+
 def _continue(model: Transformer, prompt: Tensor, max_new_tokens: int, temperature: float, seed: int) -> Tensor:
+    model.check_tokens(prompt)
     generator = torch.Generator(prompt.device).manual_seed(seed)
     cache = model.new_cache(prompt.shape[0], prompt.shape[1] + max_new_tokens)
     tokens, last = prompt, prompt

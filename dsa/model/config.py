@@ -75,13 +75,17 @@ class Config:
                 least = 0 if field.name in may_be_zero else 1
                 whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
                 _require(whole, f"{field.name}={value!r} must be a whole number of at least {least}")
+            elif field.type in ("float", float):
+                number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                _require(number and value > 0, f"{field.name}={value!r} must be a number above 0")
+            elif field.type in ("bool", bool):
+                _require(isinstance(value, bool), f"{field.name}={value!r} must be true or false")
         self._check_rotary_and_indexer()
         self._check_experts()
 
     def _check_rotary_and_indexer(self) -> None:
         R = self.qk_rope_head_dim
         _require(R % 2 == 0, f"qk_rope_head_dim={R} must be even: rotary dimensions turn in pairs")
-        _require(self.rope_theta > 0, f"rope_theta={self.rope_theta} must be above 0")
         given = [self.index_n_heads, self.index_head_dim, self.index_topk]
         _require(
             all(x is None for x in given) or all(x is not None for x in given),

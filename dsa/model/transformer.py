@@ -123,7 +123,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Trace | Tensor | None]]:
         """Run everything below the head: tokens (B, T) -> normed hidden states (B, T, D) and each layer's record."""
         start = 0 if cache is None else cache.length
-        self._check(tokens, start)
+        self.check_tokens(tokens, start)
         if cache is not None:
             cache.check_room(*tokens.shape)
         rope = Rope.at(self.config, start, tokens.shape[1], tokens.device)
@@ -165,7 +165,8 @@ class Transformer(nn.Module):
             return logits
         return logits, (records if trace else torch.stack([loss for loss in records if isinstance(loss, Tensor)]))
 
-    def _check(self, tokens: Tensor, start: int) -> None:
+    def check_tokens(self, tokens: Tensor, start: int = 0) -> None:
+        """Refuse ids (B, T) that cannot be read from position `start` on: ValueError says why."""
         limit, vocab = self.config.max_position_embeddings, self.config.vocab_size
         if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"tokens must be whole numbers (B, T), not {tokens.dtype} of shape {tuple(tokens.shape)}")
