@@ -12,6 +12,12 @@ IDLE = """() => {
     const session = window.jupyterapp?.shell?.currentWidget?.sessionContext;
     return session?.isReady && session.session?.kernel?.status === 'idle';
 }"""
+DRAWN = """panel => {
+    const drawn = panel.querySelector('[role=status]').parentElement.cloneNode(true);
+    drawn.querySelector('[role=status]').remove();
+    for (const image of drawn.querySelectorAll('img')) image.removeAttribute('alt');
+    return drawn.innerHTML;
+}"""
 RUN_ALL = """async () => {
     const run = (command) => window.jupyterapp.commands.execute(command);
     await run('notebook:clear-all-cell-outputs');  // so that what is seen afterwards is new
@@ -56,17 +62,16 @@ class Panel:
         """The control with this label."""
         return Control(self.output.get_by_label(label, exact=True).first)
 
+    def changed(self, before: str) -> None:
+        """Wait until something else is drawn than `before`."""
+        self.output.page.wait_for_function(
+            f"([panel, before]) => ({DRAWN})(panel) !== before", arg=[self.output.element_handle(), before]
+        )
+
     def pictures(self) -> str:
         """Everything drawn, without the sentence, to be compared before and after."""
         self.sentence.wait_for()
-        return self.output.evaluate(
-            """panel => {
-                const drawn = panel.querySelector('[role=status]').parentElement.cloneNode(true);
-                drawn.querySelector('[role=status]').remove();
-                for (const image of drawn.querySelectorAll('img')) image.removeAttribute('alt');
-                return drawn.innerHTML;
-            }"""
-        )
+        return self.output.evaluate(DRAWN)
 
 
 class Reader:
