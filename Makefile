@@ -32,8 +32,9 @@ notebooks: .venv/tests
 	$(BIN)/python notebooks/build.py
 
 models: .venv/course
-	$(BIN)/python -m dsa.training.pretrain
-	$(BIN)/python -m dsa.training.indexer
+	$(BIN)/python -m dsa.training.pretrain --out data/base
+	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
+	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
 
 bench: .venv/course
 	$(BIN)/python -m dsa.cost.measure

@@ -42,6 +42,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
     )
     try:
         client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
