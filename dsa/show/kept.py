@@ -38,7 +38,7 @@ def explore(model: Transformer, text: str) -> Panel:
         draw_kept(model),
         text=Text("your text, or file:PATH", text),
         top_k=Slider("top-k", 1, longest, model.top_k),
-        layer=Slider("layer", 0, last, min(1, last)),
+        layer=Slider("layer", 0, last, last),
         token=Slider("token, counted from the end", 0, longest - 1, 0),
     )
 
@@ -140,4 +140,4 @@ def _draw_shares(ax: Axes, reading: Reading, layer: int, t: int, top_k: int) -> 
     ax.set_xticks(sizes[::2], [str(k) for k in sizes[::2]])
     ax.set(xlabel=f"top-k (the line: {top_k})", ylabel="share of attention kept", ylim=(0, 1.04))
     ax.set_title("What each way to choose keeps")
-    ax.legend(loc="lower right", fontsize=8)
+    ax.legend(loc="upper left", fontsize=8)

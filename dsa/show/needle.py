@@ -20,6 +20,7 @@ from dsa.text.tasks import Hidden, hide
 
 RUNS = {"dense": "dense", "indexer": "sparse", "window": "window", "random": "random"}
 """What to call a run, and what `model.attention` is set to for it."""
+KEY, VALUE = 7, 11  # any would do; a model that is blind says the same value whatever the right one is
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def draw_needle(model: Transformer, text: str) -> Draw:
     def draw(depth: int, top_k: int) -> tuple[Figure, str]:
         checked("depth", depth, 0, 100, "0 is the beginning of the text, 100 its end")
         checked("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
-        hidden = hide(text, length=longest, depth=depth / 100, key=7, value=3)
+        hidden = hide(text, length=longest, depth=depth / 100, key=KEY, value=VALUE)
         answers = ask(model, hidden, top_k)
         back = hidden.query - hidden.value
         return _figure(answers, back, top_k), _sentence(answers, back, top_k)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsa.kernels import ops
+from dsa.kernels import ops, reference
 from dsa.model import selection
+from dsa.model.attention import Attention
 from dsa.model.transformer import Transformer
 from dsa.text import tokenizer
 
@@ -89,6 +90,32 @@ def read_ids(model: Transformer, ids: list[int], left_out: int = 0) -> Reading:
         model.attention = before
     masses = torch.cat([layer.mass for layer in trace])
     return Reading(ids, left_out, masses, torch.cat([layer.scores for layer in trace]))
+
+
+@torch.no_grad()
+def head_weights(model: Transformer, ids: list[int]) -> Tensor:
+    """Every head's own dense attention over a text: (layers, T, H, T), rows sum to 1.
+
+    Its mean over heads is `Trace.mass`. It takes H times the memory of a trace: use it on short texts.
+    """
+    found: list[Tensor] = []
+
+    def watch(attention: Attention, inputs: tuple) -> None:
+        x, step = inputs[:2]
+        q, kv = attention.queries(x, step.rope)[0], attention.latents(x, step.rope)
+        logits = reference.attention_logits(attention.absorb(q), kv[:, :, None], attention.scale)
+        found.append(logits.softmax(-1)[0])
+
+    before, model.attention = model.attention, "dense"
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    hooks = [attention.register_forward_pre_hook(watch) for attention in layers]
+    try:
+        model(torch.tensor([ids]))
+    finally:
+        model.attention = before
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
 
 
 def _readable(text: str) -> list[int]:

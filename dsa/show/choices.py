@@ -1,0 +1,60 @@
+"""All choices of one layer at once: who keeps whom, as a picture with a row for each query.
+
+A window is a band along the diagonal, chance is an even mist, and what the indexer does is neither: columns where
+a token matters to everyone after it, and single far points where one token matters to one other.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dsa.kernels.reference import membership
+from dsa.show.figures import COLOURS
+from dsa.show.panel import Draw
+from dsa.show.reading import Reading, checked
+
+
+def draw_choices(reading: Reading) -> Draw:
+    """Make a panel's callback: draw(top_k, layer, who) -> (figure, sentence)."""
+    T, layers = len(reading.ids), len(reading.mass)
+
+    def draw(top_k: int, layer: int, who: str) -> tuple[Figure, str]:
+        checked("top-k", top_k, 1, T, f"the text has {T} tokens")
+        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        selected, kept = reading.chosen(who, layer, top_k), reading.kept(who, layer, top_k)
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.3), width_ratios=[1, 1.3])
+        _draw_matrix(left, selected, f"{who}, layer {layer}, top-k {top_k}")
+        _draw_kept(right, reading, layer, top_k, kept)
+        return fig, _sentence(selected, kept, who, top_k, layer)
+
+    return draw
+
+
+def _draw_matrix(ax: Axes, selected: Tensor, title: str) -> None:
+    T = len(selected)
+    rows, slots = (selected >= 0).nonzero(as_tuple=True)
+    ax.plot(selected[rows, slots], rows, linestyle="", marker="s", markersize=1.1, color=COLOURS[0])
+    ax.plot([0, T - 1], [0, T - 1], color="#b0b0b0", linewidth=0.8, marker="")
+    ax.set(xlim=(-1, T), ylim=(T, -1), aspect="equal", xlabel="key position", ylabel="query position", title=title)
+
+
+def _draw_kept(ax: Axes, reading: Reading, layer: int, top_k: int, kept: Tensor) -> None:
+    best = reading.kept("oracle", layer, top_k)
+    ax.plot(best, color=COLOURS[0], marker="", linewidth=1, label="oracle")
+    ax.plot(kept, color=COLOURS[3], marker="", linewidth=1, linestyle="-", label="this choice")
+    ax.set(xlabel="query position", ylabel="share of attention kept", ylim=(0, 1.04))
+    ax.legend(loc="lower left")
+
+
+def _sentence(selected: Tensor, kept: Tensor, who: str, top_k: int, layer: int) -> str:
+    T = len(selected)
+    real = selected >= 0
+    back = float((torch.arange(T)[:, None] - selected)[real].float().mean())
+    popular = int(membership(selected[None], T)[0].sum(0).argmax())
+    return (
+        f"In layer {layer} the {who} choice with top-k {top_k} fills {int(real.sum())} of {T * (T + 1) // 2} visible "
+        f"places and keeps {float(kept.mean()):.0%} of the attention; a kept token is {back:.0f} back on average, "
+        f"and token {popular} is kept most often."
+    )

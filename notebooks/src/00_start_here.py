@@ -1,0 +1,255 @@
+# %% [markdown]
+# # What does sparse attention keep of *my* text?
+#
+# A language model that reads a long text lets every token look back at every earlier one. That is what makes
+# attention good, and what makes it expensive: twice the text, four times the looking. **DeepSeek-V3.2-Exp** lets
+# each token look at no more than 2,048 earlier ones, whatever the length. A small network, the *lightning
+# indexer*, decides which.
+#
+# So the question is not whether something is lost. It is *what*. In the next minute you will see it on a text of
+# your own, with a real model of the same architecture that is small enough for any laptop: 0.6 million
+# parameters, three layers, trained on Python's own source code. It reads up to 256 tokens and keeps 16 of them.
+#
+# **You will be able to**
+# 1. see, for any text and any token, which earlier tokens are kept and which are dropped;
+# 2. say how much of the attention survives, beside the best choice, the nearest tokens, and chance;
+# 3. hide a needle in a text, and watch a window lose it and the indexer find it.
+#
+# **You need** nothing but this page. Run the cells in order with Shift-Enter, or all of them with *Run → Run All
+# Cells*. Every number you read was computed on this page; a line that begins with ✓ was asserted by its cell, and
+# the tests of this course run these cells too. **15 seconds** of computing.
+
+# %%
+import dsa
+from dsa.show.claims import claim
+from dsa.show.environment import environment
+from dsa.show.figures import show, style
+from dsa.show.kept import draw_kept, explore
+from dsa.show.needle import draw_needle
+from dsa.show.panel import Panel, Slider, twins
+from dsa.show.predict import predict
+from dsa.show.reading import CHOOSERS, read_file, reader
+
+# %% tags=["nbval-ignore-output"]
+style()
+print(environment())
+
+# %%
+model = dsa.from_pretrained("../data/sparse")
+text = read_file("../data/texts/lighthouse.txt").strip()
+print(text[-228:])
+
+# %% [markdown]
+# ## First a guess
+#
+# A token at the end of this text sees 256 tokens, itself included. Sparse attention lets it keep 16 of them, one
+# in sixteen. If attention were spread evenly, they would hold 6 % of it. **What share will the indexer's 16
+# tokens hold?** Write your guess into the cell, 0.06 for 6 %, and run it.
+
+# %%
+guess = predict("What share of the attention do 16 of 256 keep?", 0.5)
+
+# %% [markdown]
+# ## Look
+#
+# Now run the next cell and play. Type or paste your own text (or `file:PATH` for a file), in any language; click
+# outside the box and it is read. Move the three sliders:
+#
+# * **top-k** is how many tokens may be kept;
+# * **layer** is which of the model's attention layers you look into: each has an indexer of its own;
+# * **token** is who looks back, counted from the end of the text: 0 is the last one.
+#
+# A token is one byte here, so most letters are one token (DeepSeek's are word pieces). Words below the figure are
+# those that hold a kept token.
+
+# %%
+explore(model, text)
+
+# %% [markdown]
+# On the left is the attention that the looking token would pay to each earlier token if it could look everywhere.
+# Filled squares were kept. On the right is the share that survives for every top-k, for four ways to choose:
+#
+# * **oracle** takes the tokens with the most attention. Nothing can keep more, but to know them one must compute
+#   the whole attention first, so it saves nothing;
+# * **indexer** is what the model does: a cheap score for each token, and the best are kept;
+# * **window** takes the most recent tokens;
+# * **random** takes any.
+#
+# If you read this without a kernel, here are two positions of the sliders:
+
+# %%
+draw = draw_kept(model)
+ends = [{"top_k": 4, "layer": 2}, {"top_k": 64, "layer": 2}]
+twins(draw, [{"text": text, "token": 0, **end} for end in ends])
+
+# %% [markdown]
+# ## How much survives
+#
+# One token is an anecdote. Here is the mean over all tokens that see at least 64 others, layer by layer.
+
+# %%
+import matplotlib.pyplot as plt
+
+reading = reader(model)(text)
+share = {
+    who: [float(reading.kept(who, n, 16)[64:].mean()) for n in range(3)]
+    for who in CHOOSERS
+}
+fig, ax = plt.subplots(figsize=(7, 2.8))
+hatches = dict(zip(CHOOSERS, ("", "//", "..", "xx"), strict=True))
+for at, (who, hatch) in enumerate(hatches.items()):
+    places = [n + at / 5 for n in range(3)]
+    ax.bar(places, share[who], width=0.18, label=who, hatch=hatch)
+ax.set_xticks([n + 0.3 for n in range(3)], [f"layer {n}" for n in range(3)])
+ax.set(ylabel="share of attention kept", ylim=(0, 1))
+ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+words = "; ".join(
+    f"{who} " + ", ".join(f"{x:.0%}" for x in found)
+    for who, found in share.items()
+)
+show(fig, f"Kept by 16 tokens in layers 0, 1, 2: {words}.")
+
+# %%
+mean = {who: sum(found) / 3 for who, found in share.items()}
+claim(
+    "C0.1",
+    mean["indexer"] > 0.8 * mean["oracle"],
+    f"16 tokens chosen by the indexer keep {mean['indexer']:.0%} of the"
+    f" attention, the best 16 {mean['oracle']:.0%}",
+    value=f"{mean['indexer']:.0%}",
+)
+claim(
+    "C0.2",
+    mean["indexer"] > 3 * mean["random"],
+    f"16 tokens at random keep {mean['random']:.0%}",
+    value=f"{mean['random']:.0%}",
+)
+
+# %%
+guess.reveal(
+    mean["indexer"],
+    "attention is far from even. Most of it goes to a few tokens, and the"
+    " indexer was trained to score highest those that get most.",
+)
+
+# %% [markdown]
+# So {C0.1} of the attention survives where chance would leave {C0.2}. But look at the window once more: on
+# ordinary prose the *last* 16 tokens do about as well as the indexer, because what a letter depends on is mostly
+# the letters just before it. If texts were no more than that, nobody would need an indexer.
+#
+# ## The needle
+#
+# They are more. Somewhere in the text we write a symbol and a value, ⟨K7⟩⟨V3⟩. At the very end the symbol appears
+# again, and the model must say the value that stood behind it. One token holds the answer, and it can be far
+# away.
+
+# %%
+panel = Panel(
+    draw_needle(model, text),
+    depth=Slider("depth in percent", 0, 100, 25, step=5),
+    top_k=Slider("top-k", 1, 64, 16),
+)
+panel
+
+# %% [markdown]
+# `dense` looks at everything, `window` at the last tokens only, `random` at any. Push the depth to 100 and the
+# window finds the needle too; pull it back a little and the window is blind. To be sure, here are 64 needles:
+# four depths, and each of the 16 values there are.
+
+# %%
+import torch
+from dsa.text.tasks import hide
+
+needles = [
+    hide(text, 256, depth, key=7, value=v)
+    for depth in (0.0, 0.25, 0.5, 0.75)
+    for v in range(16)
+]
+tokens = torch.stack([needle.tokens for needle in needles])  # (64, 256)
+truth = torch.tensor([needle.answer for needle in needles])
+
+
+def found(who, top_k=16):
+    """How many of the 64 questions the model answers right."""
+    model.attention, model.top_k = who, top_k
+    with torch.no_grad():
+        said = model(tokens)[:, -1].argmax(-1)
+    model.attention, model.top_k = "sparse", 16
+    return int((said == truth).sum())
+
+
+right = {who: found(who) for who in ("dense", "sparse", "window", "random")}
+print(", ".join(f"{who}: {n} of 64" for who, n in right.items()))
+
+# %%
+claim(
+    "C0.3",
+    right["sparse"] >= 58 and right["window"] <= 8,
+    f"of 64 needles the indexer finds {right['sparse']}"
+    f" and a window of the same size {right['window']}",
+)
+
+# %% [markdown]
+# That is the point of a *learned* choice: {C0.3}. A model that cannot see the answer says the same value each
+# time, and that is right one time in sixteen. Both look at 16 tokens, so the attention costs the same; the
+# indexer knows where to look.
+#
+# ## Your turn, in other scripts
+#
+# The tokens are raw bytes, so any script works, though this model has seen little but English and Python. Each
+# character of this line is up to three tokens, and a character counts as kept when any of its bytes is.
+
+# %%
+line = (
+    "Die Lampe brennt. Лампа горит. Ο φάρος ανάβει. 灯台の明かりがつく。 "
+)
+twins(draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}])
+
+# %% [markdown]
+# ## Where it fails
+#
+# **Short texts.** Where there are no more than 16 tokens, nothing can be dropped, and sparse attention is dense
+# attention with an indexer to pay for. In the real system the limit is 2,048 tokens.
+
+# %%
+from dsa.text.tokenizer import encode
+
+short = torch.tensor([encode("A short text.")])
+sparse = model(short)
+model.attention = "dense"
+dense = model(short)
+model.attention = "sparse"
+gap = float((sparse - dense).abs().max().detach())
+claim(
+    "C0.4",
+    gap < 5e-5,
+    f"on {short.shape[1]} tokens sparse and dense attention agree",
+)
+
+# %% [markdown]
+# **Tiny top-k.** Attention spreads over more than one token, even when one token has the answer. Pull the
+# needle's top-k slider down and see where it breaks. Over the 64 needles:
+
+# %%
+few = {k: found("sparse", k) for k in (1, 2, 4, 8, 16)}
+print(", ".join(f"top-k {k}: {n}" for k, n in few.items()))
+claim(
+    "C0.5",
+    few[1] < few[16],
+    f"with a top-k of 1 only {few[1]} of the 64 needles are found",
+)
+
+# %% [markdown]
+# ## Where to go from here
+#
+# You have seen *what* is kept. The course goes on to *how* and *why*:
+#
+# * [04 Token selection](04_token_selection.ipynb) builds the choice by hand, proves it equal to the package's, and
+#   measures what it keeps and what it costs;
+# * the chapters on the indexer, its training, FP8, the kernels, the full model and the cost curves are listed in the
+#   [README](../README.md), with what is there and what is still to come.
+#
+# **Three questions to take along**
+# 1. The indexer looks at *every* earlier token to score it. Why is that cheaper than attending to them?
+# 2. Choosing passes no gradient. How can anyone have taught the indexer what to choose?
+# 3. The layers keep different tokens. What would be lost if all layers had to share one choice?

@@ -1,0 +1,621 @@
+# %% [markdown]
+# # 04 Token selection: which sixteen?
+#
+# The lightning indexer gives every earlier token a score. Attention then needs a *set*: the K tokens it will look
+# at. Between the two stands one line, `topk`, and everything in this chapter.
+#
+# **You will be able to**
+# 1. turn a matrix of scores into a causal selection, with its short rows and its ties, and prove that yours equals
+#    the package's;
+# 2. measure what a selection keeps: attention mass by layer and head, and the one token that matters;
+# 3. tell sparse attention that saves work from sparse attention that only looks like it.
+#
+# **You need** PyTorch, and the idea of attention. [00 Start here](00_start_here.ipynb) shows the same in
+# pictures.
+#
+# **Routes.** 15 minutes: the figures and the ✓ lines. 2 hours: predict each answer, change the numbers, do the
+# exercises with one or two stars. 2 days: exercise 4.4, then the source of `dsa/kernels`. Computing: **40 s**.
+#
+# Shape letters, as everywhere in this course: `T` query positions, `S` key positions, `K` kept tokens (top-k),
+# `H` heads.
+
+# %%
+import inspect
+from itertools import pairwise
+
+import dsa
+import matplotlib.pyplot as plt
+import torch
+from dsa.kernels import chunked, loops, ops, reference
+from dsa.show.claims import claim
+from dsa.show.exercises.catalogue import check
+from dsa.show.figures import COLOURS, MARKERS, show, style
+from dsa.show.predict import predict
+from dsa.show.reading import CHOOSERS, head_weights, read_file, reader
+
+style()
+
+# %%
+model = dsa.from_pretrained("../data/sparse")
+text = read_file("../data/texts/lighthouse.txt").strip()
+reading = reader(model)(text)
+print(
+    f"{len(reading.ids)} tokens, {len(reading.mass)} layers, K = {model.top_k}"
+)
+
+# %% [markdown]
+# ## From scores to a set
+#
+# Take one query. It stands at position 3 of a text with six tokens, and the indexer has scored all six.
+
+# %%
+scores = torch.tensor([0.3, -1.2, -0.4, 0.1, 2.0, 0.7])
+print("best two of all six:", scores.topk(2).indices.tolist())
+
+# %% [markdown]
+# Positions 4 and 5 have not been written yet: a choice from the future. The query may see the keys 0 to 3, itself
+# included. So the future must be hidden **before** the choice. Hiding it afterwards leaves slots empty that good
+# keys should have had:
+
+# %%
+t, k = 3, 2
+chosen = scores.topk(k).indices
+print("mask after the choice :", [int(s) for s in chosen if s <= t])
+
+visible = scores[: t + 1]
+print("mask before the choice:", sorted(visible.topk(k).indices.tolist()))
+
+# %% [markdown]
+# In a whole matrix one cannot slice each row; one overwrites the future instead. With *what*? Zero looks harmless
+# and is wrong, because index scores may be negative: the head weights carry a sign.
+
+# %%
+hidden_by_0 = scores.masked_fill(torch.arange(6) > 1, 0.0)
+hidden_by_inf = scores.masked_fill(torch.arange(6) > 1, float("-inf"))
+print("query 1 sees the scores", [round(float(x), 1) for x in scores[:2]])
+print("future set to 0   :", sorted(hidden_by_0.topk(2).indices.tolist()))
+print("future set to -inf:", sorted(hidden_by_inf.topk(2).indices.tolist()))
+
+# %% [markdown]
+# With zeros, query 1 prefers a token that does not exist yet to its visible neighbour with the score -1.2.
+#
+# The early queries have another problem. Query 0 sees one key, itself, and may keep two. `topk` always returns k
+# indices, so a second one comes from somewhere: a **filler**. If attention takes it at its word, query 0 attends
+# to the future. We write -1 into such slots, and attention leaves them out.
+#
+# Here is all of that for one row, by slicing, with nothing hidden:
+
+
+# %%
+def choose_row(row, t, k):
+    """The keys that query t keeps, as a list of k numbers."""
+    order = sorted(range(t + 1), key=lambda s: (-float(row[s]), -s))
+    best = order[:k]
+    return best + [-1] * (k - len(best))
+
+
+print([choose_row(scores, t, 2) for t in range(6)])
+
+# %% [markdown]
+# And for many random matrices, against the package:
+
+
+# %%
+def same_sets(a, b):
+    return all(set(x) == set(y) for x, y in zip(a, b, strict=True))
+
+
+generator = torch.Generator().manual_seed(0)
+equal = []
+for T in (1, 2, 7, 30):
+    for k in (1, 3, 16):
+        square = torch.randn(T, T, generator=generator)
+        mine = [
+            choose_row(row, t, min(k, T)) for t, row in enumerate(square)
+        ]
+        future = ~reference.causal_mask(T, T)
+        masked = square.masked_fill(future, float("-inf"))[None]
+        equal.append(same_sets(mine, ops.select(masked, k)[0].tolist()))
+
+# %%
+claim(
+    "C4.1",
+    all(equal),
+    f"the loop and dsa.kernels choose the same sets in {len(equal)} cases",
+)
+
+# %% [markdown]
+# From here on we use the package's. It exists three times, with one signature: as loops to read, as whole
+# matrices to check, and in tiles to run. This is the first:
+
+# %%
+print(inspect.getsource(loops.select))
+
+# %% [markdown]
+# ## Ties are real
+#
+# Did you notice the second sort key, `-s`? Random numbers never tie. Index scores do, because of the ReLU: where
+# every head's product is negative, the score is **exactly zero**. How often does that happen in a trained model?
+
+# %%
+guess = predict("What share of the visible scores is exactly 0?", 0.01)
+
+# %%
+seen = reading.scores > float("-inf")
+zero = ((reading.scores == 0) & seen).sum((1, 2)) / seen.sum((1, 2))
+guess.reveal(
+    float(zero.mean()),
+    "with two heads both products are often negative. With 64 heads, as in"
+    " the real model, it needs 64 negatives and is rare.",
+)
+
+# %% [markdown]
+# When a tie is cut through, with five equal scores for three slots, any choice is correct, but not every choice
+# is
+# *repeatable*: which of the equals `topk` returns depends on the length of the row and on the machine. Then
+# prefill, which scores the whole text at once, and decode, which scores one row, would keep different tokens, and
+# a model would write different texts for the same prompt. The report says nothing about ties. **Our rule: the
+# later key wins.**
+
+# %%
+tied = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0]]])
+print("torch.topk:", sorted(tied.topk(3).indices.flatten().tolist()))
+print("our rule  :", sorted(ops.select(tied, 3).flatten().tolist()))
+
+# %%
+tokens = torch.tensor([reading.ids])
+with torch.no_grad():
+    whole = model(tokens)
+    cache = model.new_cache(1, tokens.shape[1])
+    parts = [
+        model(part, cache) for part in tokens.split([200, 50, 5, 1], 1)
+    ]
+gap = float((torch.cat(parts, 1) - whole).abs().max())
+claim(
+    "C4.2",
+    gap < 1e-4,
+    "prefill in one go, in chunks and by single tokens give equal logits",
+)
+
+# %% [markdown]
+# ## How much attention is kept
+#
+# A selection is judged by what attention wanted. **Mass** is that wish: dense attention, averaged over the heads,
+# so that each query's row sums to 1. What is kept is the mass on the chosen keys. Here it is by layer, for each
+# top-k and each way to choose, as a mean over the queries that see at least 64 keys.
+
+# %%
+guess = predict("What do the best 16 of up to 256 keys keep?", 0.5)
+
+# %%
+sizes = [1, 2, 4, 8, 16, 32, 64, 128]
+curve = {
+    (who, n): [float(reading.kept(who, n, k)[64:].mean()) for k in sizes]
+    for who in CHOOSERS
+    for n in range(3)
+}
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharey=True)
+for n, ax in enumerate(axes):
+    for who, colour, marker in zip(
+        CHOOSERS, COLOURS, MARKERS, strict=False
+    ):
+        ax.plot(
+            sizes, curve[who, n], label=who, color=colour, marker=marker
+        )
+    ax.axvline(16, color="#444444", linewidth=0.8)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
+    ax.set(title=f"layer {n}", xlabel="top-k")
+axes[0].set(ylabel="share of attention kept", ylim=(0, 1.03))
+axes[0].legend(loc="upper left", fontsize=8)
+at16 = {key: values[sizes.index(16)] for key, values in curve.items()}
+words = "; ".join(
+    f"layer {n}: "
+    + ", ".join(f"{who} {at16[who, n]:.0%}" for who in CHOOSERS)
+    for n in range(3)
+)
+show(fig, f"Share of attention kept with 16 tokens. {words}.")
+
+# %%
+best = sum(at16["oracle", n] for n in range(3)) / 3
+guess.reveal(best, "attention is peaked in two layers and spread in one.")
+ratio = [at16["indexer", n] / at16["oracle", n] for n in range(3)]
+claim(
+    "C4.3",
+    min(ratio) > 0.8,
+    "in every layer the indexer keeps at least"
+    f" {min(ratio):.0%} of what the best choice keeps",
+    value=f"{min(ratio):.0%}",
+)
+claim(
+    "C4.4",
+    at16["oracle", 0] < 0.7 * at16["oracle", 1],
+    f"even the best 16 keep only {at16['oracle', 0]:.0%} in layer 0",
+    value=f"{at16['oracle', 0]:.0%}",
+)
+
+# %% [markdown]
+# Three layers, three characters. Layer 0 mixes: its attention is spread, and **no** choice of 16 can keep more
+# than
+# {C4.4} of it. That is not the indexer's fault, which is why a share kept must be read beside the oracle's, and the
+# indexer reaches {C4.3} of the oracle's or more everywhere. Layer 1 looks at the token just before, so a window
+# is perfect. Layer 2 looks for the place where the present token stood last time: that one needs an indexer.
+#
+# ### One choice for all heads
+#
+# The heads of a layer want different things, and share one selection: a fetched token serves all of them, which
+# is what makes fetching cheap. Does a head lose out?
+
+# %%
+heads = head_weights(model, reading.ids)  # (layers, T, H, T)
+kept = []
+for n in range(3):
+    chosen = reading.chosen("indexer", n, 16)
+    member = reference.membership(chosen[None], len(reading.ids))[0]
+    kept.append((heads[n] * member[:, None]).sum(-1)[64:].mean(0))
+kept = torch.stack(kept)  # (layers, H)
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.6))
+for h in range(kept.shape[1]):
+    at = [n + (h - 1.5) * 0.15 for n in range(3)]
+    ax.plot(
+        at,
+        kept[:, h],
+        linestyle="",
+        marker=MARKERS[h],
+        markersize=8,
+        label=f"head {h}",
+    )
+ax.set_xticks(range(3), [f"layer {n}" for n in range(3)])
+ax.set(ylabel="share kept", ylim=(0, 1.05))
+ax.legend(ncols=4, loc="lower right")
+low, high = kept.amin(1), kept.amax(1)
+words = "; ".join(
+    f"layer {n} from {low[n]:.0%} to {high[n]:.0%}" for n in range(3)
+)
+show(
+    fig,
+    f"What each head keeps of its own attention with 16 tokens: {words}.",
+)
+
+# %%
+claim(
+    "C4.5",
+    torch.allclose(heads.mean(2), reading.mass, atol=1e-5),
+    "attention mass is the mean of the heads' own attentions",
+)
+spread = float((high - low).max())
+claim(
+    "C4.6",
+    spread > 0.05,
+    f"heads of one layer differ by up to {100 * spread:.0f} points",
+)
+
+# %% [markdown]
+# The target that taught the indexer is the *sum* over heads (report Eq. 3), so a head that disagrees with the
+# others is outvoted.
+#
+# ## The one token that matters
+#
+# Mass is an average, and averages forgive. The sharper question: of all tokens one holds the answer; is it among
+# the sixteen? We write pairs of symbols, *key value*, over random places of the text, and later ask for each key.
+# The value's place is known, so the **hit rate** of a selection is too. It counts the questions whose answer
+# stands more than 64 tokens back.
+
+# %%
+from dsa.text import corpus
+from dsa.text.tasks import Needles
+
+task = Needles(corpus.load("../data/texts"), length=256, pairs=8, queries=8)
+episodes = task.generate(torch.Generator().manual_seed(1), 32)
+far = episodes.distance > 64
+print(
+    f"{far.sum()} questions of {far.numel()} reach more than 64 tokens back"
+)
+
+# %%
+guess = predict("How often are the 16 chosen at random a hit?", 0.5)
+
+
+# %%
+def hits(who, layer, k=16):
+    """Which answers' places are among the chosen: (B, n)."""
+    model.attention, model.top_k = who, k
+    with torch.no_grad():
+        _, trace = model(episodes.tokens, trace=True)
+    model.attention, model.top_k = "sparse", 16
+    rows = torch.arange(len(episodes.tokens))[:, None]
+    chosen = trace[layer].selected[rows, episodes.query]  # (B, n, K)
+    return (chosen == episodes.source[..., None]).any(-1)
+
+
+runs = ("oracle", "sparse", "window", "random")
+found = {who: hits(who, layer=2) for who in runs}
+rate = {who: float(hit[far].float().mean()) for who, hit in found.items()}
+print(", ".join(f"{who} {share:.0%}" for who, share in rate.items()))
+
+# %%
+guess.reveal(
+    rate["random"],
+    "16 of up to 256 visible tokens are 1 in 16, and a little more for"
+    " questions that come early and see fewer.",
+)
+claim(
+    "C4.7",
+    rate["sparse"] > 0.9 and rate["window"] < 0.05 and rate["random"] < 0.3,
+    f"far needles among the 16 kept: indexer {rate['sparse']:.0%},"
+    f" window {rate['window']:.0%}, random {rate['random']:.0%}",
+)
+
+# %%
+edges = [0, 8, 16, 32, 64, 128, 256]
+fig, ax = plt.subplots(figsize=(7, 2.8))
+for who, colour, marker in zip(runs, COLOURS, MARKERS, strict=False):
+    bins = [
+        found[who][(episodes.distance > a) & (episodes.distance <= b)]
+        for a, b in pairwise(edges)
+    ]
+    share = [float(x.float().mean()) for x in bins]
+    ax.plot(range(6), share, color=colour, marker=marker, label=who)
+names = [f"{a + 1}-{b}" for a, b in pairwise(edges)]
+ax.set_xticks(range(6), names)
+ax.set(xlabel="tokens back", ylabel="hit rate", ylim=(-0.03, 1.05))
+ax.legend(loc="center left")
+words = ", ".join(f"{who} {share:.0%}" for who, share in rate.items())
+show(fig, f"Hit rate beyond 64 tokens with K = 16 in layer 2: {words}.")
+
+# %% [markdown]
+# The window falls off a cliff at 16, where it ends. The indexer does not care how far away a token stands. And
+# hits become answers: the same questions, answered by the whole model under each choice.
+
+
+# %%
+def recall(who, k=16):
+    model.attention, model.top_k = who, k
+    with torch.no_grad():
+        right = episodes.correct(model(episodes.tokens))
+    model.attention, model.top_k = "sparse", 16
+    return float(right[far].float().mean())
+
+
+answered = {who: recall(who) for who in ("dense", *runs)}
+print(", ".join(f"{who} {share:.0%}" for who, share in answered.items()))
+claim(
+    "C4.8",
+    answered["sparse"] > 0.9 and answered["window"] < 0.25,
+    f"answers right: sparse {answered['sparse']:.0%},"
+    f" window {answered['window']:.0%}",
+)
+
+# %% [markdown]
+# ## Masked is not sparse
+#
+# Given the selection, there are two ways to attend. **Masked**: compute all T x S scores and overwrite the
+# unwanted ones with -inf. **Gathered**: fetch the K chosen rows, and let nothing else exist. The numbers are the
+# same.
+
+# %%
+generator = torch.Generator().manual_seed(3)
+
+
+def decode_inputs(S, K=16, H=4, width=64):
+    """One query with H heads at the end of S tokens, K of them chosen."""
+    q = torch.randn(1, 1, H, width, generator=generator)
+    kv = torch.randn(1, S, width, generator=generator)
+    chosen = torch.randperm(S, generator=generator)[:K].view(1, 1, K)
+    return q, kv, chosen
+
+
+q, kv, chosen = decode_inputs(1024)
+masked = reference.sparse_attention(q, kv, chosen, 0.125, 48)
+gathered = chunked.sparse_attention(q, kv, chosen, 0.125, 48)
+claim(
+    "C4.9",
+    torch.allclose(masked, gathered, atol=1e-5),
+    "masked and gathered attention give the same numbers",
+)
+
+# %% [markdown]
+# Their cost is not. PyTorch can count the multiplications that a call really makes:
+
+# %%
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def flops(attend, *inputs):
+    with FlopCounterMode(display=False) as counter:
+        attend(*inputs, 0.125, 48)
+    return counter.get_total_flops()
+
+
+lengths = [2**n for n in range(6, 14)]
+cost = {"masked": [], "gathered": []}
+for S in lengths:
+    inputs = decode_inputs(S)
+    cost["masked"].append(flops(reference.sparse_attention, *inputs))
+    cost["gathered"].append(flops(chunked.sparse_attention, *inputs))
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.8))
+for name, marker in (("masked", "o"), ("gathered", "s")):
+    ax.plot(lengths, cost[name], marker=marker, label=f"{name}, K = 16")
+ax.set(xlabel="tokens in the cache", ylabel="FLOP for one query")
+ax.set_xscale("log", base=2)
+ax.set_yscale("log")
+ax.legend()
+growth = {name: counts[-1] / counts[0] for name, counts in cost.items()}
+show(
+    fig,
+    f"From {lengths[0]} to {lengths[-1]:,} tokens the masked form costs"
+    f" {growth['masked']:.0f} times as much, the gathered one"
+    f" {growth['gathered']:.0f} times: nothing more.",
+)
+
+# %%
+claim(
+    "C4.10",
+    len(set(cost["gathered"])) == 1,
+    f"gathered attention makes {cost['gathered'][0]:,} FLOP at every length",
+    value=f"{cost['gathered'][0]:,}",
+)
+claim(
+    "C4.11",
+    cost["masked"][-1] == 128 * cost["masked"][0],
+    "masked attention grows with the length, whatever K is",
+)
+
+# %% [markdown]
+# You can check {C4.10} by hand: H heads times K keys, once over the 64 numbers of the key and once over the 48 of
+# the value, two operations each: 2 x 4 x 16 x (64 + 48). The length does not occur.
+#
+# Much published code is masked. It is the right thing for training on short texts and for checking, and it is no
+# measurement of sparse attention. One more honest line: gathered attention is not the *whole* cost. The indexer
+# has still scored every key, at 16 numbers for each of few heads instead of hundreds for each of 128; the
+# chapters on cost count it.
+#
+# ## The whole picture, to play with
+#
+# Each row is a query, each mark a key that it keeps. Before you move the controls: what will a window look like?
+# And chance?
+
+# %%
+from dsa.show.choices import draw_choices
+from dsa.show.panel import Choice, Panel, Slider, twins
+
+draw = draw_choices(reading)
+panel = Panel(
+    draw,
+    top_k=Slider("top-k", 1, 128, 16),
+    layer=Slider("layer", 0, 2, 2),
+    who=Choice("who chooses", CHOOSERS, "indexer"),
+)
+panel
+
+# %% [markdown]
+# The same for readers without a kernel:
+
+# %%
+twins(
+    draw,
+    [
+        {"top_k": 16, "layer": 2, "who": "window"},
+        {"top_k": 16, "layer": 2, "who": "oracle"},
+        {"top_k": 4, "layer": 2, "who": "indexer"},
+        {"top_k": 16, "layer": 0, "who": "indexer"},
+    ],
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# Write the function, run its cell and the check below it. Nothing happens if you skip one.
+
+# %% [markdown]
+# {exercise:E4.1}
+
+# %% [markdown]
+# {exercise:E4.2}
+
+# %% [markdown]
+# {exercise:E4.3}
+
+# %% [markdown]
+# {exercise:E4.4}
+
+# %% [markdown]
+# ## Where it fails
+#
+# **An indexer that was never taught.** Choosing passes no gradient: trained on text alone, an indexer stays what
+# it was at birth. We give ours random weights again and ask for the needles.
+
+# %%
+import copy
+
+trained = model
+model = copy.deepcopy(trained)
+generator = torch.Generator().manual_seed(0)
+with torch.no_grad():
+    for p in model.indexer_parameters():
+        if p.ndim == 2:
+            p.copy_(torch.randn(p.shape, generator=generator))
+untaught = float(hits("sparse", layer=2)[far].float().mean())
+model = trained
+claim(
+    "C4.12",
+    untaught < 0.5 * rate["sparse"],
+    f"an untaught indexer finds {untaught:.0%} of the far needles",
+    value=f"{untaught:.0%}",
+)
+
+# %% [markdown]
+# Chance found about as many. A sparse model is only as good as its indexer, which is why the report gives it a
+# training stage of its own before anything else becomes sparse.
+#
+# **Too small a K.** One token has the answer, but attention likes to look at several before it trusts one. Watch
+# how little is enough, and where it breaks.
+
+# %%
+small = {k: recall("sparse", k) for k in (1, 2, 4, 8, 16)}
+print(", ".join(f"K = {k}: {share:.0%}" for k, share in small.items()))
+claim(
+    "C4.13",
+    small[1] < small[16] - 0.1,
+    f"with K = 1 {small[1]:.0%} of the answers are right,"
+    f" with K = 16 {small[16]:.0%}",
+)
+
+# %% [markdown]
+# **A text without needles.** On plain prose, what is lost is measured in bits for each byte of text:
+
+# %%
+from dsa.training.objectives import bits_per_byte
+
+
+def bits(who):
+    model.attention = who
+    with torch.no_grad():
+        spent, size = bits_per_byte(model(tokens), tokens)
+    model.attention = "sparse"
+    return spent / size
+
+
+prose = {who: bits(who) for who in ("dense", *runs)}
+print(", ".join(f"{who} {b:.1f}" for who, b in prose.items()))
+claim(
+    "C4.14",
+    prose["window"] < prose["sparse"] + 0.2,
+    "on plain prose a window of 16 is as good as the indexer's 16",
+)
+claim(
+    "C4.15",
+    prose["random"] > prose["sparse"] + 0.2,
+    f"16 tokens at random cost {prose['random'] - prose['sparse']:.1f} bits",
+)
+
+# %% [markdown]
+# Whoever measures only perplexity would conclude that a window is enough. The needles say otherwise. Both are
+# true, of different texts, and a model does not know beforehand which kind it will be given.
+#
+# ## What you have proved
+#
+# The selection by hand equals the package's (C4.1), also in pieces (C4.2). In every layer the indexer keeps at
+# least
+# {C4.3} of what is possible. Of the far needles, {C4.7}. Gathered attention costs the same at every length (C4.10).
+#
+# **What the report does not say, and what we chose.** What happens among equal scores: here the later key wins.
+# What stands in an unfilled slot: here -1, elsewhere often an arbitrary index that attention must mask again. In
+# which order the chosen are listed: here none is promised.
+#
+# **Five questions**
+# 1. Why must the mask come before the top-k, and why is 0 no mask?
+# 2. Why can the oracle not be used in practice?
+# 3. All heads share one selection. What would it cost to give each its own?
+# 4. Masked and gathered attention agree to the last digits. How would you notice which of the two somebody benchmarked?
+# 5. K is 2,048 in the real model, at 128K tokens one in 64. Ours is one in 16. In which direction does that make our figures
+#    flattering?
+#
+# **Next** come the chapters on the indexer itself and its training; the [README](../README.md) lists what is
+# there.
