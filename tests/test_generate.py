@@ -81,7 +81,7 @@ def test_nothing_new_is_the_prompt_itself(model):
         (([[0.5]], 4), "whole numbers"),
         ((torch.tensor([[61]]), 0), "the vocabulary from 0 to 60"),
     ],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else "-",
 )
 def test_wrong_calls_are_refused(model, arguments, words):
     with pytest.raises(ValueError, match=words):

@@ -33,7 +33,8 @@ def score_tile(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     """Score one tile of queries against the keys up to its last query (report Eq. 1): -> (B, T, S)."""
     q, w = at_least_fp32(q), at_least_fp32(w)
     parts = []
-    for keys in k.split(KEY_TILE, dim=1):
+    longer = max(1, QUERY_TILE // (8 * q.shape[1]))  # a decoded token has room for more keys at once
+    for keys in k.split(KEY_TILE * longer, dim=1):
         per_head = torch.einsum("btjw,bsw->btjs", q, at_least_fp32(keys)).relu_()
         parts.append(torch.einsum("btj,btjs->bts", w, per_head))  # Eq. 1
     scores = torch.cat(parts, dim=-1)
