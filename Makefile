@@ -36,8 +36,8 @@ models: .venv/course
 	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
 	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
 
-bench: .venv/course
-	$(BIN)/python -m dsa.cost.measure
+bench: .venv/tests
+	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
