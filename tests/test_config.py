@@ -107,6 +107,10 @@ def test_features_that_are_not_computed_are_refused(name):
         ({"num_key_value_heads": 8}, "num_key_value_heads=8 must equal num_attention_heads=128"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear' is not computed here"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1.0}}, "yarn rope needs mscale_all_dim too"),
+        (
+            {"rope_scaling": PUBLISHED["rope_scaling"] | {"truncate": False}},
+            "a yarn rope with {'truncate': False} is not computed here",
+        ),
         ({"mlp_layer_types": ["sparse"] * 61}, "is not 3 dense layers"),
     ],
 )

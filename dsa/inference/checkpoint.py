@@ -206,7 +206,7 @@ def _set_dtype(model: Transformer, dtype: torch.dtype) -> None:
     for module_name, module in model.named_modules():
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
-                if tensor is not None:
+                if tensor is not None and tensor.is_floating_point():
                     tensor.data = tensor.data.to(wide if _stays_fp32(f"{module_name}.{name}") else dtype)
 
 

@@ -231,6 +231,9 @@ def _yarn_from_dict(rope: Mapping[str, Any], published: Mapping[str, Any]) -> Ya
     if kind == "default":
         return None
     _require(kind == "yarn", f"rope type {kind!r} is not computed here: only 'yarn' and 'default' are")
+    defaults = {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}
+    other = {name: rope[name] for name in defaults if rope.get(name, defaults[name]) != defaults[name]}
+    _require(not other, f"a yarn rope with {other} is not computed here: only with {defaults}")
     missing = [name for name in ("factor", "mscale", "mscale_all_dim") if name not in rope]
     _require(
         not missing,

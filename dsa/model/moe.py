@@ -58,7 +58,7 @@ class Gate(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
-        self.register_buffer("load", torch.zeros(config.n_routed_experts), persistent=False)
+        self.register_buffer("load", torch.zeros(config.n_routed_experts, dtype=torch.int64), persistent=False)
         nn.init.normal_(self.weight, std=config.hidden_size**-0.5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Gate(nn.Module):
     @torch.no_grad()
     def balance(self, speed: float) -> None:
         """Move the bias by `speed` toward the experts that were used too little since the last call."""
-        self.e_score_correction_bias += speed * (self.load.mean() - self.load).sign()
+        self.e_score_correction_bias += speed * (self.load.double().mean() - self.load).sign()
         self.load.zero_()
 
 
