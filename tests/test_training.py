@@ -82,6 +82,7 @@ def test_same_seed_same_bits_other_seed_other_bits(unbroken):
     assert not same(trained(seed=1)[0], again)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_resumed_after_sigkill_gives_the_same_weights(tmp_path, unbroken):
     script = f"""
         import os, pathlib, signal, sys, torch
@@ -271,6 +272,25 @@ def test_a_claim_records_its_number_and_whether_it_holds():
     }  # fmt: skip
 
 
+def test_control_c_says_how_to_go_on(tmp_path, monkeypatch, text):
+    def stopped(*args, work, **kwargs):
+        if work.name == "later.partial":
+            state.save(work, tiny(dense=True), [], {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "pretrain", stopped)
+    for out, words in [("later", "add --resume"), ("at_once", "nothing was saved yet")]:
+        with pytest.raises(SystemExit, match=words):
+            pretrain.main(["--out", str(tmp_path / out), "--corpus", text.source])
+
+
+def test_the_command_recorded_is_the_one_that_makes_the_folder_anew(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pretrain, "run", lambda options: seen.append(options.command))
+    pretrain.main(["--out", "data/base", "--seed", "3", "--replace", "--corpus", "my texts"])
+    assert seen == ["python -m dsa.training.pretrain --out data/base --seed 3 --corpus 'my texts'"]
+
+
 def test_finish_moves_a_whole_folder_into_place(text, tmp_path):
     model, run = trained()
     out = tmp_path / "model"
@@ -296,7 +316,7 @@ def test_finish_moves_a_whole_folder_into_place(text, tmp_path):
         (["--out", "{new}", "--resume"], "no stopped run to resume"),
         (["--out", "{stopped}"], "--resume it, or --replace it"),
         (["--out", "{new}", "--corpus", "{missing}"], "missing does not exist"),
-        (["--out", "{new}", "--corpus", "{short}"], "one sequence needs 256"),
+        (["--out", "{new}", "--corpus", "{short}"], "one sequence needs 512"),
     ],
 )
 def test_commands_refuse_in_a_sentence(tmp_path, arguments, words):

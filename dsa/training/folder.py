@@ -8,6 +8,7 @@ after rounding to bf16: a number that belongs to other weights would be no claim
 
 import argparse
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -39,12 +40,17 @@ def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def command(run: Callable[[argparse.Namespace], Path], parser: argparse.ArgumentParser, argv: Sequence[str] | None):
     """Parse, run on one thread (so that the same seed gives the same bits), and turn errors into sentences."""
-    arguments = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(given)
+    lasting = [word for word in given if word not in ("--resume", "--replace")]
+    arguments.command = f"{parser.prog} {shlex.join(lasting)}"  # what makes the folder anew
     torch.set_num_threads(1)
     try:
         print(f"made {run(arguments)}")
     except KeyboardInterrupt:
-        sys.exit(f"\nstopped; nothing is lost but the last steps: add --resume to go on ({work_folder(arguments.out)})")
+        saved = state.exists(work_folder(arguments.out))
+        remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
+        sys.exit(f"\nstopped: {remedy}")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

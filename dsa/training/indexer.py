@@ -38,7 +38,7 @@ from dsa.training.pretrain import MixedNeedles, balance
 HEADS, WIDTH, TOP_K = 2, 32, 16  # J, W, K
 WARMUP_RATE, WARMUP_STEPS = 0.01, 150
 SPARSE_RATE, INDEXER_RATE, SPARSE_STEPS = 0.003, 0.003, 100
-BATCH = 16
+BATCH = 8
 
 WARMED_CLAIMS = (
     Claim("selects the answer in the induction layer", "indexer.hit_rate_in_induction_layer.indexer", least=0.95),
@@ -183,7 +183,7 @@ def run(options: argparse.Namespace) -> Path:
         model,
         options.out,
         made,
-        made_by=f"python -m dsa.training.indexer {options.folder}{' --sparse' if options.sparse else ''}",
+        made_by=options.command,
         options={"seed": options.seed, "length": length, "top_k": model.top_k},
         corpus=corpus,
         claims=SPARSE_CLAIMS if options.sparse else WARMED_CLAIMS,

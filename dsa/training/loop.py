@@ -11,7 +11,7 @@ here reads a clock or a global random state. (Between machines the bits differ: 
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -111,20 +111,24 @@ def train(
             state.save(work, model, optimizers, {"identity": identity, **position})
 
     for number in range(first_phase, len(phases)):
-        phase, first = phases[number], first_step if number == first_phase else 0
-        bar = tqdm(range(first, phase.steps), phase.name, phase.steps, initial=first, disable=not show, leave=True)
-        for step in bar:
-            if _finished(phase, rows):
-                break
-            rows.append(_step(model, optimizers, phase, step, generator(seed, number, step), clip))
+        for step in _steps(phases[number], first_step if number == first_phase else 0, rows, show):
+            rows.append(_step(model, optimizers, phases[number], step, generator(seed, number, step), clip))
             if after is not None:
                 after(model)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in rows[-1].items() if isinstance(v, float)}, refresh=False)
             if (step + 1) % every == 0:
                 keep(number, step + 1)
-        bar.close()
     keep(len(phases), 0)
     return Run(rows, perf_counter() - started)
+
+
+def _steps(phase: Phase, first: int, rows: list[Row], show: bool) -> Iterator[int]:
+    """The steps of a phase that are still to do, with a progress bar, until its stop rule says that it is done."""
+    with tqdm(range(first, phase.steps), phase.name, phase.steps, initial=first, disable=not show) as bar:
+        for step in bar:
+            if _finished(phase, rows):
+                return
+            yield step
+            bar.set_postfix({k: f"{v:.3f}" for k, v in rows[-1].items() if isinstance(v, float)}, refresh=False)
 
 
 def _finished(phase: Phase, rows: list[Row]) -> bool:

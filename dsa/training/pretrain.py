@@ -4,7 +4,7 @@ Shown text and needles from the start, a model of this size guesses the needles 
 first, and a third of the recall can be had by counting values. What it lacks is an *induction head*, an attention that
 finds the earlier place where the present symbol stood. So it first copies random segments, where nothing else helps,
 until it does so nearly without error (100 to 400 steps, depending on the seed, hence a stop rule and not a number).
-After that it reads text with needles, first 128 tokens long, then 256, and recalls almost at once.
+After that it reads text with needles, 128 tokens long, then 256 and 512, and recalls almost at once.
 
 The base is true to history: V3.1-Terminus was a dense model, and its indexers were added afterwards
 (:mod:`dsa.training.indexer`). The folder is therefore a ``deepseek_v3`` one.
@@ -30,7 +30,13 @@ from dsa.training.loop import Learn, Phase, Run, train, until
 from dsa.training.objectives import language_loss
 from dsa.training.optimizers import muon_and_adamw
 
-LENGTH = 256
+COPY_LENGTH, COPY_BATCH, COPY_CAP = 64, 32, 600
+MIXED = (  # length, sequences a step, steps, factors on the rate at first and last step
+    (128, 16, 250, (1.0, 0.7)),
+    (256, 16, 250, (0.7, 0.4)),
+    (512, 8, 150, (0.4, 0.03)),
+)
+LENGTH = MIXED[-1][0]
 RATE = 0.01  # of Muon and of AdamW
 ROUTER_SPEED = 0.003
 PAIRS = (2, 4, 8, 16)  # needles a sequence, drawn anew for each step
@@ -63,13 +69,15 @@ class MixedNeedles(Needles):
         return Needles(self.corpus, self.length, pairs, pairs, self.split).generate(generator, size)
 
 
-def phases(corpus: Corpus, length: int = LENGTH) -> list[Phase]:
-    """Copy until it works, then text and needles at half and at full ``length``."""
-    half, whole = MixedNeedles(corpus, length // 2), MixedNeedles(corpus, length)
+def phases(corpus: Corpus) -> list[Phase]:
+    """Copy until it works, then text and needles at each length of MIXED."""
+    copy = learn(Copy(COPY_LENGTH), COPY_BATCH)
     return [
-        Phase("copy", 600, learn(Copy(64), 32), warmup=20, done=until("copy", 0.95)),
-        Phase(f"mixed {length // 2}", 250, learn(half, 16), rates=(1.0, 0.6)),
-        Phase(f"mixed {length}", 350, learn(whole, 16), rates=(0.6, 0.05)),
+        Phase("copy", COPY_CAP, copy, warmup=20, done=until("copy", 0.95)),
+        *(
+            Phase(f"mixed {length}", steps, learn(MixedNeedles(corpus, length), size), rates)
+            for length, size, steps, rates in MIXED
+        ),
     ]
 
 
@@ -104,7 +112,7 @@ def pretrain(
     model = Transformer(config)
     model.reset_parameters(seed)
     model.train()
-    plan = phases(corpus, config.max_position_embeddings) if plan is None else plan
+    plan = phases(corpus) if plan is None else plan
     optimizers = muon_and_adamw(model, RATE, RATE)
     run = train(
         model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=f"pretrain {corpus.sha256}"
@@ -122,7 +130,7 @@ def run(options: argparse.Namespace) -> Path:
         model,
         options.out,
         made,
-        made_by="python -m dsa.training.pretrain",
+        made_by=options.command,
         options={"seed": options.seed, "length": LENGTH},
         corpus=corpus,
         claims=CLAIMS,

@@ -34,7 +34,7 @@ def save(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: 
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     unfinished = folder / (FILE + ".new")
     save_file(copies, unfinished, metadata={"progress": json.dumps(progress)})
-    with unfinished.open("rb") as file:
+    with unfinished.open("r+b") as file:
         os.fsync(file.fileno())
     unfinished.replace(folder / FILE)
 
