@@ -13,13 +13,15 @@ import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DeepseekV32Config, DeepseekV32ForCausalLM
 
 import dsa
+from dsa.model.config import Yarn
 
 T = 48
-YARN = small.SIZES["yarn"]
 V32 = {
     "groups, yarn, a first dense layer": {},
     "no groups": {"n_group": 1, "topk_group": 1},
     "no yarn": {"yarn": None, "rope_theta": 500.0},
+    "a yarn ramp within the pairs": {"yarn": Yarn(4, 4096)},
+    "a yarn ramp beyond the pairs": {"yarn": Yarn(8, 4096, beta_fast=500), "rope_theta": 10.0},
     "weights not normalised": {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
     "experts everywhere, two of them shared": {"first_k_dense_replace": 0, "n_shared_experts": 2},
     "no experts at all": {"first_k_dense_replace": 3},
