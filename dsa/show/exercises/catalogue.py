@@ -11,7 +11,13 @@ from typing import Any
 
 from dsa.show.exercises.core import Exercise, judge
 
-CHAPTERS: MappingProxyType[str, str] = MappingProxyType({"4": "selection"})  # chapter number -> module beside this one
+# chapter number -> module beside this one
+CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "2": "latent",
+        "4": "selection",
+    }
+)
 
 
 def chapter(number: str) -> tuple[Exercise, ...]:
