@@ -1,0 +1,1 @@
+"""What attention costs: counted from a config, and as published."""
