@@ -23,6 +23,7 @@ from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.indexer import Indexer
 from dsa.model.norm import RMSNorm
+from dsa.model.precision import FULL_PRECISION, Precision, latent_format
 from dsa.model.rope import Rope
 
 IndexFactors = tuple[Tensor, Tensor, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
@@ -39,6 +40,7 @@ class Step:
     top_k: int
     dtype: torch.dtype  # of everything but norms, scores and the residual stream
     record: str | None = None  # None, "trace" or "indexer_loss"
+    precision: Precision = FULL_PRECISION  # of index vectors and of what the cache holds
 
 
 @dataclass(frozen=True)
@@ -178,11 +180,13 @@ class Attention(nn.Module):
         """
         q, query_latent = self.queries(x, step.rope)
         kv = self.latents(x, step.rope)
-        if cache is not None:
+        if cache is None:
+            kv = latent_format(step.precision, self.latent, kv.dtype).rounded(kv)
+        else:
             kv = cache.append_latent(step.start, kv)
         index = None
         if self.indexer is not None and (step.attention == "sparse" or step.record):
-            index = self.indexer(x, query_latent, step.rope, cache, step.start)
+            index = self.indexer(x, query_latent, step.rope, cache, step.start, step.precision)
         selected = self.choose(step, q, kv, index)
         expanded = selected is None and x.shape[1] > 1  # dense prefill; dense decode stays on the latents
         heads = self.attend_mha(q, kv) if expanded else self.attend_mqa(q, kv, selected)

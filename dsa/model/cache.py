@@ -2,31 +2,77 @@
 
 MLA's cache holds, for all H heads together, C + R numbers a token; DSA adds the W numbers of the index key. In
 bf16 and at the real sizes that is 1152 + 256 bytes per token and layer: at equal precision sparse attention makes
-the cache *larger*. What it saves is work, not memory.
+the cache *larger*. What it saves is work, not memory. Memory is saved by FP8, which stores the same in 656 + 132.
 """
 
 import torch
 from torch import Tensor
 
 from dsa.model.config import Config
+from dsa.model.precision import FULL, FULL_PRECISION, Format, Precision, index_format, latent_format
+
+
+class Store:
+    """Room for `capacity` vectors a sequence, in whatever tensors the format makes of them.
+
+    `like` is one vector of zeros (B, 1, width): it tells width, dtype and device.
+    """
+
+    def __init__(self, form: Format, like: Tensor, capacity: int):
+        self.form = form
+        self.parts = [part.new_zeros(len(like), capacity, part.shape[-1]) for part in form.encode(like)]
+
+    def append(self, start: int, x: Tensor) -> Tensor:
+        """Write x (B, T, width) at `start` and read all so far (B, start + T, width)."""
+        end = start + x.shape[1]
+        for part, new in zip(self.parts, self.form.encode(x), strict=True):
+            part[:, start:end] = new
+        return self.form.decode(*(part[:, :end] for part in self.parts))
+
+    def read(self) -> Tensor:
+        """All of it (B, capacity, width); in full precision the memory itself."""
+        return self.form.decode(*self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes."""
+        return sum(part.nbytes for part in self.parts)
 
 
 class LayerCache:
     """One layer's part: latents (B, capacity, C + R) and index keys (B, capacity, W), filled from the left."""
 
-    def __init__(self, config: Config, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str):
-        def room(width: int) -> Tensor:
-            return torch.zeros(batch, capacity, width, dtype=dtype, device=device)
+    def __init__(
+        self,
+        config: Config,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        precision: Precision = FULL_PRECISION,
+    ):
+        def room(form: Format, width: int) -> Store:
+            return Store(form, torch.zeros(batch, 1, width, dtype=dtype, device=device), capacity)
 
-        self.latent = room(config.kv_lora_rank + config.qk_rope_head_dim)
-        self.index_key = room(config.index_head_dim or 0)
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self.latents = room(latent_format(precision, config.kv_lora_rank, dtype), width)
+        dense = config.index_head_dim is None
+        self.index_keys = room(FULL if dense else index_format(precision), config.index_head_dim or 0)
         self.index_length = 0  # tokens with an index key; dense attention leaves none behind
+
+    @property
+    def latent(self) -> Tensor:
+        """What attention reads (B, capacity, C + R)."""
+        return self.latents.read()
+
+    @property
+    def index_key(self) -> Tensor:
+        """What the indexer reads (B, capacity, W)."""
+        return self.index_keys.read()
 
     def append_latent(self, start: int, latent: Tensor) -> Tensor:
         """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R)."""
-        end = start + latent.shape[1]
-        self.latent[:, start:end] = latent
-        return self.latent[:, :end]
+        return self.latents.append(start, latent)
 
     def append_index_key(self, start: int, key: Tensor) -> Tensor:
         """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
@@ -39,9 +85,8 @@ class LayerCache:
                 f"the cache holds {start} tokens but only {self.index_length} index keys, because the others were not "
                 "read with attention='sparse': start again with a new cache to switch"
             )
-        end = self.index_length = start + key.shape[1]
-        self.index_key[:, start:end] = key
-        return self.index_key[:, :end]
+        self.index_length = start + key.shape[1]
+        return self.index_keys.append(start, key)
 
 
 class Cache:
@@ -51,6 +96,7 @@ class Cache:
         config: the model's sizes.
         batch: B, prompts side by side.
         capacity: most tokens a prompt and its continuation may have together.
+        precision: in which numbers; it must stay the model's own.
     """
 
     def __init__(
@@ -60,18 +106,26 @@ class Cache:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        precision: Precision = FULL_PRECISION,
     ):
         if capacity > config.max_position_embeddings:
             raise ValueError(
                 f"a cache for {capacity} tokens exceeds the model's max_position_embeddings="
                 f"{config.max_position_embeddings}: ask for fewer new tokens or shorten the prompt"
             )
-        self.batch, self.capacity = batch, capacity
+        self.batch, self.capacity, self.precision = batch, capacity, precision
         self.length = 0  # tokens read so far
-        self.layers = [LayerCache(config, batch, capacity, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.layers = [
+            LayerCache(config, batch, capacity, dtype, device, precision) for _ in range(config.num_hidden_layers)
+        ]
 
-    def check_room(self, batch: int, length: int) -> None:
+    def check_room(self, batch: int, length: int, precision: Precision) -> None:
         """Refuse, before anything is written, a pass over `length` tokens that does not fit."""
+        if precision != self.precision:
+            raise ValueError(
+                f"the cache was made for {self.precision} and the model is set to {precision}: "
+                "start again with a new cache to switch"
+            )
         if batch != self.batch:
             raise ValueError(f"the cache was made for a batch of {self.batch}, not {batch}")
         if self.length + length > self.capacity:

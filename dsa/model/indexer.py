@@ -9,7 +9,7 @@ divergence from the attention, Eq. 3 and 4) must change the indexer alone: the m
 predict, only the indexer is to predict better. The report trains the two with separate losses for that reason.
 
 The published code also multiplies query and key by a Hadamard matrix. That leaves every q . k as it is; it prepares
-the vectors for FP8 and has no place in fp32.
+the vectors for FP8 and has no place in fp32: see `precision`.
 """
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
+from dsa.model.precision import FULL_PRECISION, Precision, index_format, index_query
 from dsa.model.rope import Rope
 
 
@@ -52,7 +53,13 @@ class Indexer(nn.Module):
         return self._rotate(norm(wide).to(raw.dtype).unsqueeze(2), rope).squeeze(2)
 
     def forward(
-        self, x: Tensor, query_latent: Tensor, rope: Rope, cache: LayerCache | None = None, start: int = 0
+        self,
+        x: Tensor,
+        query_latent: Tensor,
+        rope: Rope,
+        cache: LayerCache | None = None,
+        start: int = 0,
+        precision: Precision = FULL_PRECISION,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Prepare the three factors of Eq. 1.
 
@@ -61,14 +68,16 @@ class Indexer(nn.Module):
             query_latent: MLA's RMS-normalised query latent (B, T, Q).
             rope: the angles of these T positions.
             cache: where earlier keys are, and these go, from position `start` on.
+            precision: of queries and keys.
 
         Returns:
-            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included.
+            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included, and in eight
+            bits the query's scale too: the queries then are codes.
         """
         x, query_latent = x.detach(), query_latent.detach()
         q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)
         k = self._key(x, rope)
         w = self.weights_proj(x) * (self.heads * self.width) ** -0.5  # no softmax: a weight may be negative
-        if cache is not None:
-            k = cache.append_index_key(start, k)
+        k = index_format(precision).rounded(k) if cache is None else cache.append_index_key(start, k)
+        q, w = index_query(q, w, precision)
         return q, k, w

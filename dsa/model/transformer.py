@@ -2,8 +2,10 @@
 
 Modules bear the names of the published checkpoint, so that this model's `state_dict` *is* the published layout and
 reading a file needs no table of names. The residual stream is fp32 whatever the weights are: each norm sees the
-unrounded sum. `model.attention` and `model.top_k` may be switched at any time.
+unrounded sum. `model.attention`, `model.top_k` and the two precisions may be switched at any time.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from dsa.model.cache import Cache, LayerCache
 from dsa.model.config import Config
 from dsa.model.moe import FeedForward, Gate, MoE
 from dsa.model.norm import RMSNorm
+from dsa.model.precision import FULL_PRECISION, check_index_width
 from dsa.model.rope import Rope
 from dsa.model.selection import KINDS
 
@@ -54,6 +57,8 @@ class Transformer(nn.Module):
         config: its sizes.
         attention: "sparse" (the indexer chooses), "dense", or one of the stand-ins "window", "random", "oracle".
         top_k: K, how many tokens each query keeps; `config.index_topk` at first.
+        index_precision: "full" (the model's dtype, at first), "fp8" or "int8": in which numbers the indexer ranks.
+        cache_precision: "full" or "fp8": in which numbers attention's latents are kept.
     """
 
     def __init__(self, config: Config):
@@ -63,6 +68,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._attention = "dense" if config.index_topk is None else "sparse"
         self._top_k = config.index_topk or config.max_position_embeddings
+        self._precision = FULL_PRECISION
 
     @property
     def attention(self) -> str:
@@ -92,13 +98,36 @@ class Transformer(nn.Module):
         self._top_k = top_k
 
     @property
+    def index_precision(self) -> str:
+        """In which numbers the indexer compares queries with keys."""
+        return self._precision.index
+
+    @index_precision.setter
+    def index_precision(self, name: str) -> None:
+        asked = replace(self._precision, index=name)
+        if self.config.index_head_dim is None:
+            raise ValueError("this model is dense and has no indexer whose precision could be set")
+        check_index_width(asked, self.config.index_head_dim)
+        self._precision = asked
+
+    @property
+    def cache_precision(self) -> str:
+        """In which numbers a token's latent is kept; without a cache it is rounded alike."""
+        return self._precision.cache
+
+    @cache_precision.setter
+    def cache_precision(self, name: str) -> None:
+        self._precision = replace(self._precision, cache=name)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the matrix products."""
         return self.model.embed_tokens.weight.dtype
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """Make room for `batch` sequences of at most `capacity` tokens."""
-        return Cache(self.config, batch, capacity, self.dtype, self.model.embed_tokens.weight.device)
+        device = self.model.embed_tokens.weight.device
+        return Cache(self.config, batch, capacity, self.dtype, device, self._precision)
 
     def gates(self) -> list[Gate]:
         """List the routers, one for each layer of experts."""
@@ -125,9 +154,9 @@ class Transformer(nn.Module):
         start = 0 if cache is None else cache.length
         self.check_tokens(tokens, start)
         if cache is not None:
-            cache.check_room(*tokens.shape)
+            cache.check_room(*tokens.shape, self._precision)
         rope = Rope.at(self.config, start, tokens.shape[1], tokens.device)
-        step = Step(rope, start, self.attention, self.top_k, self.dtype, record)
+        step = Step(rope, start, self.attention, self.top_k, self.dtype, record, self._precision)
         x = self.model.embed_tokens(tokens)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         records = []
@@ -157,6 +186,8 @@ class Transformer(nn.Module):
             self._check_trace(tokens, 0 if cache is None else cache.length)
         if indexer_loss and self.config.index_topk is None:
             raise ValueError("this model is dense and has no indexer to compute a loss for")
+        if indexer_loss and self._precision != FULL_PRECISION:
+            raise ValueError(f"rounding passes no gradient, so {self._precision} cannot train: set both to 'full'")
         record = "trace" if trace else "indexer_loss" if indexer_loss else None
         hidden, records = self.hidden(tokens, cache, record)
         logits = self.lm_head(hidden)
