@@ -9,8 +9,8 @@ def test_a_share_is_revealed_with_its_error_in_points(capsys):
     guess = predict("How much do 16 keys keep?", 0.5)
     guess.reveal(0.93, "attention is peaked")
     assert capsys.readouterr().out.splitlines() == [
-        "How much do 16 keys keep? Your guess: 50 %",
-        "You guessed 50 %; it is 93 %: 43 percentage points too low.",
+        "How much do 16 keys keep? Your guess: 50%",
+        "You guessed 50%; it is 93%: 43 percentage points too low.",
         "Why: attention is peaked",
     ]
 

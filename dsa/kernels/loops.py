@@ -41,16 +41,18 @@ def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
 
 
 def select(scores: Tensor, top_k: int) -> Tensor:
-    """Choose the `top_k` best visible keys of each row: scores (B, T, S) -> selected (B, T, min(K, S)).
+    """Choose the best visible keys of each row: scores (B, T, S) -> selected (B, T, min(K, S)).
 
-    A row with fewer visible keys than slots is filled up with `EMPTY`. Among equal scores the later key wins, so that
-    prefill and decode choose alike. The order within a row means nothing: compare selections as sets.
+    A row with fewer visible keys than slots is filled up with `EMPTY`. Among equal scores the later
+    key wins, so that prefill and decode choose alike. The order within a row means nothing: compare
+    selections as sets.
     """
     B, T, S = scores.shape
     selected = torch.full((B, T, min(top_k, S)), EMPTY)
     for b, t in product(range(B), range(T)):
         visible = [s for s in range(S) if scores[b, t, s] > float("-inf")]
-        best = sorted(visible, key=lambda s, row=scores[b, t]: (-float(row[s]), -s))[:top_k]  # type: ignore[misc]
+        ranked = sorted((-float(scores[b, t, s]), -s) for s in visible)[:top_k]
+        best = [-s for _, s in ranked]
         selected[b, t, : len(best)] = torch.tensor(best, dtype=torch.long)
     return selected.to(scores.device)
 

@@ -24,7 +24,7 @@ def draw_choices(reading: Reading) -> Draw:
         checked("top-k", top_k, 1, T, f"the text has {T} tokens")
         checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
         selected, kept = reading.chosen(who, layer, top_k), reading.kept(who, layer, top_k)
-        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.3), width_ratios=[1, 1.3])
+        fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.7), width_ratios=[1, 1.2])
         _draw_matrix(left, selected, f"{who}, layer {layer}, top-k {top_k}")
         _draw_kept(right, reading, layer, top_k, kept)
         return fig, _sentence(selected, kept, who, top_k, layer)
@@ -37,7 +37,9 @@ def _draw_matrix(ax: Axes, selected: Tensor, title: str) -> None:
     rows, slots = (selected >= 0).nonzero(as_tuple=True)
     ax.plot(selected[rows, slots], rows, linestyle="", marker="s", markersize=1.1, color=COLOURS[0])
     ax.plot([0, T - 1], [0, T - 1], color="#b0b0b0", linewidth=0.8, marker="")
-    ax.set(xlim=(-1, T), ylim=(T, -1), aspect="equal", xlabel="key position", ylabel="query position", title=title)
+    ax.set(xlim=(-1, T), ylim=(T, -1), aspect="equal", xlabel="key position", ylabel="query position")
+    ax.set_title(title, fontsize=10)
+    ax.grid(visible=False)
 
 
 def _draw_kept(ax: Axes, reading: Reading, layer: int, top_k: int, kept: Tensor) -> None:

@@ -36,7 +36,6 @@ class Guess:
 
     def _say(self, number: float) -> str:
         text = format(float(number), self.form)
-        text = text.replace("%", " %")
         return f"{text} {self.unit}".strip()
 
 
