@@ -250,6 +250,31 @@ def test_rotation_depends_on_distance_only_and_starts_at_zero():
     assert angles.halves(first).nonzero()[:, -1].tolist() == [0, 4]
 
 
+@torch.no_grad()
+def test_index_scores_are_equation_1_written_out(shared):
+    """With its scale: a wrong one changes no selection, but it changes what the indexer's loss teaches."""
+    model = set_to(shared, "sparse")
+    attention, inputs = model.model.layers[1].self_attn, {}
+    hook = attention.register_forward_pre_hook(lambda _, args: inputs.update(x=args[0]))
+    _, trace = model(small.tokens(1, 9), trace=True)
+    hook.remove()
+    x, index, angles = inputs["x"][0], attention.indexer, rope.frequencies(8, 1e4, model.config.yarn)
+    norm = torch.nn.functional.layer_norm
+    k = norm(x @ index.wk.weight.T, (16,), index.k_norm.weight, index.k_norm.bias, 1e-6)  # (T, W)
+    q = attention.q_a_layernorm(x @ attention.q_a_proj.weight.T) @ index.wq_b.weight.T
+    q, w = q.view(9, 16, 16), x @ index.weights_proj.weight.T  # (T, J, W), (T, J)
+
+    def turned(v, position):
+        z = torch.complex(v[:4], v[4:8]) * torch.polar(torch.ones(4), position * angles)  # dimension i with i + R/2
+        return torch.cat([z.real, z.imag, v[8:]])
+
+    for t in range(9):
+        for s in range(t + 1):
+            products = torch.stack([turned(head, t) @ turned(k[s], s) for head in q[t]])
+            expected = (w[t] * 16**-0.5 * 16**-0.5 * products.relu()).sum()
+            assert abs(trace[1].scores[0, t, s] - expected) < 1e-5
+
+
 # ---- experts
 
 
