@@ -14,7 +14,9 @@ from dsa.show.exercises.core import Exercise, judge
 # chapter number -> module beside this one
 CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
     {
+        "1": "roofline",
         "2": "latent",
+        "3": "indexer",
         "4": "selection",
     }
 )

@@ -1,0 +1,109 @@
+"""What a long context costs, to play with: FLOPs of a token and bytes of its cache, by length, top-k, heads, precision.
+
+All of it is counted from sizes (`dsa.cost`), so every line is drawn as modelled. The real model's sizes are the start;
+the controls change what a designer could have chosen otherwise.
+"""
+
+import math
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsa.cost.roofline import Work, crossover, decode_traffic, token_work
+from dsa.cost.storage import PRECISIONS, cache_bytes
+from dsa.model.config import Config
+from dsa.show.figures import COLOURS, provenance
+from dsa.show.panel import Draw
+from dsa.show.reading import checked
+
+UNIT = 1024  # tokens that one step of the length slider adds
+CURVES = (("dense, prefill", "dense", "prefill"), ("dense, decode", "dense", "decode"), ("sparse", "sparse", "decode"))
+"""Label, attention, phase. Sparse attention costs the same in both phases: it always runs on the latents."""
+
+
+def lengths(longest: int) -> list[int]:
+    """Numbers of keys to draw a curve at, equally spaced on a logarithmic axis, from 256 to `longest`."""
+    steps = 24
+    return [round(256 * (longest / 256) ** (n / steps)) for n in range(steps + 1)]
+
+
+def draw_length(config: Config) -> Draw:
+    """Make a panel's callback: draw(length, top_k, heads, precision) -> (figure, sentence).
+
+    `length` counts units of 1,024 tokens. Raises ValueError for what the model cannot have.
+    """
+    longest = config.max_position_embeddings
+
+    def draw(length: int, top_k: int, heads: int, precision: str) -> tuple[Figure, str]:
+        checked("length", length, 1, longest // UNIT, f"the model reads {longest:,} tokens, {UNIT:,} in a unit")
+        checked("top-k", top_k, 1, longest, f"the model reads {longest:,} tokens")
+        checked("heads", heads, 1, 1024, "the published model has 128")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
+        chosen = config.replace(index_topk=top_k, num_attention_heads=heads)
+        fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), width_ratios=[1.25, 1])
+        _draw_flops(left, chosen, length * UNIT)
+        _draw_bytes(right, chosen, length * UNIT, precision)
+        return fig, _sentence(chosen, length * UNIT, precision)
+
+    return draw
+
+
+def _draw_flops(ax: Axes, config: Config, keys: int) -> None:
+    """Work per token over length, with the present length and the crossovers marked."""
+    at = lengths(config.max_position_embeddings)
+    for label, attention, phase in CURVES:
+        flops = [token_work(config, n, attention, phase).total / 1e9 for n in at]
+        ax.plot(at, flops, label=label, markevery=4, linestyle=provenance("modelled")["linestyle"])
+    for phase, colour in (("prefill", COLOURS[0]), ("decode", COLOURS[1])):
+        meet = crossover(config, phase)
+        if meet <= at[-1]:
+            cost = token_work(config, max(1, round(meet)), "sparse", phase).total / 1e9
+            ax.plot([meet], [cost], marker="o", markersize=11, fillstyle="none", color=colour, linestyle="")
+    ax.axvline(keys, color="#444444", linewidth=0.8)
+    ax.set(xscale="log", yscale="log", ylim=(50, 5000), xlabel="tokens in view", ylabel="GFLOP a token")
+    ax.set_title("work; circles mark the crossovers")
+    ax.set_xticks([1024, 8192, 65536], ["1 Ki", "8 Ki", "64 Ki"])
+    ax.set_yticks([100, 1000], ["100", "1,000"])
+    ax.minorticks_off()
+    ax.legend(loc="upper left", fontsize=8)
+
+
+def _draw_bytes(ax: Axes, config: Config, keys: int, precision: str) -> None:
+    """Cache held and cache read for one decoded token, latents and index keys apart."""
+    names, latents, index_keys = [], [], []
+    for attention in ("dense", "sparse"):
+        bare, whole = (keys * cache_bytes(config, precision, indexer=kind) for kind in (False, True))
+        read = decode_traffic(config, keys, attention, precision)
+        names += [f"{attention}\nholds", f"{attention}\nreads"]
+        latents += [bare / 1e9, read.latents / 1e9]
+        index_keys += [(whole - bare) / 1e9 if attention == "sparse" else 0, read.index_keys / 1e9]
+    ax.bar(names, latents, width=0.6, label="latents", color=COLOURS[2])
+    ax.bar(names, index_keys, width=0.6, bottom=latents, label="index keys", color=COLOURS[3], hatch="//")
+    ax.set(ylabel="GB", title=f"cache, {precision}")
+    ax.margins(y=0.3)
+    ax.legend(loc="upper right", fontsize=8, ncols=2)
+
+
+def _sentence(config: Config, keys: int, precision: str) -> str:
+    dense = [token_work(config, keys, "dense", phase).total / 1e9 for phase in ("prefill", "decode")]
+    sparse = token_work(config, keys, "sparse", "decode")
+    meets = [_place(crossover(config, phase)) for phase in ("prefill", "decode")]
+    held, bare = (keys * cache_bytes(config, precision, indexer=kind) / 1e9 for kind in (True, False))
+    read = decode_traffic(config, keys, "sparse", precision)
+    return (
+        f"A token that sees {keys:,} takes {dense[0]:,.0f} GFLOP dense in prefill, {dense[1]:,.0f} dense in decode and "
+        f"{sparse.total / 1e9:,.0f} sparse, {scoring_share(sparse):.0%} of it scoring; sparse is cheaper {meets[0]} in "
+        f"prefill and {meets[1]} in decode. Its sequence holds {held:.2f} GB of cache, {bare:.2f} without index keys; "
+        f"decoding one token reads {(read.latents + read.index_keys) / 1e9:.2f} GB of it, dense {bare:.2f}."
+    )
+
+
+def scoring_share(work: Work) -> float:
+    """What share of a pass is index scoring."""
+    return work.scoring / work.total
+
+
+def _place(keys: float) -> str:
+    return "at no length" if keys == math.inf else f"above {keys:,.0f} tokens"
