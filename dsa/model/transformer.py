@@ -154,7 +154,7 @@ class Transformer(nn.Module):
         start = 0 if cache is None else cache.length
         self.check_tokens(tokens, start)
         if cache is not None:
-            cache.check_room(*tokens.shape, precision=self._precision)
+            cache.check_room(tokens.shape[0], tokens.shape[1], precision=self._precision)
         rope = Rope.at(self.config, start, tokens.shape[1], tokens.device)
         step = Step(rope, start, self.attention, self.top_k, self.dtype, record, self._precision)
         x = self.model.embed_tokens(tokens)
