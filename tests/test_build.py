@@ -200,6 +200,15 @@ def test_outputs_are_not_kept_when_code_changes(copy):
     assert cell(notebook(copy), "how-a-sample-works_2").outputs != before
 
 
+def test_equal_cells_keep_their_own_outputs():
+    def cells(*counts):
+        return [nbformat.v4.new_code_cell("next(numbers)", execution_count=count) for count in counts]
+
+    old, new = nbformat.v4.new_notebook(cells=cells(1, 2)), nbformat.v4.new_notebook(cells=cells(None, None))
+    assert build.graft(new, old)
+    assert [cell.execution_count for cell in new.cells] == [1, 2]
+
+
 def test_a_cell_that_fails_is_named(tmp_path):
     course = course_at(tmp_path, "# %% [markdown]\n# # Broken\n\n# %%\n1\n\n# %%\nint('x')\n")
     with pytest.raises(BuildError, match=r"^cell broken_2: ValueError: invalid literal"):
