@@ -98,7 +98,8 @@ def finish(
     save_pretrained(model, whole, dtype=torch.bfloat16)
     measures = measure(from_pretrained(whole), corpus, **exam)
     checked = [claim.check(measures) for claim in claims]
-    record = provenance(made_by, options, corpus, run.seconds) | {"claims": checked, "measures": measures}
+    record = provenance(made_by, options, corpus, run.seconds)
+    record |= {"training_processor_seconds": round(run.processor_seconds, 1), "claims": checked, "measures": measures}
     write_json(whole / "provenance.json", record)
     write_table(run.rows, whole / "training.csv")
     for claim in checked:

@@ -5,16 +5,16 @@ gradient clipping, progress, the table of measures, saving and resuming. Most tr
 stage, and the copies drift apart.
 
 Two rules make a run repeatable. Step s of phase p draws its data from a generator seeded with (seed, p, s) alone, so
-a run resumed after ``kill -9`` ends with the same weights, bit for bit, as one that was never stopped. And nothing
-here reads a clock or a global random state. (Between machines the bits differ: see the course's notes.)
+a run resumed after ``kill -9`` ends with the same weights, bit for bit, as one that was never stopped. And no weight
+depends on a clock or on global random state. (Between machines the bits differ all the same.)
 """
 
 import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -56,10 +56,34 @@ class Phase:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training leaves beside its weights: the table of measures and the seconds it took in all."""
+    """What a training leaves beside its weights: the table of measures and the seconds it took in all.
+
+    ``processor_seconds`` leaves out the time in which other programs had the processor.
+    """
 
     rows: list[Row]
     seconds: float
+    processor_seconds: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run stands: the next step, and the seconds spent so far."""
+
+    phase: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+
+
+class _Clock:
+    """Seconds spent, those before a resumption included; they never reach a weight or a row."""
+
+    def __init__(self, at: _Place):
+        self.wall, self.processor = perf_counter() - at.seconds, process_time() - at.processor_seconds
+
+    def read(self) -> tuple[float, float]:
+        return perf_counter() - self.wall, process_time() - self.processor
 
 
 def generator(seed: int, phase: int, step: int) -> torch.Generator:
@@ -98,27 +122,26 @@ def train(
     or other phases is refused with ValueError. A loss that is no longer finite raises FloatingPointError.
     """
     identity = {"seed": seed, "label": label, "phases": [[phase.name, phase.steps] for phase in phases]}
-    at, rows = (0, 0, 0.0), list[Row]()
+    at, rows = _Place(), list[Row]()
     optim.remember_rates(optimizers)
     if resume and work is not None and state.exists(work):
         at, rows = _resume(work, model, optimizers, identity)
-    first_phase, first_step, seconds = at
-    started = perf_counter() - seconds
+    clock = _Clock(at)
 
     def keep(phase: int, step: int) -> None:
         if work is not None:
-            position = {"phase": phase, "step": step, "seconds": perf_counter() - started, "rows": rows}
-            state.save(work, model, optimizers, {"identity": identity, **position})
+            place = asdict(_Place(phase, step, *clock.read()))
+            state.save(work, model, optimizers, {"identity": identity, "place": place, "rows": rows})
 
-    for number in range(first_phase, len(phases)):
-        for step in _steps(phases[number], first_step if number == first_phase else 0, rows, show):
+    for number in range(at.phase, len(phases)):
+        for step in _steps(phases[number], at.step if number == at.phase else 0, rows, show):
             rows.append(_step(model, optimizers, phases[number], step, generator(seed, number, step), clip))
             if after is not None:
                 after(model)
             if (step + 1) % every == 0:
                 keep(number, step + 1)
     keep(len(phases), 0)
-    return Run(rows, perf_counter() - started)
+    return Run(rows, *clock.read())
 
 
 def _steps(phase: Phase, first: int, rows: list[Row], show: bool) -> Iterator[int]:
@@ -137,14 +160,14 @@ def _finished(phase: Phase, rows: list[Row]) -> bool:
 
 def _resume(
     work: Path, model: nn.Module, optimizers: list[Optimizer], identity: dict[str, Any]
-) -> tuple[tuple[int, int, float], list[Row]]:
+) -> tuple[_Place, list[Row]]:
     saved = state.load(work, model, optimizers)
     if saved["identity"] != identity:
         raise ValueError(
             f"{work} holds another run ({saved['identity']}), not this one ({identity}); "
             "resume with the options it was started with, or remove the folder and start over"
         )
-    return (saved["phase"], saved["step"], saved["seconds"]), saved["rows"]
+    return _Place(**saved["place"]), saved["rows"]
 
 
 def _step(
