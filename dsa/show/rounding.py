@@ -1,4 +1,4 @@
-"""How much rounding a ranking survives: small number formats, blocks that share a scale, and the sets chosen afterwards.
+"""How much rounding a ranking survives: small number formats, blocks that share a scale, and the sets then chosen.
 
 A rounded score is not judged by its error but by what it changes: which K tokens are chosen. So everything here rounds
 the indexer's queries and keys, scores them in fp32, chooses, and compares the sets. The outlier of the panel is made on
@@ -56,6 +56,7 @@ FORMATS = MappingProxyType(
         "e3m2": _float(6, 2, -2, 28.0),
         "int4": _whole(4),
         "e2m1": _float(4, 1, 0, 6.0),
+        "int2": _whole(2),
     }
 )
 """Formats by name: eEmF has E exponent and F fraction bits."""
@@ -130,7 +131,7 @@ def with_outlier(factors: Factors, size: float, place: int = 0) -> Factors:
 def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
     """Make a panel's callback: draw(outlier, block, format) -> (figure, sentence); the outlier is a power of two.
 
-    Left: one key's numbers, divided by their scale, beside the format's own. Right: how many chosen tokens stay.
+    Left: the magnitudes of one key, exact and rounded. Right: how many chosen tokens stay, for every outlier.
     """
     exact = ops.index_topk(*factors, top_k)
 
@@ -144,17 +145,18 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
         if block not in BLOCKS or format not in FORMATS:
             raise ValueError(f"{block!r}, {format!r}: use one of {', '.join(BLOCKS)}; and of {', '.join(FORMATS)}")
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.9), width_ratios=[1, 1.25])
-        _draw_key(left, with_outlier(factors, 2.0**outlier)[1], format, BLOCKS[block])
+        _draw_key(left, with_outlier(factors, 2.0**outlier)[1], 2**outlier, format, BLOCKS[block])
         powers = range(0, 13, 2)
         for turn, marker, colour in ((False, "o", COLOURS[0]), (True, "s", COLOURS[1])):
-            label = "with Hadamard" if turn else "as they are"
+            label = "after Hadamard" if turn else "as they are"
             right.plot(powers, [kept(p, block, format, turn) for p in powers], marker=marker, color=colour, label=label)
         right.axvline(outlier, color="#444444", linewidth=0.8)
-        right.set(xlabel="outlier, 2 to the power of", ylabel="chosen tokens that stay", ylim=(0, 1.05))
+        right.set(xlabel="outlier, 2 to the power of", ylabel="share that stays", ylim=(0, 1.05))
+        right.set_title("Chosen tokens that stay chosen")
         right.legend(loc="lower left")
         plain, turned = (kept(outlier, block, format, turn) for turn in (False, True))
         words = (
-            f"With {format}, one scale for {block} and an outlier of {2**outlier}, {plain:.0%} of the chosen tokens "
+            f"With {format}, one scale for {block} and an outlier of {2**outlier:,} {plain:.0%} of the chosen tokens "
             f"stay; after a Hadamard transform {turned:.0%}."
         )
         return fig, words
@@ -162,7 +164,7 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
     return draw
 
 
-def _draw_key(ax: Axes, k: Tensor, name: str, block: tuple[int, int]) -> None:
+def _draw_key(ax: Axes, k: Tensor, size: int, name: str, block: tuple[int, int]) -> None:
     """The magnitudes of one key before and after rounding."""
     before, after = k[0, -1].abs(), rounded(k, name, block)[0, -1].abs()
     places = range(len(before))
@@ -171,5 +173,5 @@ def _draw_key(ax: Axes, k: Tensor, name: str, block: tuple[int, int]) -> None:
     smallest = max(float(before[before > 0].min()), 1e-4)
     ax.set_yscale("symlog", linthresh=smallest)
     ax.set_ylim(-0.4 * smallest, 4 * float(before.max()))
-    ax.set(title="one key", xlabel="number", ylabel="magnitude")
+    ax.set(title=f"One key, its number 0 times {size:,}", xlabel="number", ylabel="magnitude")
     ax.legend(loc="upper right", fontsize=8, ncols=2)

@@ -18,6 +18,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "2": "latent",
         "3": "indexer",
         "4": "selection",
+        "5": "fp8",
     }
 )
 
