@@ -92,9 +92,9 @@ def test_colours_leave_the_text_as_it_is(draw):
         ({"text": "file:tests"}, "cannot be read"),
         ({"text": "file:data/sparse/model.safetensors"}, "not a text file"),
         ({"text": "\ud800"}, "lone surrogate"),
-        ({"top_k": 0}, "top-k = 0 lies outside 1 to 256"),
-        ({"top_k": -3}, "top-k = -3 lies outside 1 to 256"),
-        ({"top_k": 5000}, "top-k = 5000 lies outside 1 to 256"),
+        ({"top_k": 0}, "top-k = 0 lies outside 1 to 512"),
+        ({"top_k": -3}, "top-k = -3 lies outside 1 to 512"),
+        ({"top_k": 5000}, "top-k = 5000 lies outside 1 to 512"),
         ({"top_k": "many"}, "top-k = 'many' is not a whole number"),
         ({"top_k": 2.5}, "top-k = 2.5 is not a whole number"),
         ({"layer": 3}, "layer = 3 lies outside 0 to 2"),
@@ -114,7 +114,7 @@ def test_a_top_k_above_the_text_keeps_all_and_says_so(draw):
 
 def test_a_long_text_is_cut_to_what_the_model_was_trained_for(draw):
     _, sentence = at(draw, text="fog and lamp. " * 7200)  # 100,800 characters
-    assert sentence.startswith("Only the last 256 tokens were read")
+    assert sentence.startswith("Only the last 512 tokens were read")
 
 
 def test_any_script_is_read(draw):

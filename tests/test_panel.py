@@ -102,7 +102,7 @@ def test_html_is_left_as_html():
     made = Panel(lambda k: ([Html(f"<b>{k}</b>"), draw(k)[0]], f"{k} is bold here"), k=Slider("k", 1, 4, 2))
     bundle, _ = made._repr_mimebundle_()
     assert set(bundle) == {VIEW, "text/html", "text/plain"}
-    assert bundle["text/html"].startswith('<b>2</b>\n<img style="display: block" alt=')
+    assert bundle["text/html"].startswith('<b>2</b>\n<img style="display:block;max-width:100%" alt=')
 
 
 def test_figures_are_closed(sample):

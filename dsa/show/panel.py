@@ -111,7 +111,7 @@ class Panel:
         names = 0.55 * max(len(control.label) for control in controls.values()) + 0.5
         built = {name: control.build(names) for name, control in controls.items()}
         self.inputs = {name: source for name, (_, source) in built.items()}
-        self.output = widgets.HTML()
+        self.output = widgets.HTML(layout=widgets.Layout(width="100%"))
         self.widget = widgets.VBox([*(row for row, _ in built.values()), self.output])
         for source in self.inputs.values():
             source.observe(lambda change: self.update(), names="value")
@@ -179,9 +179,8 @@ def _plain(picture: Picture) -> bytes | Html:
 def _html(pictures: list[bytes | Html], sentence: str) -> str:
     """Pictures above their sentence. The sentence is announced when it changes, and describes the figures."""
     alt = escape(sentence)
-    shown = [
-        p if isinstance(p, Html) else f'<img style="display: block" alt="{alt}" src="{_address(p)}">' for p in pictures
-    ]
+    fits = "display:block;max-width:100%"  # a narrow window shrinks the picture instead of cutting it
+    shown = [p if isinstance(p, Html) else f'<img style="{fits}" alt="{alt}" src="{_address(p)}">' for p in pictures]
     return "\n".join([*shown, f'<p role="status" aria-live="polite">{alt}</p>'])
 
 

@@ -8,7 +8,7 @@
 #
 # So the question is not whether something is lost. It is *what*. In the next minute you will see it on a text of
 # your own, with a real model of the same architecture that is small enough for any laptop: 0.6 million
-# parameters, three layers, trained on Python's own source code. It reads up to 256 tokens and keeps 16 of them.
+# parameters, three layers, trained on Python's own source code. It reads up to 512 tokens and keeps 16 of them.
 #
 # **You will be able to**
 # 1. see, for any text and any token, which earlier tokens are kept and which are dropped;
@@ -42,12 +42,12 @@ print(text[-256:])
 # %% [markdown]
 # ## First a guess
 #
-# A token at the end of this text sees 256 tokens, itself included. Sparse attention lets it keep 16 of them, one
-# in sixteen. If attention were spread evenly, they would hold 6% of it. **What share will the indexer's 16
-# tokens hold?** Write your guess into the cell, 0.06 for 6%, and run it.
+# A token at the end of this text sees 512 tokens, itself included. Sparse attention lets it keep 16 of them, one
+# in thirty-two. If attention were spread evenly, they would hold 3% of it. **What share will the indexer's 16
+# tokens hold?** Write your guess into the cell, 0.03 for 3%, and run it.
 
 # %%
-guess = predict("What share of the attention do 16 of 256 keep?", 0.5)
+guess = predict("What share of the attention do 16 of 512 keep?", 0.5)
 
 # %% [markdown]
 # ## Look
@@ -161,11 +161,11 @@ import torch
 from dsa.text.tasks import hide
 
 needles = [
-    hide(text, 256, depth, key=7, value=v)
+    hide(text, 512, depth, key=7, value=v)
     for depth in (0.0, 0.25, 0.5, 0.75)
     for v in range(16)
 ]
-tokens = torch.stack([needle.tokens for needle in needles])  # (64, 256)
+tokens = torch.stack([needle.tokens for needle in needles])  # (64, 512)
 truth = torch.tensor([needle.answer for needle in needles])
 
 
@@ -246,7 +246,7 @@ def bits(top_k):
     return spent / size
 
 
-loss = {k: bits(k) for k in (1, 2, 4, 16, 256)}
+loss = {k: bits(k) for k in (1, 2, 4, 16, 512)}
 print(", ".join(f"top-k {k}: {b:.1f}" for k, b in loss.items()))
 claim(
     "C0.5",
