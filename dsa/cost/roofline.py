@@ -112,6 +112,11 @@ class Traffic:
     latents: int
 
     @property
+    def cache(self) -> int:
+        """What it reads of the cache."""
+        return self.index_keys + self.latents
+
+    @property
     def total(self) -> int:
         """All of it."""
         return sum(astuple(self))

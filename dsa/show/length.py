@@ -13,19 +13,12 @@ from matplotlib.figure import Figure
 from dsa.cost.roofline import Work, crossover, decode_traffic, token_work
 from dsa.cost.storage import PRECISIONS, cache_bytes
 from dsa.model.config import Config
-from dsa.show.figures import COLOURS, provenance
+from dsa.show.counts import LENGTHS, work_lines
+from dsa.show.figures import COLOURS
 from dsa.show.panel import Draw
 from dsa.show.reading import checked
 
 UNIT = 1024  # tokens that one step of the length slider adds
-CURVES = (("dense, prefill", "dense", "prefill"), ("dense, decode", "dense", "decode"), ("sparse", "sparse", "decode"))
-"""Label, attention, phase. Sparse attention costs the same in both phases: it always runs on the latents."""
-
-
-def lengths(longest: int) -> list[int]:
-    """Numbers of keys to draw a curve at, equally spaced on a logarithmic axis, from 256 to `longest`."""
-    steps = 24
-    return [round(256 * (longest / 256) ** (n / steps)) for n in range(steps + 1)]
 
 
 def draw_length(config: Config) -> Draw:
@@ -52,22 +45,14 @@ def draw_length(config: Config) -> Draw:
 
 def _draw_flops(ax: Axes, config: Config, keys: int) -> None:
     """Work per token over length, with the present length and the crossovers marked."""
-    at = lengths(config.max_position_embeddings)
-    for label, attention, phase in CURVES:
-        flops = [token_work(config, n, attention, phase).total / 1e9 for n in at]
-        ax.plot(at, flops, label=label, markevery=4, linestyle=provenance("modelled")["linestyle"])
+    work_lines(ax, config)
     for phase, colour in (("prefill", COLOURS[0]), ("decode", COLOURS[1])):
         meet = crossover(config, phase)
-        if meet <= at[-1]:
+        if meet <= LENGTHS[-1]:
             cost = token_work(config, max(1, round(meet)), "sparse", phase).total / 1e9
             ax.plot([meet], [cost], marker="o", markersize=11, fillstyle="none", color=colour, linestyle="")
     ax.axvline(keys, color="#444444", linewidth=0.8)
-    ax.set(xscale="log", yscale="log", ylim=(50, 5000), xlabel="tokens in view", ylabel="GFLOP a token")
-    ax.set_title("work; circles mark the crossovers")
-    ax.set_xticks([1024, 8192, 65536], ["1 Ki", "8 Ki", "64 Ki"])
-    ax.set_yticks([100, 1000], ["100", "1,000"])
-    ax.minorticks_off()
-    ax.legend(loc="upper left", fontsize=8)
+    ax.set(ylim=(50, 5000), title="work; circles mark the crossovers")
 
 
 def _draw_bytes(ax: Axes, config: Config, keys: int, precision: str) -> None:
@@ -96,7 +81,7 @@ def _sentence(config: Config, keys: int, precision: str) -> str:
         f"A token that sees {keys:,} takes {dense[0]:,.0f} GFLOP dense in prefill, {dense[1]:,.0f} dense in decode and "
         f"{sparse.total / 1e9:,.0f} sparse, {scoring_share(sparse):.0%} of it scoring; sparse is cheaper {meets[0]} in "
         f"prefill and {meets[1]} in decode. Its sequence holds {held:.2f} GB of cache, {bare:.2f} without index keys; "
-        f"decoding one token reads {(read.latents + read.index_keys) / 1e9:.2f} GB of it, dense {bare:.2f}."
+        f"decoding one token reads {read.cache / 1e9:.2f} GB of it, dense {bare:.2f}."
     )
 
 

@@ -1,13 +1,13 @@
-"""The exercises of chapter 01: count pairs, parameters and bytes, and find where one way becomes cheaper.
+"""The exercises of chapter 01: count pairs and bytes, and find where one way becomes cheaper.
 
-Each is a count that has been got wrong in print: squares for triangles, all experts for the active ones, FP8 without
-its scales, a crossover without the cost of choosing.
+Each is a count that has been got wrong in print: squares for triangles, FP8 without its scales, a
+crossover without the cost of choosing.
 """
 
 import math
 from itertools import product
 
-from dsa.cost import roofline, storage
+from dsa.cost import roofline
 from dsa.model.config import Config
 from dsa.show.exercises.core import Exercise, require
 
@@ -65,64 +65,6 @@ def _triangle(length: int) -> str:
 # E1.2 ---------------------------------------------------------------------------------------------------------------
 
 
-def my_moe_parameters(config: Config) -> tuple[int, int]:
-    """Matrix parameters of one layer of experts: (stored, active).
-
-    An expert has three matrices of hidden_size x
-    moe_intermediate_size. A router of hidden_size numbers for each
-    routed expert chooses num_experts_per_tok of them. Shared experts
-    serve every token.
-    """
-    expert = 3 * config.hidden_size * config.moe_intermediate_size
-    router = config.hidden_size * config.n_routed_experts
-    shared = config.n_shared_experts * expert
-    stored = config.n_routed_experts * expert + shared + router
-    active = config.num_experts_per_tok * expert + shared + router
-    return stored, active
-
-
-def _no_shared(config: Config) -> tuple[int, int]:
-    """Forgets the shared experts."""
-    expert, router = 3 * config.hidden_size * config.moe_intermediate_size, config.hidden_size * config.n_routed_experts
-    return config.n_routed_experts * expert + router, config.num_experts_per_tok * expert + router
-
-
-def _two_matrices(config: Config) -> tuple[int, int]:
-    """Counts two matrices an expert, as before SwiGLU."""
-    expert, router = 2 * config.hidden_size * config.moe_intermediate_size, config.hidden_size * config.n_routed_experts
-    stored = (config.n_routed_experts + config.n_shared_experts) * expert + router
-    return stored, (config.num_experts_per_tok + config.n_shared_experts) * expert + router
-
-
-def _router_of_the_chosen(config: Config) -> tuple[int, int]:
-    """Lets the router score only those it will choose: it must score all to know them."""
-    stored, active = my_moe_parameters(config)
-    return stored, active - config.hidden_size * (config.n_routed_experts - config.num_experts_per_tok)
-
-
-def _all_active(config: Config) -> tuple[int, int]:
-    """Takes all stored experts to be active."""
-    stored, _ = my_moe_parameters(config)
-    return stored, stored
-
-
-def _check_moe(answer) -> None:
-    for config, name in ((Config.v32_exp(), "the real model"), (Config.mini().replace(n_shared_experts=3), "a mini")):
-        found = answer(config)
-        require(isinstance(found, tuple) and len(found) == 2, "return two numbers: stored, active")
-        layers = config.num_hidden_layers - config.first_k_dense_replace
-        sizes = [m for m in storage.matrices(config) if m.part in ("experts", "router")]
-        expert = 3 * config.hidden_size * config.moe_intermediate_size
-        shared = config.n_shared_experts * expert
-        for mine, count, word in zip(found, ("stored", "used"), ("stored", "active"), strict=True):
-            right = shared + sum(getattr(m, count) * m.outputs * m.inputs for m in sizes) // layers
-            off = (mine - right) / expert
-            require(mine == right, f"for {name}, {word}: yours is {mine:,}, off by {off:+.2f} times one expert")
-
-
-# E1.3 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_cache_bytes(latent: int, rotary: int, index: int) -> int:
     """Cache bytes of one token in one layer, as deployed.
 
@@ -166,7 +108,7 @@ def _check_cache(answer) -> None:
         require(found == right, f"latent {latent}, rotary {rotary}, index {index}: {right} bytes, yours says {found}")
 
 
-# E1.4 ---------------------------------------------------------------------------------------------------------------
+# E1.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_crossover(dense: int, sparse: int, index: int, top_k: int) -> float:
@@ -214,7 +156,7 @@ def _check_crossover(answer) -> None:
         require(found == math.inf, f"an indexer of {index} a key beside attention of 100 never pays: return math.inf")
 
 
-# E1.5 ---------------------------------------------------------------------------------------------------------------
+# E1.4 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_growth(sparse: int, index: int, top_k: int, keys: int) -> float:
@@ -279,16 +221,7 @@ EXERCISES = (
         my_pairs, (_square, _half_square, _without_itself, _full_from_the_start), _check_pairs,
     ),
     Exercise(
-        "E1.2", "Stored and active", 1, 10,
-        "671 billion parameters, of which 37 billion work on a token: the difference is in the layers of experts. "
-        "Count one such layer, from the names of the published config.",
-        ("One expert is a SwiGLU: gate, up and down, three matrices of the same size.",
-         "Stored: all routed experts and the shared ones. Active: those chosen for a token, and the shared ones.",
-         "The router is stored and active in full: it scores every expert to know which are best."),
-        my_moe_parameters, (_no_shared, _two_matrices, _router_of_the_chosen, _all_active), _check_moe,
-    ),
-    Exercise(
-        "E1.3", "The cache as deployed", 1, 10,
+        "E1.2", "The cache as deployed", 1, 10,
         "A byte for each number would be too simple. Count what a token leaves in one layer's cache when latent and "
         "index key are FP8. For the real model, 512, 64 and 128, it must come to 788.",
         ("FP8 numbers have one byte, bf16 numbers two, an fp32 scale four.",
@@ -297,7 +230,7 @@ EXERCISES = (
         my_cache_bytes, (_no_scales, _rotary_too, _one_scale, _rounds_down), _check_cache,
     ),
     Exercise(
-        "E1.4", "Where choosing begins to pay", 2, 15,
+        "E1.3", "Where choosing begins to pay", 2, 15,
         "Dense attention pays for every key. Sparse attention pays a little for every key and much for a few. Find the "
         "length at which both cost the same.",
         ("At S keys dense costs dense * S. Write down what sparse costs for S above top_k.",
@@ -306,7 +239,7 @@ EXERCISES = (
         my_crossover, (_choosing_is_free, _same_price, _at_top_k, _never_forgotten), _check_crossover,
     ),
     Exercise(
-        "E1.5", "Is it still O(L²)?", 3, 20,
+        "E1.4", "Is it still O(L²)?", 3, 20,
         "On logarithmic axes the slope of a cost is the power with which it grows. For a sum of terms, that slope is "
         "the mean of the terms' own powers, weighted by their shares of the cost. What is it here?",
         ("A constant term has the power 0, a term that grows in proportion has the power 1.",
