@@ -130,15 +130,15 @@ def _draw_shares(ax: Axes, curve: dict[int, Damage], rank: int) -> None:
     ranks = sorted(curve)
     ax.plot(ranks, [curve[r].recall for r in ranks], color=COLOURS[0], marker="o", label="needles found")
     ax.plot(ranks, [curve[r].moved for r in ranks], color=COLOURS[3], marker="s", label="attention moved")
-    ax.set(xlabel=f"rank (the line: {rank})", ylabel="share", ylim=(-0.03, 1.25), yticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.set(xlabel=f"rank (the line: {rank})", ylabel="share", ylim=(-0.03, 1.05))
     ax.axvline(rank, color="#444444", linewidth=1)
-    ax.legend(loc="upper left", ncols=2, fontsize=8)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=9)
 
 
 def _draw_bits(ax: Axes, curve: dict[int, Damage], rank: int) -> None:
     ranks = sorted(curve)
     ax.plot(ranks, [curve[r].bits for r in ranks], color=COLOURS[2], marker="^")
-    ax.set(xlabel=f"rank (the line: {rank})", ylabel="bits per byte", ylim=(0, 8), title="Prose (8 bits: no idea)")
+    ax.set(xlabel=f"rank (the line: {rank})", ylabel="bits per byte", ylim=(0, 8), title="prose (8 bits: no idea)")
     ax.axvline(rank, color="#444444", linewidth=1)
 
 

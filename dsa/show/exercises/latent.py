@@ -27,7 +27,7 @@ def counted(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
 # E2.1 ---------------------------------------------------------------------------------------------------------------
 
 
-def my_cache_bytes(config: Config, kind: str, groups: int = 8) -> int:
+def my_cache_bytes(config, kind: str, groups: int = 8) -> int:
     """Bytes in bf16 that one token leaves in the caches of all layers.
 
     kind is "MHA", "GQA" (with so many groups), "MQA" or "MLA". But for
