@@ -156,8 +156,8 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
         right.legend(loc="lower left")
         plain, turned = (kept(outlier, block, format, turn) for turn in (False, True))
         words = (
-            f"With {format}, one scale for {block} and an outlier of {2**outlier:,} {plain:.0%} of the chosen tokens "
-            f"stay; after a Hadamard transform {turned:.0%}."
+            f"With {format}, one scale for {block} and an outlier of {2**outlier:,}: {plain:.0%} of the chosen tokens "
+            f"stay, after a Hadamard transform {turned:.0%}."
         )
         return fig, words
 

@@ -122,7 +122,7 @@ def _check_quantise(answer) -> None:
 
 
 def my_block_matmul(x, x_scale, w, w_scale) -> Tensor:
-    """Product of quantised activations and weights: (M, N), (O, N) -> (M, O).
+    """Multiply quantised matrices: x (M, N), w (O, N) -> x w^T (M, O).
 
     x (M, N) holds codes with x_scale (M, N / 128), one for each run of 128;
     w (O, N) with w_scale (O / 128, N / 128), one for each square.
