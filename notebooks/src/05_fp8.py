@@ -430,8 +430,8 @@ claim(
 )
 
 # %% [markdown]
-# So some tokens are swapped. Which? The number to look at is where a newcomer stood in the exact ranking. Place 17 is
-# the first that fp32 left out.
+# So some tokens are swapped. Which? The number to look at is where a newcomer stood in the exact ranking. Place
+# 17 is the first that fp32 left out.
 
 # %%
 scores = ops.index_scores(*factors[2])
@@ -455,6 +455,8 @@ show(
     "Where newcomers to the 16 stood in fp32. 95 % of them stood no"
     f" farther down than: {words}.",
 )
+
+# %%
 claim(
     "C5.11",
     deep["e4m3"] <= 24,
@@ -902,8 +904,9 @@ claim(
 # ## What you have proved
 #
 # Three lines round as the hardware does (C5.2), to {C5.3} at worst. Scales are exact only if one does not take
-# logarithms (C5.4). Powers of two move through the ReLU bit for bit (C5.7). Rounded to e4m3, the indexer still chooses {C5.9} or more of the same tokens, and whoever is new stood at place {C5.11} or better. {C5.12}. Memory is saved
-# by FP8, not by sparse attention (C5.19, C5.20).
+# logarithms (C5.4). Powers of two move through the ReLU bit for bit (C5.7). Rounded to e4m3, the indexer still
+# chooses {C5.9} or more of the same tokens, and whoever is new stood at place {C5.11} or better. {C5.12}. Memory
+# is saved by FP8, not by sparse attention (C5.19, C5.20).
 #
 # **What the report does not say, and what we chose.** Which scale the cache's latent gets: here powers of two in
 # four fp32 numbers. What happens to infinities: here an error that counts them. Whether int8 vectors are turned
@@ -913,7 +916,7 @@ claim(
 # 1. Why is the relative error of a float nearly the same for every number, and where does that end?
 # 2. A scale rounded up to a power of two wastes up to half the range. Why does int8 mind, and e4m3 not?
 # 3. The head weights stay in high precision. What would rounding them change?
-# 4. The share that stays falls when K is small. Why? (Place 17 is nearer to all others when K is 1 of 256.)
+# 4. The share that stays falls when K is small. Why?
 # 5. You are shown an FP8 indexer with 97 % of the chosen tokens kept. What do you ask before you believe in it?
 #
 # **Next** come the chapters on cost, where these bytes become time; the [README](../README.md) lists what is there.
