@@ -99,12 +99,12 @@ def _piece(found: Factors, t: int) -> str:
 
 
 def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> Figure:
-    fig = plt.figure(figsize=(8.6, 4.5))
+    fig = plt.figure(figsize=(7.2, 3.4))
     grid = fig.add_gridspec(3, 2, width_ratios=[1.5, 1])
     rows = [fig.add_subplot(grid[row, 0]) for row in range(3)]
     _draw_heads(rows[0], products, "q · k")
     _draw_heads(rows[1], shares, "w · act(q · k)")
-    rows[0].legend(ncols=len(products), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderpad=0)
+    rows[0].legend(ncols=8, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderpad=0)
     _draw_score(rows[2], shares.sum(0), kept)
     _draw_agreement(fig.add_subplot(grid[:, 1]), shares.sum(0), mass, kept)
     for ax in rows[:2]:
@@ -115,14 +115,15 @@ def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> 
 def _draw_heads(ax: Axes, values: Tensor, label: str) -> None:
     ax.axhline(0, color="#444444", linewidth=0.8, marker="")
     for j, row in enumerate(values):
-        ax.plot(row, color=COLOURS[j], marker=MARKERS[j], markersize=2.5, linewidth=0.6, label=f"head {j}")
+        colour, marker = COLOURS[j % len(COLOURS)], MARKERS[j % len(MARKERS)]
+        ax.plot(row, color=colour, marker=marker, markersize=2.4, linewidth=0, label=f"head {j}")
     ax.set(ylabel=label, xlim=(-1, values.shape[1]))
 
 
 def _draw_score(ax: Axes, scores: Tensor, kept: list[int]) -> None:
     ax.axhline(0, color="#444444", linewidth=0.8, marker="")
-    ax.plot(scores, color="#8a8a8a", marker="o", mfc="none", markersize=2.5, linewidth=0.6)
-    ax.plot(kept, scores[kept], color=COLOURS[3], marker="s", markersize=4, linestyle="")
+    ax.plot(scores, color="#8a8a8a", marker="o", markersize=2.4, linewidth=0)
+    ax.plot(kept, scores[kept], color=COLOURS[3], marker="s", markersize=3.5, linestyle="")
     ax.set(ylabel="score I", xlabel="key position", xlim=(-1, len(scores)))
 
 

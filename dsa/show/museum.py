@@ -8,7 +8,7 @@ in a moment, and a row of `visitors`, right and wrong.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,7 +37,7 @@ EXHIBITS = (
     "mask with 0",
     "fillers not masked again",
 )
-SEEN = 1e-3  # a logit that moves by more was moved by the mistake: rounding moves them by some 1e-5
+SEEN = 1e-3  # a logit that moves by more was moved by the mistake: in fp64 rounding moves them by some 1e-14
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,22 @@ class _Run:
     answered: float
 
 
-def damage(model: Transformer, episodes: Episodes, top_k: int, mistake: Mistake | str) -> Damage:
-    """Let a sparse model read needle episodes right and with a mistake, K = `top_k`; its settings are restored.
+def tour(model: Transformer, episodes: Episodes, top_k: int) -> Callable[[Mistake | str], Damage]:
+    """Let a model read needle episodes with K = `top_k`; the function that is returned shows one exhibit after another.
 
-    Raises ValueError for a mistake of unknown name or a model without indexers.
+    Use fp64: in fp32 rounding alone may make a router choose another expert, and then logits move without a mistake.
+    The model's settings are restored. Raises ValueError for a mistake of unknown name or a model without indexers.
     """
-    wrong = find(mistake) if isinstance(mistake, str) else mistake
     right = _run(model, episodes, top_k)
-    with wrong.apply():
-        other = _run(model, episodes, top_k)
-    common = (right.chosen & other.chosen).sum() / torch.maximum(right.chosen.sum(), other.chosen.sum())
-    moved = (right.logits - other.logits).abs().max()
-    return Damage(float(moved), float(1 - common), other.answered)
+
+    def damage(mistake: Mistake | str) -> Damage:
+        with (find(mistake) if isinstance(mistake, str) else mistake).apply():
+            other = _run(model, episodes, top_k)
+        common = (right.chosen & other.chosen).sum() / torch.maximum(right.chosen.sum(), other.chosen.sum())
+        moved = (right.logits - other.logits).abs().max()
+        return Damage(float(moved), float(1 - common), other.answered)
+
+    return damage
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The exercises of chapter 03: score, normalise and rotate, choose in tiles; and the two of the bug museum.
+"""The exercises of chapter 03: score, normalise and rotate; and the two of the bug museum.
 
 The wrong answers are those of the bug museum wherever it has one: each was written by somebody, some were published.
 """
@@ -128,75 +128,6 @@ def _where(found: Tensor, right: Tensor, unrotated: Tensor) -> str:
     return "where it is turned: is each pair (i, i + R/2)?"
 
 
-# E3.3 ---------------------------------------------------------------------------------------------------------------
-
-
-def my_tiled_topk(score, S, top_k, tile) -> Tensor:
-    """Where the top_k best of S scores are, never holding all of them.
-
-    score(begin, end) gives the scores of the keys begin ... end - 1;
-    ask for at most `tile` keys at once, and for each key once.
-    """
-    values, places = torch.empty(0), torch.empty(0, dtype=torch.long)
-    for begin in range(0, S, tile):
-        end = min(begin + tile, S)
-        values = torch.cat([values, score(begin, end)])
-        places = torch.cat([places, torch.arange(begin, end)])
-        best = values.topk(min(top_k, len(values))).indices
-        values, places = values[best], places[best]
-    return places
-
-
-def _places_in_the_tile(score, S, top_k, tile) -> Tensor:
-    """Forgets that a place in a tile is not a place in the text."""
-    values, places = torch.empty(0), torch.empty(0, dtype=torch.long)
-    for begin in range(0, S, tile):
-        found = score(begin, min(begin + tile, S))
-        values, places = torch.cat([values, found]), torch.cat([places, torch.arange(len(found))])
-        best = values.topk(min(top_k, len(values))).indices
-        values, places = values[best], places[best]
-    return places
-
-
-def _drops_the_rest(score, S, top_k, tile) -> Tensor:
-    """Loses the last, shorter tile."""
-    return my_tiled_topk(score, S - S % tile, top_k, tile)
-
-
-def _equal_shares(score, S, top_k, tile) -> Tensor:
-    """Takes equally many from each tile: the best may stand close together."""
-    parts = []
-    for begin in range(0, S, tile):
-        found = score(begin, min(begin + tile, S))
-        parts.append(begin + found.topk(min(len(found), -(-top_k * tile // S))).indices)
-    return torch.cat(parts)[:top_k]
-
-
-def _everything_at_once(score, S, top_k, tile) -> Tensor:
-    """Asks for all scores in one call: right, and what was to be avoided."""
-    return score(0, S).topk(top_k).indices
-
-
-def _check_tiled(answer: Answer) -> None:
-    for seed, (S, top_k, tile) in enumerate(((50, 6, 8), (64, 5, 16), (30, 12, 7))):
-        row = torch.randn(S, generator=torch.Generator().manual_seed(seed))
-        row[S - 4 :] += 3 * (seed == 0)  # several of the best stand close together, in the last tile
-        asked: list[int] = []
-        largest: list[int] = []
-
-        def score(begin: int, end: int, row=row, asked=asked, largest=largest) -> Tensor:
-            asked.extend(range(begin, end))
-            largest.append(end - begin)
-            return row[begin:end].clone()
-
-        found = answer(score, S, top_k, tile)
-        require(max(largest, default=0) <= tile, f"you asked for {max(largest, default=0)} keys at once, {tile} may be")
-        require(sorted(asked) == [*range(S)], f"ask for each of the {S} keys once: you asked for {len(asked)}")
-        require(getattr(found, "shape", None) == (top_k,), f"return {top_k} places: a tensor of shape ({top_k},)")
-        common = len({*found.tolist()} & {*row.topk(top_k).indices.tolist()})
-        require(common == top_k, f"of the best {top_k} of {S} keys you found {common}")
-
-
 EXERCISES = (
     Exercise(
         "E3.1", "Eq. 1 for a whole text", 1, 10,
@@ -216,15 +147,6 @@ EXERCISES = (
          "Split the normed key into three parts: R/2, R/2 and the remainder.",
          "A pair (a, b) turns into (a cos - b sin, b cos + a sin). Put the remainder behind, unchanged."),
         my_index_key, (_neighbours, _last_part, _default_eps, _rms), _check_key,
-    ),
-    Exercise(
-        "E3.3", "Choose without ever holding all scores", 2, 20,
-        "One query, S keys. Scores come in tiles, and what cannot be among the best any more is forgotten at once: "
-        "hold at most `top_k + tile` scores. This is how 128K tokens fit.",
-        ("Keep two tensors, the best values so far and their places; begin with empty ones.",
-         "Append a tile's scores and their places, `torch.arange(begin, end)`, then keep the best `top_k` of both.",
-         "Early on there may be fewer than `top_k` candidates: `topk(min(top_k, len(values)))`."),
-        my_tiled_topk, (_places_in_the_tile, _drops_the_rest, _equal_shares, _everything_at_once), _check_tiled,
     ),
     *indexer_tests.EXERCISES,
 )  # fmt: skip

@@ -1,0 +1,1004 @@
+# %% [markdown]
+# # 03 The lightning indexer: can a cheap scorer rank like attention?
+#
+# Sparse attention needs to know, before it attends, which tokens attention would have wanted. Asking attention
+# itself would cost what was to be saved. So every layer of DeepSeek-V3.2-Exp has a second, much cheaper attention
+# whose only product is a ranking: the **lightning indexer**. It never has to be right about *how much* a token
+# matters. It has to put the right ones in front.
+#
+# **You will be able to**
+# 1. compute an index score by hand, from the weights of a model, in three ways, and prove that yours equals the
+#    package's;
+# 2. say what each part of it is for, ReLU, signed weights, LayerNorm, rotation, Hadamard, and which of them does
+#    nothing here;
+# 3. write the test that catches the mistakes which shipped, and say why most tests do not.
+#
+# **You need** PyTorch and the idea of attention; [02](02_multi_head_latent_attention.ipynb) explains the latent
+# that the query is made of, [04](04_token_selection.ipynb) what is done with the scores.
+#
+# **Routes.** 15 minutes: the figures, the ✓ lines and the panel. 2 hours: predict each answer, visit the bug museum
+# slowly, do exercises 3.1 to 3.3. 2 days: exercise 3.4, then `dsa/model/indexer.py` and the files in `dsa/kernels`.
+# Computing: **60 s**.
+#
+# Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
+# index head width, `R` rotary width, `K` kept tokens.
+
+# %%
+import copy
+import inspect
+import json
+from pathlib import Path
+
+import dsa
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from dsa.kernels import chunked, loops, ops, reference
+from dsa.show.claims import claim
+from dsa.show.exercises.catalogue import check
+from dsa.show.figures import COLOURS, MARKERS, show, style
+from dsa.show.predict import predict
+from dsa.show.reading import read_file
+from dsa.text.tasks import hide
+from torch import Tensor
+
+style()
+
+# %% [markdown]
+# ## How cheap is cheap?
+#
+# Count the multiplications and additions for one query and one key in one layer of the real model. Attention needs
+# them twice per head, once for the score and once for the value. The indexer has no values.
+
+# %%
+real = dsa.Config.v32_exp()
+H, J, W = real.num_attention_heads, real.index_n_heads, real.index_head_dim
+qk = real.qk_nope_head_dim + real.qk_rope_head_dim
+dense = 2 * H * (qk + real.v_head_dim)
+index = 2 * J * W
+print(f"attention {dense:,} FLOP a pair, indexer {index:,} FLOP a pair")
+claim(
+    "C3.1",
+    dense == 5 * index,
+    f"{J} index heads of width {W} cost a fifth of {H} attention heads",
+    value="a fifth",
+)
+
+# %% [markdown]
+# By count {C3.1}; and since its product is only a ranking it may be computed in FP8, which attention may not
+# ([05](05_fp8.ipynb)). It still looks at every pair. That is the deal: a small price for *every* pair, the full
+# price for a few.
+#
+# Our model is small: three layers, four attention heads, and in each layer an indexer with two heads of width 32.
+# It has been through the **dense warm-up** of the report: everything frozen except the indexers, which learned to
+# imitate the attention of their layers. We give it a text with a needle: the symbol ⟨K7⟩ is followed by the value
+# ⟨V11⟩, and the last token asks for ⟨K7⟩ again. What is there to rank? This is the attention of each layer at the
+# last token, all heads together:
+
+# %%
+model = dsa.from_pretrained("../data/warmed")
+text = read_file("../data/texts/lighthouse.txt").strip()
+needle = hide(text, length=96, depth=0.25, key=7, value=11)
+tokens = needle.tokens[None]  # (1, T)
+model.attention = "dense"
+with torch.no_grad():
+    _, trace = model(tokens, trace=True)
+
+fig, axes = plt.subplots(3, 1, figsize=(6.6, 2.5), sharex=True)
+for n, ax in enumerate(axes):
+    ax.plot(trace[n].mass[0, -1], color=COLOURS[n], marker="")
+    ax.axvline(needle.value, color="#888888", linewidth=0.8, marker="")
+    ax.set(ylabel=f"layer {n}")
+axes[-1].set(xlabel="key position (the line: where the answer stands)")
+peaks = [layer.mass[0, -1].max(-1) for layer in trace]
+words = "; ".join(
+    f"layer {n}: most, {float(p.values):.0%}, on token {int(p.indices)}"
+    for n, p in enumerate(peaks)
+)
+show(fig, f"Attention of the last of {tokens.shape[1]} tokens. {words}.")
+
+# %% [markdown]
+# Three different targets: spread out, the neighbours, and one far token. Each layer has an indexer of its own.
+#
+# ## Eq. 1 by hand
+#
+# The report's first equation, for the query t and the key s:
+#
+# $$I_{t,s} = \sum_{j=1}^{J} w_{t,j} \cdot \mathrm{ReLU}\left(q_{t,j} \cdot k_s\right)$$
+#
+# J small queries, **one** key that all of them share, and a weight for each head that depends on the query token.
+# In numbers so small that you can check them in your head:
+
+# %%
+q = torch.tensor([[1.0, 2.0], [0.0, -1.0]])  # (J, W): two heads
+w = torch.tensor([0.5, -1.0])  # (J,)
+k = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, -2.0]])  # (S, W)
+
+for s in range(3):
+    score = 0.0
+    for j in range(2):
+        score += w[j] * torch.relu(q[j] @ k[s])
+    print(f"key {s}: q.k = {(q @ k[s]).tolist()}, I = {float(score):+.1f}")
+
+# %% [markdown]
+# Key 2 is instructive. Head 0 finds it opposite (-4), and the ReLU makes that 0: *opposite* counts no worse than
+# *unrelated*. Head 1 likes it (2), and its weight is negative: **what head 1 finds is pushed back**. So a score may
+# fall below zero.
+#
+# For a whole text it is loops over t, s and j. That is how the package writes it down, to be read:
+
+# %%
+print(inspect.getsource(loops.index_scores))
+
+# %% [markdown]
+# The same as two `einsum`s over whole matrices. The intermediate result has J numbers for every pair:
+
+
+# %%
+def einsum_scores(q, k, w):
+    """q (T, J, W), k (S, W), w (T, J) -> (T, S)."""
+    products = torch.einsum("tjw,sw->tjs", q, k)  # (T, J, S)
+    scores = torch.einsum("tj,tjs->ts", w, products.relu())
+    future = ~reference.causal_mask(len(q), len(k))
+    return scores.masked_fill(future, float("-inf"))
+
+
+# %% [markdown]
+# How much memory do these J numbers take in the real model, at its full length of 128K tokens, in fp32?
+
+# %%
+guess = predict(
+    "Terabytes for one layer's products?", 1, high=1000, form=".0f"
+)
+
+# %%
+L = 128 * 1024
+whole = J * L * L * 4 / 1e12
+guess.reveal(
+    whole,
+    "64 heads times 131,072 queries times 131,072 keys times 4 bytes. No"
+    " machine holds that, so nobody computes it at once.",
+)
+
+# %% [markdown]
+# The third way: a tile of queries at a time, chosen and forgotten before the next one begins. And a tile sees only
+# the keys up to its own last query.
+
+
+# %%
+def tiled_topk(q, k, w, top_k, tile=32):
+    """The chosen keys of each query, and the largest tensor held."""
+    rows, largest = [], 0
+    for begin in range(0, len(q), tile):
+        end = min(begin + tile, len(q))
+        part = slice(begin, end)
+        products = torch.einsum("tjw,sw->tjs", q[part], k[:end])
+        largest = max(largest, products.numel())
+        scores = torch.einsum("tj,tjs->ts", w[part], products.relu())
+        future = ~reference.causal_mask(end - begin, end)
+        scores = scores.masked_fill(future, float("-inf"))
+        rows += ops.select(scores[None], top_k)[0].tolist()
+    return rows, largest
+
+
+# %% [markdown]
+# All three on random numbers, against each other and against the package's three:
+
+# %%
+generator = torch.Generator().manual_seed(0)
+
+
+def draw_factors(T, J=3, W=8):
+    shapes = (T, J, W), (T, W), (T, J)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def as_sets(rows):
+    return [{int(s) for s in row if s >= 0} for row in rows]
+
+
+gaps, same = [], []
+for T in (1, 2, 40, 70):
+    f = draw_factors(T)
+    batched = [x[None] for x in f]
+    mine, seen = einsum_scores(*f), reference.causal_mask(T, T)
+    for backend in (loops, reference, chunked):
+        theirs = backend.index_scores(*batched)[0]
+        assert torch.equal(theirs > float("-inf"), seen)
+        gaps.append(float((mine - theirs)[seen].abs().max()))
+    chosen = ops.index_topk(*batched, 16)[0]
+    same.append(as_sets(tiled_topk(*f, 16)[0]) == as_sets(chosen))
+
+# %%
+claim(
+    "C3.2",
+    max(gaps) < 1e-4 and all(same),
+    f"einsum, tiles and the package's loops, matrices and tiles agree in"
+    f" {len(gaps) + len(same)} comparisons",
+)
+f = draw_factors(256)
+largest = tiled_topk(*f, 16)[1]
+claim(
+    "C3.3",
+    largest == 3 * 32 * 256,
+    "in tiles the largest tensor grows with T, not with its square:"
+    f" {largest:,} numbers instead of {3 * 256 * 256:,}",
+)
+
+# %% [markdown]
+# ## From the weights of a model
+#
+# So far q, k and w fell from the sky. Now the whole indexer, from a layer's hidden state to its scores, without
+# calling any of the package's model code. It has three matrices and a norm:
+#
+# - The **query** comes from the same normed latent that the attention's query comes from (`wq_b`).
+# - The **key** comes from the hidden state (`wk`), goes through a LayerNorm, and is shared by all heads.
+# - The first R = 16 of the 32 numbers of each are rotated by position, and the remaining 16 are not: [rope | nope].
+# - The **weights** come from the hidden state (`weights_proj`), times $(J W)^{-1/2}$. Nothing makes them positive.
+
+# %%
+from dsa.training.activation import lessons
+
+seen = lessons(model, tokens)  # of each layer: what its indexer is shown
+R, theta = model.config.qk_rope_head_dim, model.config.rope_theta
+freq = theta ** -(torch.arange(0, R, 2) / R)  # (R/2,)
+angle = torch.arange(96)[:, None] * freq  # (T, R/2)
+cos, sin = angle.cos(), angle.sin()
+
+
+def turn_halves(x, cos, sin):
+    """Rotate the pairs (i, i + R/2) of the first R of W numbers."""
+    a, b, still = x.tensor_split([R // 2, R], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, still], -1)
+
+
+# %%
+@torch.no_grad()
+def my_factors(indexer, x, latent):
+    """One layer's q (T, J, W), k (T, W), w (T, J), from x (T, D)."""
+    J, W = indexer.heads, indexer.width
+    q = (latent @ indexer.wq_b.weight.T).unflatten(-1, (J, W))
+    q = turn_halves(q, cos[:, None], sin[:, None])
+
+    k = x @ indexer.wk.weight.T
+    k = k - k.mean(-1, keepdim=True)
+    k = k / (k.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    k = turn_halves(
+        k * indexer.k_norm.weight + indexer.k_norm.bias, cos, sin
+    )
+
+    w = x @ indexer.weights_proj.weight.T * (J * W) ** -0.5
+    return q, k, w
+
+
+# %%
+mine = []
+for lesson, layer in zip(seen, model.model.layers, strict=True):
+    shown = lesson.x[0], lesson.query_latent[0]
+    mine.append(my_factors(layer.self_attn.indexer, *shown))
+visible = reference.causal_mask(96, 96)
+gaps = [
+    float((einsum_scores(*f) - t.scores[0])[visible].abs().max())
+    for f, t in zip(mine, trace, strict=True)
+]
+claim(
+    "C3.4",
+    max(gaps) < 1e-3,
+    "the indexer by hand gives the model's own scores in all three layers",
+)
+
+# %% [markdown]
+# Twelve lines, and you have rebuilt the report's contribution. Every one of them can be got wrong, and has been; we
+# come back to that. First, what are the parts for?
+#
+# ## Signed weights: a head may vote against
+#
+# A mixture's weights are usually pushed through a softmax. These are not. What do the trained ones look like?
+
+# %%
+guess = predict("What share of the head weights is negative?", 0.1)
+
+# %%
+weights = torch.stack([w for _, _, w in mine])  # (layers, T, J)
+share = (weights < 0).float().mean((1, 2))
+guess.reveal(
+    float(share.mean()),
+    "a head that votes against is as useful as one that votes for, and"
+    " nothing in the training forbids it.",
+)
+scores = torch.stack([einsum_scores(*f)[visible] for f in mine])
+below = (scores < 0).float().mean(1)
+claim(
+    "C3.5",
+    share.max() > 0.2 and below.max() > 0.005,
+    f"in the layer with most of them {share.max():.0%} of the weights and"
+    f" {below.max():.0%} of the scores are negative",
+)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(8.2, 2.6), sharey=True)
+for n, ax in enumerate(axes):
+    for j, hatch in enumerate(("", "//")):
+        look = {"bins": 16, "alpha": 0.7, "hatch": hatch}
+        ax.hist(weights[n, :, j], label=f"head {j}", **look)
+    ax.axvline(0, color="#444444", linewidth=0.8)
+    ax.set(title=f"layer {n}", xlabel="weight w[t, j]")
+axes[0].set(ylabel="tokens")
+fig.legend(*ax.get_legend_handles_labels(), loc="outside upper right")
+means = weights.mean(1)
+words = "; ".join(
+    f"layer {n}: {float(m[0]):+.2f} and {float(m[1]):+.2f}"
+    for n, m in enumerate(means)
+)
+show(
+    fig, f"Weights of the two index heads, over 96 tokens. Means: {words}."
+)
+
+# %% [markdown]
+# In layers 1 and 2 the two heads have opposite signs: one votes for what it finds, the other against. This has a
+# consequence that is easy to forget. A score may be negative, so a masked key must be given **-inf**: 0 would beat
+# a visible token.
+#
+# ## ReLU: what it cuts, and what it prevents
+#
+# Where the product is negative the ReLU makes it 0. How often does that happen after training?
+
+# %%
+products = torch.stack(
+    [torch.einsum("tjw,sw->jts", q, k)[:, visible] for q, k, _ in mine]
+)  # (layers, J, visible pairs)
+cut = (products < 0).float().mean(-1)
+for n in range(3):
+    heads = ", ".join(f"{float(c):.0%}" for c in cut[n])
+    print(f"layer {n}: share of products cut, by head: {heads}")
+decided = ((cut[1:] < 0.25) | (cut[1:] > 0.75)).all()
+claim(
+    "C3.6",
+    decided,
+    "in layers 1 and 2 every head is nearly always on or nearly always off",
+)
+
+# %% [markdown]
+# A head that is on for nearly every key lets the ReLU do nothing; one that is off for nearly every key hardly
+# takes part. In the two layers that look at something definite (C3.6) the ReLU switches heads, and seldom decides
+# about a single key. Hold that thought.
+#
+# What would be lost without it? Then the sum can be moved inside,
+# $\sum_j w_{t,j}\,(q_{t,j} \cdot k_s) = \left(\sum_j w_{t,j}\,q_{t,j}\right) \cdot k_s$, and **J heads are one
+# head**. The matrix of all scores then has rank W at most, whatever J is.
+
+# %%
+wide = [[x.double() for x in f] for f in mine]
+one_head, rank = [], {"no activation": [], "ReLU": []}
+for q, k, w in wide:
+    per_head = torch.einsum("tjw,sw->tjs", q, k)
+    linear = torch.einsum("tj,tjs->ts", w, per_head)
+    merged = torch.einsum("tj,tjw->tw", w, q) @ k.T  # one query for all
+    one_head.append(torch.allclose(linear, merged))
+    cut_off = torch.einsum("tj,tjs->ts", w, per_head.relu())
+    rank["no activation"].append(int(torch.linalg.matrix_rank(linear)))
+    rank["ReLU"].append(int(torch.linalg.matrix_rank(cut_off)))
+claim("C3.7", all(one_head), "without activation two heads are one head")
+claim(
+    "C3.8",
+    max(rank["no activation"]) == 32 and min(rank["ReLU"]) > 32,
+    "without activation the scores of 96 tokens have rank 32, the width of"
+    " a head; with it more, in every layer",
+)
+
+# %% [markdown]
+# A ranking that one direction cannot express: "north or south, but not east or west". Opposite keys have opposite
+# linear scores; two heads with a ReLU say it at once. (Exercise 3.3 asks you to find them.)
+#
+# The activation could be another one. This one has two virtues. It costs nothing, and *throughput* is the reason
+# the report gives for it. And it is **positively homogeneous**: a positive factor can be taken out of it. So a
+# quantised query's scale may wait behind the ReLU, where it is multiplied with the weight once instead of with
+# every product. A GELU would not allow that.
+
+# %%
+x = torch.linspace(-3, 3, 101)
+kinds = {"ReLU": torch.relu, "GELU": F.gelu}
+off = {
+    name: float((act(0.1 * x) - 0.1 * act(x)).abs().max())
+    for name, act in kinds.items()
+}
+print(", ".join(f"{name}: off by {gap:.2f}" for name, gap in off.items()))
+claim(
+    "C3.9",
+    off["ReLU"] < 1e-6 and off["GELU"] > 0.05,
+    "a scale can be moved behind a ReLU, and not behind a GELU",
+)
+
+# %% [markdown]
+# ## LayerNorm: a key may not shout
+#
+# A key is compared with all queries. Were it ten times as long, its positive scores would be ten times as large
+# for everybody, whatever it says. The norm takes that away: length, and mean. Everything else in the model is
+# normalised by an RMSNorm, which leaves the mean; here it is a LayerNorm with a bias.
+
+# %%
+layer2 = model.model.layers[2].self_attn.indexer
+x = seen[2].x[0]
+loud = x.clone()
+loud[40] *= 5  # one hidden state five times as long
+keys, louder = (
+    my_factors(layer2, h, seen[2].query_latent[0])[1] for h in (x, loud)
+)
+with torch.no_grad():
+    raw = [float(layer2.wk(h)[40].norm()) for h in (x, loud)]
+normed = [float(keys[40].norm()), float(louder[40].norm())]
+print(f"raw key:    {raw[0]:.1f} -> {raw[1]:.1f}")
+print(f"normed key: {normed[0]:.1f} -> {normed[1]:.1f}")
+claim(
+    "C3.10",
+    torch.allclose(keys, louder, atol=1e-3) and raw[1] > 4.9 * raw[0],
+    "five times the hidden state is the same index key",
+)
+
+# %% [markdown]
+# ## Rotation, in the other convention
+#
+# Rotary embedding turns pairs of numbers by an angle that grows with the position, so that a product depends on the
+# *distance* of two tokens. Which numbers form a pair is a convention, and V3.2 uses two: its main attention pairs
+# neighbours (0, 1), (2, 3) …; its indexer pairs halves (0, 8), (1, 9) …. Neither is better. One is the other with
+# the numbers in another order:
+
+
+# %%
+def turn_neighbours(x, cos, sin):
+    """Rotate the pairs (2i, 2i + 1) of the first R of W numbers."""
+    a, b = x[..., 0:R:2], x[..., 1:R:2]
+    turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([turned.flatten(-2), x[..., R:]], -1)
+
+
+shuffled = [i // 2 + R // 2 * (i % 2) for i in range(R)]  # 0, 8, 1, 9 ...
+shuffled += range(R, 32)
+x = torch.randn(96, 32, generator=generator)
+there = turn_halves(x, cos, sin)[:, shuffled]
+claim(
+    "C3.11",
+    torch.allclose(there, turn_neighbours(x[:, shuffled], cos, sin)),
+    "halves are neighbours in another order of the numbers",
+)
+
+# %% [markdown]
+# So a model may be trained under either. What it may not be is trained under one and run under the other. The
+# first published inference code did that with the indexer, for seven weeks (published 29 September 2025, corrected
+# 17 November). Here is what happens to the index products of the layer that looks at its neighbours. Each line is
+# the mean over all pairs of one distance:
+
+# %%
+lesson, indexer = seen[1], model.model.layers[1].self_attn.indexer
+latent, hidden = lesson.query_latent[0], lesson.x[0]
+with torch.no_grad():
+    q = (latent @ indexer.wq_b.weight.T).unflatten(-1, (2, 32))
+    k = indexer.k_norm(hidden @ indexer.wk.weight.T)
+    w = indexer.weights_proj(hidden) * 64**-0.5
+curves = {}
+for name, turn in (
+    ("halves", turn_halves),
+    ("neighbours", turn_neighbours),
+):
+    turned = turn(q, cos[:, None], sin[:, None]), turn(k, cos, sin), w
+    rotated = einsum_scores(*turned)
+    curves[name] = [float(rotated.diagonal(-d).mean()) for d in range(40)]
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.8))
+for name, marker in (("halves", "o"), ("neighbours", "s")):
+    ax.plot(curves[name], marker=marker, ms=3.5, label=name)
+ax.set(xlabel="tokens back", ylabel="mean index score")
+ax.legend(title="rotated as")
+near = {n: sum(c[:4]) / 4 - sum(c[8:]) / 32 for n, c in curves.items()}
+show(
+    fig,
+    "Trained with halves, layer 1 scores the last four tokens"
+    f" {near['halves']:.0f} higher than those further back; run with"
+    f" neighbours, the same weights do so by {near['neighbours']:.0f}.",
+)
+claim(
+    "C3.12",
+    near["halves"] > near["neighbours"] + 2,
+    "weights trained for halves tell near from far less well when run with"
+    " neighbours",
+)
+
+# %% [markdown]
+# ## Hadamard: nothing, on purpose
+#
+# The published code multiplies q and k by a Hadamard matrix, all of whose entries are ±1 (times $W^{-1/2}$). Its
+# rows are orthogonal, so the products do not change at all:
+
+# %%
+matrix = torch.ones(1, 1)
+while len(matrix) < 32:
+    doubled = [matrix, matrix], [matrix, -matrix]
+    matrix = torch.cat([torch.cat(pair, 1) for pair in doubled])
+hadamard = matrix * 32**-0.5  # Sylvester's order
+
+gaps = []
+for q, k, _ in mine:
+    plain = torch.einsum("tjw,sw->tjs", q, k)
+    mixed = torch.einsum("tjw,sw->tjs", q @ hadamard, k @ hadamard)
+    gaps.append(float((plain - mixed).abs().max() / plain.abs().max()))
+claim(
+    "C3.13",
+    max(gaps) < 1e-5,
+    "with Hadamard on both sides every q.k is what it was, in fp32",
+)
+
+# %% [markdown]
+# What it does is spread a large number over all W places, before FP8 rounds them. Whether that helps, and where it
+# hurts, is measured in [05](05_fp8.ipynb). In fp32 it has no place, and this package leaves it out.
+#
+# ## Does it rank like attention?
+#
+# Two measures. **Share of the oracle**: the attention mass on the chosen K tokens, over the mass on the best K. And
+# the **hit rate**: a question's answer stands at one known place, more than 64 tokens back; is it among the chosen?
+#
+# Five ways to choose, on the same frozen model: at random, the last K (window), an indexer fresh from
+# initialisation, the trained one, and the oracle. The untrained one we make ourselves, from the dense base model.
+
+# %%
+from dsa.text import corpus
+from dsa.text.tasks import Needles
+from dsa.training.evaluate import choices, hit, set_to
+from dsa.training.indexer import with_indexer
+
+base = dsa.from_pretrained("../data/base")
+task = Needles(corpus.load("../data/texts"), length=256, pairs=8, queries=8)
+episodes = task.generate(torch.Generator().manual_seed(1), 12)
+traces = {}
+for name, who in (("trained", model), ("untrained", with_indexer(base))):
+    with set_to(who, "dense"):
+        traces[name] = who(episodes.tokens, trace=True)[1]
+claim(
+    "C3.14",
+    all(
+        torch.allclose(a.mass, b.mass, atol=1e-5)
+        for a, b in zip(*traces.values(), strict=True)
+    ),
+    "the warm-up has changed no attention: both models pay the same",
+)
+
+
+# %%
+def chosen_by_all(n, k):
+    """Everybody's choice of k tokens in layer n."""
+    mass = traces["trained"][n].mass
+    found = choices(mass, traces["trained"][n].scores, k, seed=n)
+    found["trained"] = found.pop("indexer")
+    found["untrained"] = ops.select(traces["untrained"][n].scores, k)
+    return {who: found[who] for who in WHO}
+
+
+WHO = ("oracle", "trained", "untrained", "window", "random")
+far = episodes.distance > 64
+sizes = (4, 8, 16, 32, 64)
+kept, hits = {}, {}
+for n in range(3):
+    mass = traces["trained"][n].mass
+    for k in sizes:
+        for who, chosen in chosen_by_all(n, k).items():
+            at = mass.gather(-1, chosen.clamp(min=0)) * (chosen >= 0)
+            kept[who, n, k] = float(at.sum(-1)[:, 64:].mean())
+            found = hit(chosen, episodes)[far].float().mean()
+            hits[who, n, k] = float(found)
+
+# %%
+ratio = {key: mass / kept["oracle", *key[1:]] for key, mass in kept.items()}
+fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharey=True)
+for n, ax in enumerate(axes):
+    for i, who in enumerate(WHO):
+        values = [ratio[who, n, k] for k in sizes]
+        look = {"color": COLOURS[i], "marker": MARKERS[i]}
+        ax.plot(sizes, values, label=who, **look)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sizes, [str(k) for k in sizes])
+    ax.set(title=f"layer {n}", xlabel="top-k")
+axes[0].set(ylabel="mass kept / oracle's", ylim=(0, 1.05))
+fig.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside upper center",
+    ncols=5,
+)
+words = "; ".join(
+    f"{who} " + ", ".join(f"{ratio[who, n, 16]:.0%}" for n in range(3))
+    for who in WHO[1:]
+)
+show(fig, f"With K = 16 in layers 0, 1, 2, of the oracle's mass: {words}.")
+
+# %%
+mean = {who: sum(ratio[who, n, 16] for n in range(3)) / 3 for who in WHO}
+claim(
+    "C3.15",
+    min(ratio["trained", n, 16] for n in range(3)) > 0.8,
+    f"the trained indexer keeps {mean['trained']:.0%} of what the oracle"
+    " keeps (K = 16, mean of layers)",
+    value=f"{mean['trained']:.0%}",
+)
+claim(
+    "C3.16",
+    mean["untrained"] < mean["trained"] - 0.2,
+    f"untrained it keeps {mean['untrained']:.0%}, random choice"
+    f" {mean['random']:.0%}",
+)
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 2.6))
+for n in range(3):
+    bars = [hits[who, n, 16] for who in WHO]
+    places = [i + 0.27 * (n - 1) for i in range(5)]
+    hatch = ("", "//", "..")[n]
+    ax.bar(places, bars, width=0.25, label=f"layer {n}", hatch=hatch)
+ax.set_xticks(range(5), WHO)
+ax.set(ylabel="hit rate, K = 16", ylim=(0, 1.05))
+ax.legend()
+words = ", ".join(f"{who} {hits[who, 2, 16]:.0%}" for who in WHO)
+show(fig, f"Far needles among the 16 chosen in layer 2: {words}.")
+claim(
+    "C3.17",
+    hits["trained", 2, 16] > 0.9 and hits["window", 2, 16] < 0.05,
+    f"in layer 2 the trained indexer chooses"
+    f" {hits['trained', 2, 16]:.0%} of the far needles, a window"
+    f" {hits['window', 2, 16]:.0%}",
+)
+
+# %% [markdown]
+# On mass a window looks respectable, because most of what a byte depends on is near. The hit rate tells them apart.
+# And it does so only in layer 2, the layer whose attention looks things up: in layers 0 and 1 not even the *oracle*
+# cares about the needle. An indexer ranks like **its own layer's attention**, no better and no worse.
+#
+# ## Is the ReLU any better?
+#
+# The honest question, and one the report does not answer. We warmed up three forms of Eq. 1 on the same frozen
+# model, with the same data: as published; without activation; and with the ReLU but a softmax over the head
+# weights. In two sizes, with three seeds each. This takes six minutes, so it is **recorded**: the file says with
+# which command (`{source:indexer_activation.command}`), on {source:indexer_activation.date}.
+
+# %%
+path = Path("../data/measurements/indexer_activation.json")
+record = json.loads(path.read_text())
+runs = record["runs"]
+groups = sorted({(r["heads"], r["width"]) for r in runs})
+forms = {
+    "relu": "ReLU",
+    "none": "no activation",
+    "softmax": "softmax over heads",
+}
+kl, kept_of = (
+    {
+        form: torch.tensor([r[m] for r in runs if r["form"] == form])
+        for form in forms
+    }
+    for m in ("kl", "of_oracle")
+)
+one_form = [r for r in runs if r["form"] == "relu"]  # the others: as it
+sizes_at = [groups.index((r["heads"], r["width"])) for r in one_form]
+plan = record["options"]
+print(f"{len(runs)} runs of {plan['steps']} steps, seeds {plan['seeds']}")
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.6))
+for ax, by_form in zip(axes, (kl, kept_of), strict=True):
+    for i, (form, label) in enumerate(forms.items()):
+        places = [at + 0.22 * (i - 1) for at in sizes_at]
+        look = {"mfc": "none", "markersize": 7, "label": label}
+        ax.plot(places, by_form[form], MARKERS[i], **look)
+    ax.set_xticks(range(2), [f"J = {J}, W = {W}" for J, W in groups])
+    ax.set_xlim(-0.5, 1.5)
+axes[0].set(title="recorded: KL, less is better")
+axes[1].set(title="recorded: mass kept / oracle's", ylim=(0.9, 1))
+axes[1].legend(loc="lower left")
+words = "; ".join(
+    f"{forms[f]}: KL {kl[f].mean():.2f}, kept {kept_of[f].mean():.1%}"
+    for f in forms
+)
+show(fig, f"Means over two sizes and three seeds, recorded. {words}.")
+
+# %%
+less = {f: int((kl[f] < kl["relu"]).sum()) for f in ("none", "softmax")}
+widest = max(
+    float((kept_of[f] - kept_of["relu"]).abs().max()) for f in less
+)
+claim(
+    "C3.18",
+    min(less.values()) >= 3 and widest < 0.02,
+    f"of 6 runs each, no activation follows attention closer than Eq. 1 in"
+    f" {less['none']}, softmax weights in {less['softmax']}; the mass kept"
+    f" differs by {widest:.1%} at most",
+    kind="recorded",
+)
+
+# %% [markdown]
+# So at this size **the ReLU is not better than no activation**. After what we have seen this is no surprise: in
+# the layers that matter it hardly ever decides about a single key, and one direction of width 32 has room for a
+# small model's rankings. Softmax weights, all positive, do even a little better than signed ones. All these
+# differences are small beside the one between trained and untrained.
+#
+# Without the activation one merged head would do the work of J. In the real model that would make the indexer 64
+# times cheaper, so somebody will have tried. What the ReLU buys is the rank that you saw in C3.8: rankings that no
+# single direction of width W can express, of 128K tokens instead of 96. We cannot show at this size that they are
+# needed, and we do not claim it.
+#
+# A spot check of the recorded result, live: both forms from the same weights, on short sequences of one small text.
+
+# %%
+from dsa.training import activation
+from dsa.training.pretrain import MixedNeedles
+
+small = Needles(corpus.load("../data/texts"), length=128)
+pupils = [
+    activation.Pupil(base, form, 2, 32, seed=3) for form in ("relu", "none")
+]
+exam = [small.generate(torch.Generator().manual_seed(9), 8)]
+before = activation.examine(base, pupils, exam)
+activation.warm_up(base, pupils, small, steps=50, seed=3)
+after = activation.examine(base, pupils, exam)
+
+# %%
+claim(
+    "C3.19",
+    max(b["kl"] for b in after) < 0.6 * min(a["kl"] for a in before),
+    "fifty steps teach either form to follow attention",
+)
+claim(
+    "C3.20",
+    abs(after[0]["of_oracle"] - after[1]["of_oracle"]) < 0.1,
+    "and they end less than ten points apart",
+)
+
+# %% [markdown]
+# ## Look inside one score
+#
+# Now everything at once, for any token of our text as the query. On the left, from top to bottom: each head's
+# products with all keys; what the head adds to the score, activated and weighted; their sum, with the 16 kept
+# tokens marked. On the right: does the score rank like attention? If it did so perfectly, all squares would lie
+# above all circles.
+#
+# Before you move anything: what will `activation: none` change in layer 2, and what in layer 1?
+
+# %%
+from dsa.show.heads import draw_heads, factors
+from dsa.show.panel import Choice, Panel, Slider, twins
+
+draw = draw_heads(factors(model, needle.tokens))
+Panel(
+    draw,
+    layer=Slider("layer", 0, 2, 2),
+    back=Slider("token, counted from the end", 0, 95, 0),
+    activation=Choice("activation", ["ReLU", "none"], "ReLU"),
+)
+
+# %% [markdown]
+# The same for readers without a kernel:
+
+# %%
+twins(
+    draw,
+    [
+        {"layer": 1, "back": 0, "activation": "ReLU"},
+        {"layer": 1, "back": 0, "activation": "none"},
+    ],
+    columns=1,
+)
+
+# %% [markdown]
+# In layer 2 at the asking token one head rises over the answer, and its weight lets it through; the other is almost
+# silent, and without activation little changes. In layer 1 head 0 has a negative weight and, mostly, negative
+# products: the ReLU switches it off, and without it the two negatives make a large positive share. The choice
+# changes, and for this query happens to be as good. But these weights were trained *with* the ReLU. Taking it away
+# afterwards is another thing than training without it, and the museum shows it as a mistake.
+#
+# ## The bug museum
+#
+# The exhibits are mistakes with index scores that people really make; some were published. Each is a patch that we
+# switch on for a moment. The first is the famous one. We run the model with it, sparse, on needle episodes of 128
+# tokens: once with K = 128, so that K >= S, and once with K = 16. (In fp64: with fewer digits, rounding alone can
+# make a router choose another expert, and logits jump although nothing is wrong.)
+
+# %%
+from dsa.show.mistakes import find
+from dsa.show.museum import EXHIBITS, shrink_keys, tour
+
+exhibit = find("neighbours in the indexer")
+print(f"{exhibit.what}\n{exhibit.tempting}\n")
+task = Needles(corpus.load("../data/texts"), length=128, pairs=4, queries=4)
+visit = task.generate(torch.Generator().manual_seed(2), 4)
+exact = dsa.from_pretrained("../data/warmed", dtype=torch.float64)
+tours = {k: tour(exact, visit, k) for k in (128, 16)}
+for k, damage in tours.items():
+    found = damage(exhibit)
+    print(
+        f"K = {k}: largest change of a logit {found.logits:.1f},"
+        f" chosen tokens swapped {found.swapped:.0%}"
+    )
+
+# %% [markdown]
+# With K >= S nothing moves. And it could not: when every visible token is chosen, it does not matter in which
+# order. You may replace the scores by dice.
+
+
+# %%
+def dice(q, k, w, top_k):
+    """Choose by chance."""
+    seeded = torch.Generator().manual_seed(0)
+    noise = torch.rand(*q.shape[:2], k.shape[1], generator=seeded)
+    future = ~reference.causal_mask(q.shape[1], k.shape[1])
+    return ops.select(noise.masked_fill(future, float("-inf")), top_k)
+
+
+from dsa.show.mistakes import Mistake, Replacement
+
+throw = Replacement(ops, "index_topk", dice)
+thrown = Mistake("dice", "No indexer at all.", "Why not.", "K < S", throw)
+by_dice = tours[128](thrown)
+claim(
+    "C3.21",
+    by_dice.logits < 1e-3,
+    "with K >= S, dice instead of an indexer change no logit",
+)
+
+# %% [markdown]
+# A test suite that runs a short prompt through the model and compares logits, which is what nearly everybody
+# writes, would pass with dice. Now all exhibits. How many of the eleven show with K >= S?
+
+# %%
+guess = predict(
+    "Exhibits visible with K >= S?", 5, high=11, form=".0f", unit="of 11"
+)
+
+# %%
+wide, narrow = {}, {}
+for name in EXHIBITS:
+    wide[name], narrow[name] = tours[128](name), tours[16](name)
+    print(
+        f"{name:27} logits {wide[name].logits:4.1f} |"
+        f" {narrow[name].logits:4.1f}, swapped {narrow[name].swapped:5.1%}"
+    )
+
+# %%
+shown = [name for name, found in wide.items() if found.visible]
+guess.reveal(
+    len(shown),
+    "only the fillers show: where fewer than K tokens are visible, they let"
+    " a query see the future.",
+)
+claim(
+    "C3.22",
+    shown == ["fillers not masked again"],
+    f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)} exhibits are"
+    " invisible while K >= S",
+    value=f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)}",
+)
+hidden = [name for name, found in narrow.items() if not found.visible]
+claim(
+    "C3.23",
+    hidden == ["LayerNorm with eps 1e-5"],
+    f"with K < S {len(EXHIBITS) - len(hidden)} of {len(EXHIBITS)} show",
+)
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3.5))
+rows = range(len(EXHIBITS))
+for found, k, marker in ((wide, 128, "o"), (narrow, 16, "s")):
+    moved = [max(d.logits, 1e-16) for d in found.values()]
+    label = f"K = {k}" + (" (>= S)" if k == 128 else "")
+    ax.plot(moved, rows, marker, markersize=7, label=label)
+ax.axvline(1e-3, color="#888888", linewidth=0.8, marker="")
+ax.set_xscale("log")
+ax.set_yticks(rows, EXHIBITS)
+ax.invert_yaxis()
+ax.set(xlabel="largest change of a logit (the line: visible)")
+ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+words = f"{len(shown)} right of the line with K >= S: {shown[0]}"
+show(
+    fig,
+    f"{words}. With K = 16 all are but {hidden[0]}.",
+)
+
+# %% [markdown]
+# One exhibit is still in hiding: an eps of 1e-5, torch's default, instead of 1e-6. It is added to the variance of a
+# key, and ours have variances of 3 and more. To see it, one must **make** the circumstance: keys a thousand times
+# smaller. (A LayerNorm undoes the factor, but for its eps.)
+
+# %%
+eps = tour(shrink_keys(exact), visit, 16)("LayerNorm with eps 1e-5")
+print(f"small keys: {eps.logits:.1f}, swapped {eps.swapped:.0%}")
+claim(
+    "C3.24",
+    eps.visible and eps.swapped > 0.005,
+    "with small keys and K < S the eleventh shows as well",
+)
+
+# %% [markdown]
+# Three things to take home about such tests. They need **K < S**. They need the **circumstance** in which the
+# mistake counts. And they compare **selected sets**: the order within a row means nothing, and logits say only
+# that something is wrong, not where.
+#
+# ## Exercises
+#
+# Write the function, run its cell and the check below it. Nothing happens if you skip one. The last one is the
+# point of this chapter.
+
+# %% [markdown]
+# {exercise:E3.1}
+
+# %% [markdown]
+# {exercise:E3.2}
+
+# %% [markdown]
+# {exercise:E3.3}
+
+# %% [markdown]
+# {exercise:E3.4}
+
+# %% [markdown]
+# ## Where it fails
+#
+# **Right answers prove little.** Swap half of the chosen tokens with the famous mistake, and ask for the needles:
+
+# %%
+famous = narrow["neighbours in the indexer"]
+right = tours[16](thrown).answered
+print(f"swapped {famous.swapped:.0%}, answered {famous.answered:.0%}")
+print(f"by dice: answered {right:.0%}")
+claim(
+    "C3.25",
+    famous.swapped > 0.2 and famous.answered > right + 0.3,
+    f"with {famous.swapped:.0%} of the tokens swapped"
+    f" {famous.answered:.0%} of the needles are still answered",
+)
+
+# %% [markdown]
+# In the layer that looks things up a needle is found by *what* it is, and the numbers that say so are not rotated
+# at all. So the task that tells an indexer from a window does not tell a right indexer from a wrong one. This is
+# how a mistake can live for weeks in a model that seems to work.
+#
+# **A single query may be ranked badly.** The mean over queries hides it:
+
+# %%
+found = factors(model, needle.tokens)
+per_query = []
+for t in range(48, 96):
+    mass = found.mass[0, t, : t + 1]
+    score = found.shares(0, t, "ReLU").sum(0)
+    kept16 = mass[score.topk(16).indices].sum()
+    per_query.append(float(kept16 / mass.topk(16).values.sum()))
+worst, typical = min(per_query), sorted(per_query)[24]
+print(f"layer 0, median query {typical:.0%}, worst query {worst:.0%}")
+claim(
+    "C3.26",
+    worst < typical - 0.1,
+    f"in layer 0 the worst query keeps {worst:.0%} of the oracle's mass,"
+    f" the median {typical:.0%}",
+)
+
+# %% [markdown]
+# **An untrained indexer** is no better than chance in choosing, and it costs just as much (C3.16). Top-k passes no
+# gradient: without a loss of its own it would stay like that for ever.
+#
+# ## What you have proved
+#
+# Loops, einsum and tiles agree with each other and with the package (C3.2), and so does an indexer built from raw
+# weights (C3.4). Without an activation J heads are one (C3.7). Hadamard changes nothing in fp32 (C3.13). The
+# trained indexer keeps {C3.15} of what the oracle keeps. And while K >= S, {C3.22} mistakes cannot be seen.
+#
+# **What the report does not say, and what we chose.** That the key is normalised by a LayerNorm and where its bias
+# and eps stand: taken from the published code. Which pairs are rotated: from its correction. The scale
+# $(J W)^{-1/2}$ of the weights: from the code as well. Why a ReLU and not nothing: the report says throughput, and
+# our measurement finds no difference at this size.
+#
+# **Five questions**
+# 1. All index heads share one key. What would it cost to give each its own, and where would you notice first?
+# 2. The scores may be multiplied by any positive number without changing a choice. Then why is there a scale
+#    $(J W)^{-1/2}$? (Think of the loss.)
+# 3. The indexer is trained with a softmax over its scores, and used with a top-k. When do the two disagree about
+#    what is a good score?
+# 4. A colleague's test runs a 1,000-token prompt through the real model, K = 2,048. Which exhibits does it catch?
+# 5. Without activation the indexer would be 64 times cheaper in the real model. Which experiment would you want to
+#    see before removing it?
+#
+# **Next**: [04 Token selection](04_token_selection.ipynb), what becomes of the scores; then
+# [05 FP8](05_fp8.ipynb), how much precision a ranking needs.

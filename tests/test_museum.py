@@ -1,0 +1,69 @@
+"""The museum's exhibits are mistakes of the list, and what is said of their visibility agrees with the list."""
+
+import pytest
+import small
+import torch
+
+from dsa.kernels import ops
+from dsa.show import mistakes, museum
+from dsa.text.tasks import Episodes
+
+T = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small.model(2).double()
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    tokens = small.tokens(2, T)
+    places = torch.tensor([[T - 2], [T - 2]])
+    return Episodes(tokens, torch.ones_like(tokens, dtype=torch.bool), places, places - 20)
+
+
+@pytest.mark.parametrize("name", museum.EXHIBITS)
+def test_an_exhibit_is_visible_where_the_list_of_mistakes_says(model, episodes, name):
+    needs = mistakes.find(name).visible_when
+    assert museum.tour(model, episodes, T)(name).visible == (needs == mistakes.ANYTIME)
+    found = museum.tour(model, episodes, 4)(name)
+    assert found.visible == (needs != mistakes.SMALL_KEYS)
+    if found.visible:
+        assert found.swapped > 0
+
+
+def test_small_keys_show_the_eps(model, episodes):
+    found = museum.tour(museum.shrink_keys(model), episodes, 4)("LayerNorm with eps 1e-5")
+    assert found.visible and found.swapped > 0
+    assert all(p.std() > 0.01 for name, p in model.named_parameters() if name.endswith("wk.weight"))  # it was a copy
+
+
+def test_no_mistake_no_damage_and_settings_come_back(model, episodes):
+    model.attention, model.top_k = "window", 7
+    harmless = mistakes.Mistake("none", "Nothing.", "No.", "never", mistakes.Replacement(ops, "select", ops.select))
+    found = museum.tour(model, episodes, 4)(harmless)
+    assert (found.logits, found.swapped, found.visible) == (0, 0, False)
+    assert (model.attention, model.top_k) == ("window", 7)
+    with pytest.raises(ValueError, match="no mistake 'x'"):
+        museum.tour(model, episodes, 4)("x")
+
+
+def test_swapped_counts_what_is_missing_and_what_is_too_much(model, episodes):
+    def first_keys(q, k, w, top_k, right=ops.index_topk):
+        return right(q, k, w, top_k) * 0
+
+    wrong = mistakes.Mistake(
+        "first", "Only the first.", "No.", "K < S", mistakes.Replacement(ops, "index_topk", first_keys)
+    )
+    assert 0.5 < museum.tour(model, episodes, 4)(wrong).swapped < 1
+
+
+def test_the_specimen_tells_all_visitors_apart():
+    model, tokens, golden = museum.specimen()
+    model.top_k = 4
+    for name, circumstance, right in museum.visitors():
+        with circumstance, torch.no_grad():
+            _, trace = model(tokens, trace=True)
+        sets = [museum.chosen_sets(layer.selected[0]) for layer in trace]
+        assert (sets == golden[4].sets) == right, name
