@@ -107,7 +107,8 @@ def draw_shares(config: Config) -> Drawn:
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), sharey=True)
     found = []
     for ax, shown, title in zip(axes, (terms[:2], terms), ("attention only", "the whole token"), strict=True):
-        rows = [[getattr(work, term) for term in shown] for work in works]
+        parts = [(work.scoring, work.attention, work.weights + work.indexer_weights) for work in works]
+        rows = [part[: len(shown)] for part in parts]
         shares = [[part / sum(row) for part in row] for row in rows]
         found.append(shares.pop()[0])
         ax.stackplot(LENGTHS, *zip(*shares, strict=True), labels=shown, colors=COLOURS)
@@ -161,7 +162,7 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
         ax.legend()
         apart = dense.dollars[-1] / sparse.dollars[-1]
         words.append(
-            f"{phase} curves cross at {crossing(dense, sparse) / 1e3:.1f} thousand, end {apart:.1f} times apart"
+            f"{phase} curves cross at {crossing(dense, sparse) / 1e3:.1f} thousand, end {apart:.2f} times apart"
         )
     return fig, f"Published costs: {'; '.join(words)}."
 

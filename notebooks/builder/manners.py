@@ -15,8 +15,10 @@ from builder.prose import claims
 BUDGETS = MappingProxyType(  # seconds as a test, on two cores
     {
         "00_start_here": 30,
+        "01_attention_at_length": 45,
         "02_multi_head_latent_attention": 40,
         "04_token_selection": 90,
+        "05_fp8": 40,
     }
 )
 BYTES, LINES, COLUMNS = 300_000, 25, 76
