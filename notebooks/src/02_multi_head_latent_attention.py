@@ -15,7 +15,7 @@
 # gentle beginning, and not required.
 #
 # **Routes.** 15 minutes: the figures and the ✓ lines. 2 hours: predict, change numbers, and exercises 2.1 to 2.3.
-# 2 days: exercises 2.4 and 2.5, then `dsa/model/attention.py` line by line. Computing: **40 s**.
+# 2 days: exercises 2.4 and 2.5, then `dsa/model/attention.py` line by line. Computing: **20 s**.
 #
 # Shape letters, as everywhere in this course: `T` query positions, `S` key positions, `D` model width, `H` heads,
 # `C` latent width, `R` rotary width, `N` width of a head's key without it, `V` width of a head's value.
@@ -246,12 +246,13 @@ for t, s in ((10, 7), (60, 57), (60, 7)):
 # So there is an absorbed query, but a *different one for every distance*. How different?
 
 # %%
+from dsa.show.latent import draw_drift
+
 t = S - 1
 distances = torch.arange(S)
 each = torch.stack([rotate(q, int(d)) for d in distances])  # (S, h, n)
 each = torch.einsum("dhn,hnc->dhc", each, W_k)  # one a distance
 alike = torch.cosine_similarity(each, each[:1], dim=-1)  # (S, h)
-from dsa.show.latent import draw_drift
 
 show(*draw_drift(alike))
 
@@ -617,8 +618,9 @@ claim(
 # TB/s). With 1 FLOP per byte it would stand idle nearly all the time. With {C2.17} memory and arithmetic are about
 # balanced. The dearer pairs are free, as it were, because they wait for nothing.
 #
-# So prefill takes the MHA mode and decode the MQA mode. And sparse attention, prefill included, takes MQA: it is
+# So prefill takes the MHA mode and decode the MQA mode. And sparse attention takes MQA, in prefill too: it is
 # defined on rows that are fetched once for all heads, and with 2,048 keys for each query it can afford the pair.
+# (For short prompts the report mentions a masked MHA mode instead, because it is faster there.)
 #
 # ## Two rotary conventions
 #
@@ -712,8 +714,8 @@ claim(
 )
 
 # %% [markdown]
-# {C2.20} instead of 0.072 nearly doubles every logit. To multiply by mscale once instead of twice is a real mistake
-# that people have made; nothing crashes, the model is only a little worse at everything.
+# {C2.20} instead of 0.072 nearly doubles every logit. To multiply by mscale once instead of twice is a real
+# mistake that people have made; nothing crashes.
 #
 # ## How many numbers do the heads need?
 #
