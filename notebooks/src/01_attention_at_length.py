@@ -730,8 +730,8 @@ claim(
 # %% [markdown]
 # A word on what was *said* about the costs. An article put them as about 0.10 USD against 0.60 at 32K and 0.30
 # against 2.30 at 128K, and said that inputs over 7,000 tokens are processed two to three times faster. Here it is
-# beside the figure's own curves, which are GPU time in another unit. The first line compares decoding, the nearest
-# of the two:
+# beside the figure's own curves, which are GPU time in another unit. Both lines compare decoding, which comes
+# nearest:
 
 # %%
 for S, said in ((32768, "0.10 and 0.60"), (131071, "0.30 and 2.30")):
@@ -790,7 +790,7 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # %% [markdown]
 # ## Where it fails
 #
-# **Short texts.** Below the crossover sparse attention is a loss, and it is one for most of what people type.
+# **Short texts.** Below the crossover sparse attention is a loss, and a text of ten pages is below it.
 
 # %%
 loss = {
