@@ -99,11 +99,11 @@ def _piece(found: Factors, t: int) -> str:
 
 
 def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> Figure:
-    fig = plt.figure(figsize=(7.2, 3.4))
+    fig = plt.figure(figsize=(6.8, 3.3))
     grid = fig.add_gridspec(3, 2, width_ratios=[1.5, 1])
     rows = [fig.add_subplot(grid[row, 0]) for row in range(3)]
-    _draw_heads(rows[0], products, "q · k")
-    _draw_heads(rows[1], shares, "w · act(q · k)")
+    _draw_heads(rows[0], products, "q·k")
+    _draw_heads(rows[1], shares, "w·act(q·k)")
     rows[0].legend(ncols=8, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderpad=0)
     _draw_score(rows[2], shares.sum(0), kept)
     _draw_agreement(fig.add_subplot(grid[:, 1]), shares.sum(0), mass, kept)
@@ -133,7 +133,7 @@ def _draw_agreement(ax: Axes, scores: Tensor, mass: Tensor, kept: list[int]) -> 
     ax.plot(scores[kept], mass[kept], "s", color=COLOURS[3], markersize=4.5, label="kept")
     ax.set_yscale("symlog", linthresh=1e-3)
     ax.set(xlabel="index score I", ylabel="attention", ylim=(-2e-4, 1.5))
-    ax.set_title("Does the score rank like attention?", fontsize=10)
+    ax.set_title("Does it rank like attention?", fontsize=10)
     ax.legend(loc="upper left", fontsize=8)
 
 
