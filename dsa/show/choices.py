@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsa.kernels.reference import membership
 from dsa.show.figures import COLOURS
 from dsa.show.panel import Draw
 from dsa.show.reading import Reading, checked
@@ -44,19 +43,23 @@ def _draw_matrix(ax: Axes, selected: Tensor, title: str) -> None:
 
 def _draw_kept(ax: Axes, reading: Reading, layer: int, top_k: int, kept: Tensor) -> None:
     best = reading.kept("oracle", layer, top_k)
-    ax.plot(best, color=COLOURS[0], marker="", linewidth=1, label="oracle")
-    ax.plot(kept, color=COLOURS[3], marker="", linewidth=1, linestyle="-", label="this choice")
-    ax.set(xlabel="query position", ylabel="share of attention kept", ylim=(0, 1.04))
-    ax.legend(loc="lower left")
+    ax.plot(smooth(kept), color=COLOURS[1], marker="", linewidth=2.5, label="this choice")
+    ax.plot(smooth(best), color="black", marker="", linewidth=1, linestyle="--", label="oracle")
+    ax.set(xlabel="query position (mean of 32)", ylabel="share of attention kept", ylim=(0, 1.04))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+def smooth(kept: Tensor, width: int = 32) -> Tensor:
+    """The running mean over `width` queries: (T,) -> (T - width + 1,), or as it is if the text is shorter."""
+    return kept.unfold(0, width, 1).mean(-1) if len(kept) >= width else kept
 
 
 def _sentence(selected: Tensor, kept: Tensor, who: str, top_k: int, layer: int) -> str:
     T = len(selected)
     real = selected >= 0
     back = float((torch.arange(T)[:, None] - selected)[real].float().mean())
-    popular = int(membership(selected[None], T)[0].sum(0).argmax())
     return (
-        f"In layer {layer} the {who} choice with top-k {top_k} fills {int(real.sum())} of {T * (T + 1) // 2} visible "
-        f"places and keeps {float(kept.mean()):.0%} of the attention; a kept token is {back:.0f} back on average, "
-        f"and token {popular} is kept most often."
+        f"In layer {layer} the {who} choice with top-k {top_k} keeps {int(real.sum()):,} of "
+        f"{T * (T + 1) // 2:,} visible pairs and {float(kept.mean()):.0%} of the attention, over all queries, "
+        f"also the early ones that keep all; a kept token is {back:.0f} back on average."
     )

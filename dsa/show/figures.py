@@ -70,7 +70,12 @@ def show_png(picture: bytes, words: str) -> None:
     """The same for a picture that is PNG bytes already."""
     alt = {"image/png": {"alt": described(words)}}
     publish({"image/png": base64.b64encode(picture).decode(), "text/plain": "[figure]"}, metadata=alt)
-    print(words)
+    print(wrapped(words))
+
+
+def wrapped(words: str, width: int = 96) -> str:
+    """Lines short enough that no page breaks them in the middle of a word."""
+    return "\n".join(fill(line, width) for line in words.splitlines())
 
 
 def described(words: Any) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 
+from dsa.show.figures import wrapped
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -26,7 +28,8 @@ class Guess:
             raise ValueError("reveal needs the reason why the answer is what it is: it is the point of guessing")
         said, true = self._say(self.value), self._say(answer)
         error = "spot on" if said == true else self._error(float(answer))
-        print(f"You guessed {said}; it is {true}: {error}.\nWhy: {why}")
+        print(f"You guessed {said}; it is {true}: {error}.")
+        print(wrapped(f"Why: {why}"))
 
     def _error(self, answer: float) -> str:
         """How far off, and in which direction: shares differ in percentage points, everything else in its unit."""

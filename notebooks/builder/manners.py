@@ -84,5 +84,5 @@ def _figure(output: NotebookNode, following: NotebookNode | None) -> Iterator[st
     below = following.get("text", "") if following else ""
     if not alt:
         yield "a figure has no alternative text: end with `show(fig, words)`"
-    elif alt not in output.data.get("text/plain", "") + below:
+    elif " ".join(alt.split()) not in " ".join(f"{output.data.get('text/plain', '')} {below}".split()):
         yield "the words of a figure are not shown with it: end with `show(fig, words)`"

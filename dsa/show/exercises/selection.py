@@ -5,6 +5,7 @@ Each wrong answer is one that somebody has really written, in this project or in
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsa.kernels import loops, reference
 from dsa.show.exercises.core import Exercise, require
@@ -92,7 +93,13 @@ def _empty_is_first(mass: Tensor, selected: Tensor) -> Tensor:
 def _empty_is_last(mass: Tensor, selected: Tensor) -> Tensor:
     """Lets -1 index from the end, as Python does."""
     rows = torch.arange(len(mass))[:, None]
-    return mass[rows, selected].sum(-1) + mass[:, :1].sum(-1) * (selected < 0).any(-1)
+    return mass[rows, selected].sum(-1)
+
+
+def _members(mass: Tensor, selected: Tensor) -> Tensor:
+    """Marks the members in a matrix, and key 0 with them wherever a slot is empty."""
+    member = torch.zeros_like(mass).scatter(-1, selected.clamp(min=0), 1.0)
+    return (mass * member).sum(-1)
 
 
 def _mean_kept(mass: Tensor, selected: Tensor) -> Tensor:
@@ -109,6 +116,8 @@ def _check_mass(answer) -> None:
         .softmax(-1)
     )
     selected = reference.select(_causal(torch.randn(8, 8, generator=generator)), 3)[0]
+    gaps = torch.tensor([[0, -1], [1, -1], [2, -1], [1, -1]])  # slots may be empty in late rows too
+    late = torch.tensor([[1.0, 0, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.3, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
     found = answer(mass.clone(), selected.clone())
     require(getattr(found, "shape", None) == (8,), "8 queries give 8 shares: return a tensor of shape (8,)")
     require(
@@ -118,6 +127,9 @@ def _check_mass(answer) -> None:
     for t, row in enumerate(selected):
         right = sum(float(mass[t, s]) for s in row if s >= 0)
         require(abs(float(found[t]) - right) < 1e-5, f"query {t} keeps {right:.3f}, yours says {float(found[t]):.3f}")
+    kept = [round(float(share), 4) for share in answer(late, gaps)]
+    right_late = [1.0, 0.6, 0.5, 0.2]
+    require(kept == right_late, f"with one key each and an empty slot the rows keep {right_late}, yours says {kept}")
 
 
 # E4.3 ---------------------------------------------------------------------------------------------------------------
@@ -221,26 +233,52 @@ def _forgets_the_group(scores: Tensor, top_k: int, groups: int) -> Tensor:
     return table[:, table.amax(0).topk(top_k).indices].flatten().topk(top_k).indices
 
 
+def _searches_all(scores: Tensor, top_k: int, groups: int) -> Tensor:
+    """Searches all scores at once: exact, and what was to be avoided."""
+    return scores.topk(top_k).indices
+
+
+def _sorts_all(scores: Tensor, top_k: int, groups: int) -> Tensor:
+    """Sorts all scores, which is dearer still."""
+    return scores.argsort(descending=True)[:top_k]
+
+
+class _Widths(TorchDispatchMode):
+    """Notes how many scores each search or sort of a call looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run the operation, and note its width if it is a search."""
+        if func.overloadpacket.__name__ in ("topk", "sort", "argsort", "kthvalue"):
+            self.widest = max(self.widest, args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 def _check_two_level(answer) -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         scores = torch.randn(96, generator=generator)
         if seed % 2:
             scores[5::12] += 4  # many of the best in one group
-        found = answer(scores.clone(), 6, 12)
+        with _Widths() as searched:
+            found = answer(scores.clone(), 6, 12)
         require(getattr(found, "shape", None) == (6,), "return 6 indices: a tensor of shape (6,)")
         mine, right = {*found.tolist()}, {*scores.topk(6).indices.tolist()}
         require(mine == right, f"of the best 6 of 96 you found {len(mine & right)} (seed {seed})")
+        require(searched.widest < 96, "right, but it searches or sorts all 96 scores at once: search the groups first")
 
 
 EXERCISES = (
     Exercise(
         "E4.1", "Causal top-k with empty slots", 1, 10,
-        "Write the selection for one sequence. It is five lines, and each of them has been got wrong in code that was "
-        "published: *when* the future is masked, *with what*, and what a row does that sees too few keys.",
+        "Write the selection for one sequence. It is five lines, and each of them is easy to get wrong: *when* the "
+        "future is masked, *with what*, and what a row does that sees too few keys. The scores have no ties to break.",
         ("Mask first, choose second: a masked key must not take up a slot.",
          "Scores may be negative, so what is masked needs `float('-inf')`, which loses against everything.",
-         "`topk` always returns `top_k` indices. Where its *value* is -inf, the slot is empty: put -1 there."),
+         "`topk` always returns `top_k` indices, and the values too: a value tells whether its slot is filled."),
         my_select, (_mask_after, _mask_with_zero, _keeps_fillers, _forgets_itself), _check_select,
     ),
     Exercise(
@@ -249,7 +287,7 @@ EXERCISES = (
         ("`mass.gather(-1, index)` picks from each row the entries that `index` names.",
          "`gather` refuses negative indices: `clamp` them first and repair the damage afterwards.",
          "Set what the empty slots picked to 0, then sum over the slots."),
-        my_mass_kept, (_empty_is_first, _empty_is_last, _mean_kept), _check_mass,
+        my_mass_kept, (_empty_is_first, _empty_is_last, _members, _mean_kept), _check_mass,
     ),
     Exercise(
         "E4.3", "Attend to what was chosen, and to nothing else", 2, 15,
@@ -264,10 +302,12 @@ EXERCISES = (
         "E4.4", "An exact top-k in two levels", 3, 30,
         "At 128K tokens the top-k itself begins to cost. Cut the scores into groups. If a score is among the K best, "
         "fewer than K scores beat it, so fewer than K groups have a larger maximum: **its group is among the K with "
-        "the largest maxima**. Use that to search K groups only, and stay exact.",
+        "the largest maxima**. Use that to search K groups only, and stay exact (any grouping is accepted). At "
+        "S = 131,072 with K = 2,048 and 16,384 groups, two searches over 16,384 take the place of one over 131,072.",
         ("`scores.view(-1, groups)` puts group g into column g.",
          "The K columns with the largest maxima hold all of the K best scores, perhaps several in one column.",
          "Remember where the candidates came from: entry (r, c) of the table is score number r * groups + c."),
-        my_two_level_topk, (_one_a_group, _too_few_groups, _by_sum, _forgets_the_group), _check_two_level,
+        my_two_level_topk, (_one_a_group, _too_few_groups, _by_sum, _forgets_the_group, _searches_all, _sorts_all),
+        _check_two_level,
     ),
 )  # fmt: skip
