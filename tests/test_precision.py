@@ -62,7 +62,7 @@ def test_latents_are_rounded_in_groups_and_rotary_keys_to_bf16(dtype):
     right, right_scale = fp8.quantise(x[..., :200], fp8.GROUP)
     assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8)) and torch.equal(scale, right_scale)
     back = form.rounded(x)
-    assert back.dtype == dtype and scale.shape == (2, 5, 2)
+    assert back.dtype == dtype and scale.shape == (2, 5, 2) and rotary.dtype == torch.bfloat16
     assert torch.equal(back[..., :200], fp8.dequantise(codes, scale).to(dtype))
     assert torch.equal(back[..., 200:], rotary.to(dtype))
 

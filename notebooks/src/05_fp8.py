@@ -184,7 +184,9 @@ claim(
 )
 
 # %% [markdown]
-# The package therefore reads the exponent off the number itself. The published kernel does so too, in bits.
+# The harm is small: the code is 448 either way. But two implementations that should agree bit for bit then differ
+# by a factor of two in a scale and in all other codes of the block. The package therefore reads the exponent off
+# the number itself, as the published kernel does.
 
 # %%
 print(inspect.getsource(fp8.scales))
@@ -321,8 +323,9 @@ claim(
 )
 
 # %% [markdown]
-# Multiplying by a power of two commutes with every rounding on the way, so nothing changes, not even the last bit.
-# That is a second reason for `ue8m0`: two implementations that scale at different places still agree.
+# Multiplying by a power of two commutes with every rounding on the way (short of overflow), so nothing changes,
+# not even the last bit. That is a second reason for `ue8m0`: two implementations that scale at different places
+# still agree.
 #
 # ## What happens to the ranking
 #
@@ -565,8 +568,9 @@ claim(
 )
 
 # %% [markdown]
-# A single outlier in a block of int8 eats the others; a float hardly notices. FP8 is chosen because it fails later,
-# and because its units also multiply weights and activations, which do have outliers.
+# A single outlier in a block of int8 eats the others; a float hardly notices. The report does not argue the
+# choice; this speaks for FP8: it fails later, and the same units multiply weights and activations, which do have
+# outliers.
 #
 # ## Hadamard, measured
 #
@@ -811,8 +815,8 @@ twins(
 )
 
 # %% [markdown]
-# (Should e2m1 seem to recover at the far end: every product is then 0, equal scores go to the later token, and the
-# most recent tokens are partly the right ones. A share that stays can be an accident.)
+# (Should e2m1 seem to recover at the far end: nearly every score is then 0, equal scores go to the later token,
+# and the most recent tokens are partly the right ones. A share that stays can be an accident.)
 #
 # Smaller blocks fence an outlier in, and a float's exponent absorbs it. The transform spreads it over all numbers,
 # which is a rescue for whole numbers and, when the outlier was undone on the other side, poison for a float.
@@ -905,8 +909,8 @@ claim(
 #
 # Three lines round as the hardware does (C5.2), to {C5.3} at worst. Scales are exact only if one does not take
 # logarithms (C5.4). Powers of two move through the ReLU bit for bit (C5.7). Rounded to e4m3, the indexer still
-# chooses {C5.9} or more of the same tokens, and whoever is new stood at place {C5.11} or better. {C5.12}. Memory
-# is saved by FP8, not by sparse attention (C5.19, C5.20).
+# chooses {C5.9} or more of the same tokens, and 95 % of the newcomers stood at place {C5.11} or better. {C5.12}.
+# Memory is saved by FP8, not by sparse attention (C5.19, C5.20).
 #
 # **What the report does not say, and what we chose.** Which scale the cache's latent gets: here powers of two in
 # four fp32 numbers. What happens to infinities: here an error that counts them. Whether int8 vectors are turned
