@@ -75,6 +75,14 @@ def test_every_position_says_what_the_sizes_say(draw):
         plt.close(fig)
 
 
+def test_bars_are_what_the_sentence_says(draw):
+    fig, _ = draw(**START)
+    bars = [bar.get_height() for bar in fig.axes[1].patches]
+    held, bare, read, _ = by_hand(**START)["cache"]
+    index_keys = 61 * 131_072 * 132 / 1e9
+    assert bars == pytest.approx([bare, bare, bare, read - index_keys, 0, 0, held - bare, index_keys])
+
+
 def test_each_control_changes_picture_or_sentence(draw):
     before = draw(**START)[1]
     for change in ({"length": 64}, {"top_k": 4096}, {"heads": 64}, {"precision": "bf16"}):

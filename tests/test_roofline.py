@@ -163,6 +163,15 @@ def test_weights_read_are_those_of_the_matrices_used(precision):
 def test_deployed_weights_take_a_byte_and_their_scales():
     assert storage.Matrix("attention", 256, 300, 1, 1).bytes("deployed") == 256 * 300 + 4 * 2 * 3
     assert storage.Matrix("head", 256, 300, 1, 1, fp8=False).bytes("deployed") == 2 * 256 * 300
+    wide = {m.part for m in storage.matrices(REAL) if not m.fp8}
+    assert wide == {"router", "head", "indexer"}  # of the indexer its head weights alone
+    assert [m.outputs for m in storage.matrices(REAL) if not m.fp8] == [256, 129280, J]
+
+
+def test_a_group_that_is_not_full_has_a_scale_too():
+    odd = REAL.replace(kv_lora_rank=300, index_head_dim=130)
+    assert storage.latent_bytes(odd, "deployed") == 300 + 4 * 3 + 2 * R
+    assert storage.index_key_bytes(odd, "deployed") == 130 + 4 * 2
 
 
 def executed(model, tokens, cache=None):

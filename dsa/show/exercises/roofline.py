@@ -213,8 +213,8 @@ def _check_growth(answer) -> None:
 EXERCISES = (
     Exercise(
         "E1.1", "Half a square", 1, 10,
-        "How many pairs of a query and a key does a prompt of L tokens have? Whoever answers L² reports twice the FLOP/s "
-        "that a kernel reaches. Count what causal attention needs, dense and with a top-k.",
+        "How many pairs of a query and a key does a prompt of L tokens have? Whoever answers L² reports twice the "
+        "FLOP/s that a kernel reaches. Count what causal attention needs, dense and with a top-k.",
         ("Token t sees t + 1 tokens. Add up 1 + 2 + ... + L.",
          "Under a top-k, token t attends to min(t + 1, top_k). The first top_k tokens form a small triangle.",
          "After the triangle come length - top_k rows with exactly top_k each, if the prompt is that long."),
