@@ -24,7 +24,6 @@
 # index head width, `R` rotary width, `K` kept tokens.
 
 # %%
-import copy
 import inspect
 import json
 from pathlib import Path
