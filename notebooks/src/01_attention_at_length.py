@@ -97,8 +97,8 @@ print(
 print("same numbers:", torch.allclose(slow, fast, atol=1e-5))
 
 # %% [markdown]
-# Multi-head latent attention can be computed in two ways, and they differ in what a key *is*. (Chapter 02 proves
-# that they give the same result. Here only the widths matter.)
+# Multi-head latent attention can be computed in two ways, and they differ in what a key *is*. ([Chapter
+# 02](02_multi_head_latent_attention.ipynb) proves that they give the same result. Here only the widths matter.)
 #
 # * **MHA mode** expands: each head has a key of N + R numbers and a value of V of its own.
 # * **MQA mode** does not: all heads share the cached latent. The key has C + R numbers, and its first C are the
@@ -911,6 +911,7 @@ claim(
 # 5. A benchmark of a causal kernel claims 90 % of the machine's peak FLOP/s. What would you check before you
 #    believe it?
 #
-# **Next**: [04 Token selection](04_token_selection.ipynb) asks what the K tokens keep; the [README](../README.md)
-# lists what else is there. Chapter 02 shows why the two modes are the same attention, chapter 03 how 16,384 FLOP
-# can rank like 278,528.
+# **Next**: [02 Multi-head latent attention](02_multi_head_latent_attention.ipynb) shows why the two modes are the
+# same attention, [03 The lightning indexer](03_lightning_indexer.ipynb) how 16,384 FLOP can rank like 278,528, and
+# [04 Token selection](04_token_selection.ipynb) what the K tokens keep. The [README](../README.md) lists what else
+# is there.
