@@ -154,8 +154,8 @@ L = 128 * 1024
 whole = J * L * L * 4 / 1e12
 guess.reveal(
     whole,
-    "64 heads times 131,072 queries times 131,072 keys times 4 bytes. Nobody"
-    " computes that at once.",
+    "64 heads times 131,072 queries times 131,072 keys times 4 bytes."
+    " Nobody computes that at once.",
 )
 
 # %% [markdown]
