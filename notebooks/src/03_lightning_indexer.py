@@ -64,8 +64,9 @@ claim(
 )
 
 # %% [markdown]
-# By count {C3.1}; and since its product is only a ranking it can be computed in FP8 ([05](05_fp8.ipynb)). It still
-# looks at every pair. That is the deal: a small price for *every* pair, the full price for a few.
+# So a pair costs the indexer {C3.1} of what it costs attention, and since only the order of its scores counts, it can
+# be computed in FP8 ([05](05_fp8.ipynb)). It still looks at every pair. That is the deal: a small price for *every*
+# pair, the full price for a few.
 #
 # Our model is small: three layers, four attention heads, and in each layer an indexer with two heads of width 32.
 # It has been through the **dense warm-up** of the report: everything frozen except the indexers, which learned to
