@@ -210,6 +210,15 @@ def test_a_cache_keeps_its_precision(model):
     assert cache.length == 0
 
 
+def test_nothing_is_trained_through_rounding_unawares(model):
+    model.cache_precision = "fp8"
+    with pytest.raises(RuntimeError, match="passes no gradient: set model.cache_precision = 'full' to train"):
+        model(small.tokens(1, 8)).sum().backward()
+    model.cache_precision, model.index_precision = "full", "fp8"
+    model(small.tokens(1, 8)).sum().backward()  # choosing passes no gradient anyway
+    assert model.model.layers[0].self_attn.kv_a_proj_with_mqa.weight.grad.any()
+
+
 def test_an_indexer_cannot_be_trained_through_rounding(model):
     model.index_precision = "fp8"
     with pytest.raises(ValueError, match="rounding passes no gradient"):

@@ -45,8 +45,22 @@ class Format:
     decode: Callable[..., Tensor]
 
     def rounded(self, x: Tensor) -> Tensor:
-        """What is left of x once it has been stored."""
-        return self.decode(*self.encode(x))
+        """What is left of x once it has been stored; only full precision passes a gradient, eight bits refuse to."""
+        return x if self is FULL else _Rounded.apply(x, self)
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounding is flat nearly everywhere: rather than a gradient that means nothing there is an error."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, form: Format) -> Tensor:  # type: ignore[override]
+        """Store and read."""
+        return form.decode(*form.encode(x))
+
+    @staticmethod
+    def backward(ctx, *gradient: Tensor) -> Tensor:
+        """Say what to do."""
+        raise RuntimeError("rounding to eight bits passes no gradient: set model.cache_precision = 'full' to train")
 
 
 FULL = Format(lambda x: (x,), lambda x: x)
