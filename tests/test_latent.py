@@ -8,6 +8,7 @@ from small import tokens as random_tokens
 
 from dsa.model.config import Config
 from dsa.show import latent, rank
+from dsa.show.exercises.multiplications import counted
 from dsa.show.panel import Choice, Panel, Slider
 from dsa.text.tasks import Episodes
 
@@ -157,3 +158,21 @@ def test_turns_are_those_of_the_published_sizes():
     assert "leaves 11 pairs alone, slows 9 by 40 and blends 12" in words
     with pytest.raises(ValueError, match="no YaRN"):
         latent.draw_turns(Config.mini())
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda a, b: a @ b,
+        lambda a, b: torch.stack([a @ column for column in b.T], dim=-1),
+        lambda a, b: torch.stack([torch.stack([row.dot(column) for column in b.T]) for row in a]),
+        lambda a, b: (a[:, :, None] * b).sum(1),
+        lambda a, b: torch.einsum("ij,jk->ik", a, b),
+    ],
+    ids=["matrix", "loop of vectors", "loop of numbers", "broadcast", "einsum"],
+)
+def test_the_same_work_counts_the_same_however_it_is_written(product):
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    found, flops = counted(lambda: product(a, b))
+    torch.testing.assert_close(found, a @ b)
+    assert flops == 2 * 3 * 5 * 7

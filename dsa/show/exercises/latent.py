@@ -1,27 +1,20 @@
 """The exercises of chapter 02: count a cache and move projections to the other side; `rotary` has the other two.
 
 Whoever absorbs nothing gets the right numbers too, only too late: so two of the checkers also count the
-multiplications.
+multiplications, however they are written: as a matrix product, as a loop over tokens, or as a sum of products.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsa.model.config import Config
 from dsa.show.exercises import rotary
 from dsa.show.exercises.core import Exercise, require
+from dsa.show.exercises.multiplications import counted
 
 H, N, R, C, V = 3, 8, 4, 16, 6  # sizes of the checkers' tiny attention
-
-
-def counted(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """A call's result and the floating-point operations of its matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        result = call()
-    return result, counter.get_total_flops()
 
 
 # E2.1 ---------------------------------------------------------------------------------------------------------------
@@ -66,6 +59,18 @@ def _one_byte(config: Config, kind: str, groups: int = 8) -> int:
     return my_cache_bytes(config, kind, groups) // 2
 
 
+def _published_only(config: Config, kind: str, groups: int = 8) -> int:
+    """Has the head's sizes of the real model built in: 320 numbers for key and value."""
+    heads = {"MHA": config.num_attention_heads, "GQA": groups, "MQA": 1}
+    numbers = heads[kind] * 320 if kind in heads else config.kv_lora_rank + config.qk_rope_head_dim
+    return 2 * numbers * config.num_hidden_layers
+
+
+def _always_8(config: Config, kind: str, groups: int = 8) -> int:
+    """Overlooks `groups`."""
+    return my_cache_bytes(config, kind)
+
+
 def _check_bytes(answer: Callable) -> None:
     real, small = Config.v32_exp(), Config.mini()
     right = {"MLA": 70_272, "MQA": 39_040, "GQA": 312_320, "MHA": 4_997_120}  # published sizes, by hand
@@ -74,6 +79,8 @@ def _check_bytes(answer: Callable) -> None:
         require(found == size, f"{kind} at the real sizes leaves {size:,} bytes a token, yours says {found:,}")
     found = answer(small, "MLA", 8)
     require(found == 384, f"the laptop model leaves 3 layers x 64 numbers x 2 = 384 bytes, yours says {found}")
+    found = answer(small, "MHA", 8)
+    require(found == 1152, f"its 4 heads would leave 3 x 4 x (8 + 16 + 24) x 2 = 1,152 bytes, yours says {found}")
     found = answer(real, "GQA", 16)
     require(found == 624_640, f"16 groups leave twice what 8 do, 624,640 bytes, yours says {found:,}")
 
@@ -97,6 +104,20 @@ def _expands(q: Tensor, kv: Tensor, w_k: Tensor) -> Tensor:
     _, N, C = w_k.shape
     keys = torch.einsum("sc,hnc->hsn", kv[:, :C], w_k)
     return torch.einsum("hn,hsn->hs", q[:, :N], keys) + q[:, N:] @ kv[:, C:].T
+
+
+def _token_by_token(q: Tensor, kv: Tensor, w_k: Tensor) -> Tensor:
+    """Makes each key in a loop: fewer numbers at a time, and all the work."""
+    _, N, C = w_k.shape
+    rows = [[q[h, :N] @ (w @ k[:C]) + q[h, N:] @ k[C:] for k in kv] for h, w in enumerate(w_k)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def _broadcasts(q: Tensor, kv: Tensor, w_k: Tensor) -> Tensor:
+    """Makes all keys without a matrix product: the same multiplications under another name."""
+    _, N, C = w_k.shape
+    keys = (w_k[:, None] * kv[:, None, :C]).sum(-1)  # (H, S, N)
+    return (q[:, None, :N] * keys).sum(-1) + q[:, N:] @ kv[:, C:].T
 
 
 def _no_rope(q: Tensor, kv: Tensor, w_k: Tensor) -> Tensor:
@@ -155,6 +176,13 @@ def _expands_values(weights: Tensor, kv: Tensor, w_v: Tensor) -> Tensor:
     return torch.einsum("hs,hsv->hv", weights, values)
 
 
+def _values_one_by_one(weights: Tensor, kv: Tensor, w_v: Tensor) -> Tensor:
+    """Expands in a loop over the tokens: no large tensor, and all the work."""
+    C = w_v.shape[-1]
+    rows = [sum(p * (w @ k[:C]) for p, k in zip(row, kv, strict=True)) for row, w in zip(weights, w_v, strict=True)]
+    return torch.stack([torch.as_tensor(row) for row in rows])
+
+
 def _wrong_end(weights: Tensor, kv: Tensor, w_v: Tensor) -> Tensor:
     """Takes the last C numbers of the cache: the rotary key is no part of the value."""
     return torch.einsum("hc,hvc->hv", weights @ kv[:, -w_v.shape[-1] :], w_v)
@@ -180,7 +208,7 @@ def _check_output(answer: Callable) -> None:
     right = torch.stack([weights[h] @ (kv[:, :C] @ w_v[h].T) for h in range(H)])
     gap = float((found - right).abs().max())
     require(gap < 1e-4, f"the output differs from that of expanded values by up to {gap:.2f}")
-    limit = 2 * H * S * C + 2 * H * C * V
+    limit = 2 * H * S * (C + R) + 2 * H * C * V  # who mixes whole rows of the cache and cuts afterwards is right too
     require(
         flops <= limit,
         f"the numbers are right, but you spend {flops:,} FLOP where {limit:,} are enough: mix latents, expand once",
@@ -195,25 +223,25 @@ EXERCISES = (
         ("Per layer it is numbers times 2 bytes; the layers are `config.num_hidden_layers`.",
          "MHA, GQA and MQA are one formula with 128, 8 and 1 for the number of different keys and values.",
          "MLA keeps `kv_lora_rank + qk_rope_head_dim` numbers, and the latent serves as key and as value."),
-        my_cache_bytes, (_one_layer, _no_rotary, _latent_twice, _one_byte), _check_bytes,
+        my_cache_bytes, (_one_layer, _no_rotary, _latent_twice, _one_byte, _published_only, _always_8), _check_bytes,
     ),
     Exercise(
         "E2.2", "Absorb the key projection", 2, 10,
         "Score one query against S cached tokens without ever making a key. The checker compares your scores with "
         "those of expanded keys, and then counts your multiplications.",
-        ("q . (W c) is (Wᵀ q) . c: `w_k` belongs to the query, and is used once, whatever S is.",
+        ("With a latent c, q . (W c) is (Wᵀ q) . c: `w_k` belongs to the query, and is used once, whatever S is.",
          "`torch.einsum(\"hn,hnc->hc\", ...)` does it for all heads.",
          "Put the rotary part of the query behind what you have, and one matrix product with `kv.T` gives both parts."),
-        my_scores, (_expands, _no_rope, _rope_first, _one_key), _check_scores,
+        my_scores, (_expands, _token_by_token, _broadcasts, _no_rope, _rope_first, _one_key), _check_scores,
     ),
     Exercise(
         "E2.3", "Absorb the value projection", 2, 10,
         "The other side: from attention weights to what each head reads, without ever making a value. Multiplications "
         "are counted again.",
-        ("A weighted sum of W c is W times the weighted sum of c.",
+        ("With latents c, a weighted sum of W c is W times the weighted sum of c.",
          "Only the first C numbers of the cache are the value; C is `w_v.shape[-1]`.",
          "First `weights @ latents`, one row of C numbers a head; then each head's own `w_v`, once."),
-        my_output, (_expands_values, _wrong_end, _heads_mixed, _one_value), _check_output,
+        my_output, (_expands_values, _values_one_by_one, _wrong_end, _heads_mixed, _one_value), _check_output,
     ),
     *rotary.EXERCISES,
 )  # fmt: skip

@@ -58,12 +58,22 @@ def _everything_turns(rotate: Callable, width: int) -> Tensor:
     return (torch.stack([rotate(row, 1) for row in eye]) * (1 - eye)).abs().argmax(-1)
 
 
-def _turn(name: str, R: int) -> Callable[[Tensor, int], Tensor]:
-    """A rotation of the first R dimensions by one of the two conventions."""
+def _rotary_first(rotate: Callable, width: int) -> Tensor:
+    """Counts what turns and takes for granted that it comes first: in MLA it comes last."""
+    eye, found = torch.eye(width), torch.arange(width)
+    turned = torch.stack([rotate(row, 1) for row in eye])
+    R = int(((turned - eye).abs().amax(-1) > 1e-7).sum())
+    found[:R] = found[:R] ^ 1 if turned[0, 1] else found[:R].roll(R // 2)
+    return found
+
+
+def _turn(name: str, R: int, first: int = 0) -> Callable[[Tensor, int], Tensor]:
+    """A rotation of R dimensions, from `first` on, by one of the two conventions."""
 
     def rotate(x: Tensor, position: int) -> Tensor:
-        turned = getattr(angles(R, position), name)(x[None, None, None, :R]).flatten()
-        return torch.cat([turned, x[R:]])
+        before, x, after = x[:first], x[first : first + R], x[first + R :]
+        turned = getattr(angles(R, position), name)(x[None, None, None]).flatten()
+        return torch.cat([before, turned, after])
 
     return rotate
 
@@ -75,6 +85,7 @@ def _check_partners(answer: Callable) -> None:
         ("halves", _turn("halves", 8), whole.roll(4)),
         ("neighbours in the first half of 8", _turn("neighbours", 4), torch.cat([half ^ 1, half + 4])),
         ("halves in the first half of 8", _turn("halves", 4), torch.cat([half.roll(2), half + 4])),
+        ("neighbours in the last half of 8", _turn("neighbours", 4, 4), torch.cat([half, (half ^ 1) + 4])),
     )
     for name, rotate, right in cases:
         found = answer(rotate, 8)
@@ -117,6 +128,11 @@ def _order_lost(weight: Tensor) -> Tensor:
     return torch.cat([weight[1::2], weight[0::2]])
 
 
+def _slow_first(weight: Tensor) -> Tensor:
+    """Finds the pairs and lists them backwards: each now turns at another pair's pace."""
+    return torch.cat([weight[0::2].flip(0), weight[1::2].flip(0)])
+
+
 def _check_for_halves(answer: Callable) -> None:
     generator = torch.Generator().manual_seed(5)
     R, D, rope = 8, 12, angles(8, *range(10))
@@ -140,7 +156,8 @@ EXERCISES = (
         ("Give it a vector that is 1 in one dimension and 0 elsewhere, at a position other than 0.",
          "A part of that 1 arrives in exactly one other dimension: the partner.",
          "`argmax` finds it. Where nothing arrives anywhere, the dimension is its own partner."),
-        my_partners, (_neighbours_assumed, _halves_assumed, _at_the_start, _everything_turns), _check_partners,
+        my_partners, (_neighbours_assumed, _halves_assumed, _at_the_start, _everything_turns, _rotary_first),
+        _check_partners,
     ),
     Exercise(
         "E2.5", "Mend the convention in the weights", 3, 20,
@@ -149,6 +166,6 @@ EXERCISES = (
         ("Pair i of the neighbours is (2i, 2i + 1); pair i of the halves is (i, i + R/2). Both turn by frequency i.",
          "So what stood in 2i must go to i, and what stood in 2i + 1 to i + R/2.",
          "Slices with a step: all even rows first, then all odd ones."),
-        my_for_halves, (_other_way, _halves_swapped, _as_it_is, _order_lost), _check_for_halves,
+        my_for_halves, (_other_way, _halves_swapped, _as_it_is, _order_lost, _slow_first), _check_for_halves,
     ),
 )  # fmt: skip
