@@ -55,6 +55,7 @@ def draw_crossing(cost: Callable[[int], tuple[int, int]], new: Sequence[int], cr
     ax.axvline(crossing, color="#444444", linewidth=0.8, marker="")
     ax.text(crossing * 1.1, min(cost(new[0])) / 1e12, f"{crossing} new tokens")
     ax.set_xscale("log", base=2)
+    ax.set_xticks(new[::2], [f"{n:,}" for n in new[::2]])
     ax.set(yscale="log", xlabel="new tokens", ylabel="TFLOP a layer", title=f"Reading on after {cached:,} tokens")
     ax.legend()
     few, many = cost(new[0]), cost(new[-1])
@@ -112,12 +113,13 @@ def draw_turns(config: Config) -> Picture:
     plain, yarn = (frequencies(config.qk_rope_head_dim, config.rope_theta, kind) for kind in (None, config.yarn))
     trained, longest = config.yarn.original_max_position_embeddings, config.max_position_embeddings
     fig, ax = plt.subplots(figsize=(7, 3.1))
-    for name, freq, length in (
+    lines = (
         (f"in training, {trained:,} tokens", plain, trained),
         (f"at {longest:,}, as it was", plain, longest),
         (f"at {longest:,}, with YaRN", yarn, longest),
-    ):
-        ax.plot(freq * length / (2 * math.pi), label=name, markevery=2)
+    )
+    for number, (name, freq, length) in enumerate(lines):  # markers take turns, where lines lie on each other
+        ax.plot(freq * length / (2 * math.pi), label=name, markevery=(number, 3))
     left = int((yarn == plain).sum())
     slowed = int(((yarn * config.yarn.factor / plain - 1).abs() < 1e-4).sum())
     ax.axhline(1, color="#444444", linewidth=0.8, marker="")
@@ -126,5 +128,6 @@ def draw_turns(config: Config) -> Picture:
     ax.legend()
     return fig, (
         f"Full turns of each of the {len(plain)} pairs, computed from the published sizes: YaRN leaves {left} pairs "
-        f"alone, slows {slowed} by {config.yarn.factor:.0f} and blends {len(plain) - left - slowed} in between (grey)."
+        f"alone, slows {slowed} by {config.yarn.factor:.0f} and blends {len(plain) - left - slowed} in between "
+        "(grey). The thin line is one full turn."
     )
