@@ -10,7 +10,7 @@ from dsa.cost import storage
 from dsa.cost.published import read_costs
 from dsa.model.config import Config
 from dsa.show import counts
-from dsa.show.length import draw_length
+from dsa.show.length import clock, draw_length
 from dsa.show.panel import Choice, Panel, Slider
 
 REAL = Config.v32_exp()
@@ -110,13 +110,19 @@ def test_what_the_model_cannot_have_is_refused(draw, change, says):
         draw(**START | change)
 
 
+def test_the_clock_counts_calls_and_gives_the_time_of_one():
+    calls = []
+    assert 0 <= clock(lambda: calls.append(sum(range(1000))), repeats=3, inner=5) < 0.1
+    assert len(calls) == (3 + 2) * 5
+
+
 DRAWN = (
     (counts.draw_pair, "indexer 16,384 + 0, MHA 49,152 + 32,768, MQA 147,456 + 131,072"),
     (counts.draw_parameters, "indexer 0.85, head 0.93, feed-forward 3.74, attention 11.41, experts 20.43"),
-    (counts.draw_work, "dense, prefill 728, dense, decode 2,300, sparse 241"),
+    (counts.draw_work, "dense, prefill 728; dense, decode 2,300; sparse 241"),
     (counts.draw_gain, "1 at 9,130 keys"),
     (counts.draw_shares, "79% of sparse attention, 54% of the whole token"),
-    (counts.draw_cache, "sparse, deployed 48,068; dense, deployed 40,016; sparse, bf16 85,888; dense, bf16 70,272"),
+    (counts.draw_cache, "dense, bf16 70,272; sparse, bf16 85,888; dense, deployed 40,016; sparse, deployed 48,068"),
     (counts.draw_reads, "dense 5.2, sparse 1.1"),
 )
 

@@ -75,9 +75,10 @@ def draw_work(config: Config) -> Drawn:
     weights = roofline.token_work(config, 1, "dense", "prefill").weights / 1e9
     fig, ax = plt.subplots(figsize=(7, 3.2))
     work_lines(ax, config)
-    ax.axhline(weights, color="#777777", linewidth=0.8)
+    ax.axhline(weights, color="#777777", linewidth=0.8, label="main model's weights")
+    ax.legend(loc="upper left", fontsize=8)
     ends = {label: roofline.token_work(config, CONTEXT, *way).total / 1e9 for label, *way in CURVES}
-    words = ", ".join(f"{label} {end:,.0f}" for label, end in ends.items())
+    words = "; ".join(f"{label} {end:,.0f}" for label, end in ends.items())
     line = f"The thin line, {weights:.0f}, is the main model's weights."
     return fig, f"GFLOP of a token that sees {CONTEXT:,}: {words}. {line}"
 
@@ -102,17 +103,18 @@ def draw_gain(config: Config) -> Drawn:
 
 def draw_shares(config: Config) -> Drawn:
     """Shares of sparse work by length: of attention alone, and of the whole token."""
-    terms = ("scoring", "attention", "weights")
+    terms = ("scoring", "attending", "weights")
     works = [roofline.token_work(config, n, "sparse", "decode") for n in (*LENGTHS, CONTEXT)]
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), sharey=True)
     found = []
-    for ax, shown, title in zip(axes, (terms[:2], terms), ("attention only", "the whole token"), strict=True):
+    for ax, shown, title in zip(axes, (terms[:2], terms), ("sparse attention", "the whole token"), strict=True):
         parts = [(work.scoring, work.attention, work.weights + work.indexer_weights) for work in works]
         rows = [part[: len(shown)] for part in parts]
         shares = [[part / sum(row) for part in row] for row in rows]
         found.append(shares.pop()[0])
-        ax.stackplot(LENGTHS, *zip(*shares, strict=True), labels=shown, colors=COLOURS)
+        ax.stackplot(LENGTHS, *zip(*shares, strict=True), labels=shown, colors=COLOURS, hatch=["", "//", ".."])
         ax.axvline(CONTEXT, color="black", linewidth=0.8)
+        ax.text(CONTEXT * 0.93, 0.02, "128 Ki", rotation=90, ha="right", va="bottom", color="white")
         length_axis(ax)
         ax.set(xlim=(LENGTHS[0], LENGTHS[-1]), title=title)
         ax.grid(False)
@@ -132,7 +134,8 @@ def draw_cache(config: Config) -> Drawn:
     ax.set(xlabel="cache bytes of one token, all layers")
     ax.margins(x=0.3)
     ax.legend(loc="lower right")
-    return fig, f"Cache bytes of one token: {'; '.join(f'{name} {sum(parts):,}' for name, parts in rows.items())}."
+    words = [f"{name} {sum(parts):,}" for name, parts in reversed(rows.items())]  # as the bars stand, from above
+    return fig, f"Cache bytes of one token: {'; '.join(words)}."
 
 
 def draw_reads(config: Config) -> Drawn:
@@ -158,7 +161,10 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
         for label, curve in (("V3.1-Terminus", dense), ("V3.2-Exp", sparse)):
             places = [position / 1024 for position in curve.positions]
             ax.plot(places, curve.dollars, label=label, linestyle=provenance("published")["linestyle"])
-        ax.set(title=phase, xlabel="position, Ki tokens", ylabel="$ per million tokens")
+        meet = crossing(dense, sparse)
+        ax.annotate("they cross", (meet / 1024, dense.at(meet)), (25, -15), textcoords="offset points",
+                    va="center", arrowprops={"arrowstyle": "->"})  # fmt: skip
+        ax.set(title=phase, xlabel="position, Ki tokens", ylabel="$ per million tokens", ylim=(0, None))
         ax.legend()
         apart = dense.dollars[-1] / sparse.dollars[-1]
         words.append(
