@@ -221,7 +221,7 @@ EXERCISES = (
         "What does one token leave behind, in all layers together? The four kinds differ in one line each. The checker "
         "knows the published sizes.",
         ("Per layer it is numbers times 2 bytes; the layers are `config.num_hidden_layers`.",
-         "MHA, GQA and MQA are one formula with 128, 8 and 1 for the number of different keys and values.",
+         "MHA, GQA and MQA are one formula: `num_attention_heads`, `groups` or 1 different keys and values.",
          "MLA keeps `kv_lora_rank + qk_rope_head_dim` numbers, and the latent serves as key and as value."),
         my_cache_bytes, (_one_layer, _no_rotary, _latent_twice, _one_byte, _published_only, _always_8), _check_bytes,
     ),
