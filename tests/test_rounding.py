@@ -9,6 +9,7 @@ import torch
 import dsa
 from dsa.kernels import fp8, loops, ops
 from dsa.show import rounding
+from dsa.show import rounding_figures as figures
 from dsa.show.panel import Choice, Panel, Slider
 
 SPARSE = Path(__file__).parent.parent / "data" / "sparse"
@@ -136,3 +137,47 @@ def test_the_panels_numbers_are_those_of_a_computation_by_hand():
 def test_what_cannot_be_drawn_is_refused(position, says):
     with pytest.raises(ValueError, match=says):
         rounding.draw_outlier(factors())(*position)
+
+
+def test_places_of_newcomers_count_larger_scores():
+    scores = torch.tensor([[[9.0, 8.0, 7.0, 7.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0]]])
+    chosen = torch.tensor([[[0, 3], [4, 2]]])
+    assert rounding.places_of_newcomers(scores, chosen).tolist() == [3, 5, 3]  # the two sevens share place 3
+    assert rounding.places_of_newcomers(scores, chosen, first=1).tolist() == [5, 3]
+    assert rounding.place_of_most(torch.arange(1, 101)) == 96
+
+
+def test_places_agree_with_a_count_by_hand():
+    given = factors()
+    scores, rows = loops.index_scores(*given), ops.index_topk(*rounding.round_factors(given, "int2"), 16)
+    by_hand = [int((scores[0, t] > scores[0, t, s]).sum()) + 1 for t in range(20, 80) for s in rows[0, t]]
+    assert rounding.places_of_newcomers(scores, rows, first=20).tolist() == [at for at in by_hand if at > 16]
+
+
+def words_of(drawn):
+    figure, words = drawn
+    plt.close(figure)
+    return words
+
+
+def test_words_of_pictures_are_computed():
+    assert "lie 2 apart at the top and 2^-1 apart" in words_of(
+        figures.draw_numbers(torch.tensor([0, 0.5, 1, 3]), (3, 1))
+    )
+    x = normal(200, 300)
+    x[3, 5] = 500
+    assert "of 128 numbers to 1 or more with runs, of 16,384 with squares" in words_of(figures.draw_scales(x))
+    assert "than: e4m3 18." in words_of(figures.draw_newcomers({"e4m3": torch.tensor([17, 18])}, queries=2))
+    assert "here 10.0% without, 20.0% with" in words_of(figures.draw_pairs({"here": (0.1, 0.2)}))
+    assert "dense 1,152, sparse 1,408." in words_of(
+        figures.draw_bytes({"dense": (1024, 128, 0), "sparse": (1152, 0, 256)})
+    )
+    figure = figures.draw_lines({"a": {"int8": 0.9, "e4m3": 0.8}}, "share")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["a"]
+    plt.close(figure)
+
+
+def test_numbers_vanish_below_half_a_step():
+    figure, vanish = figures.draw_relative_errors(("int8", "e4m3"))
+    assert vanish == {"int8": pytest.approx(0.5 / 127, rel=0.01), "e4m3": pytest.approx(2**-10 / 448, rel=0.01)}
+    plt.close(figure)

@@ -114,6 +114,22 @@ def overlap(a: Tensor, b: Tensor, first: int = 0) -> float:
     return float((mine & other).sum() / mine.sum())
 
 
+def places_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+    """Where the chosen tokens (B, T, K) that do not belong stood in the ranking of `scores` (B, T, S): places > K.
+
+    A place is one more than the number of larger scores, so equal scores share theirs.
+    """
+    K, descending = chosen.shape[-1], scores[:, first:].sort(dim=-1, descending=True).values
+    mine = scores[:, first:].gather(-1, chosen[:, first:].long())
+    places = torch.searchsorted((-descending).contiguous(), (-mine).contiguous()) + 1  # (B, T - first, K)
+    return places[places > K]
+
+
+def place_of_most(places: Tensor, share: float = 0.95) -> int:
+    """The place that `share` of `places` do not exceed."""
+    return int(places.float().quantile(share, interpolation="higher"))
+
+
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """How far `found` is off, as a share: |found - exact| / |exact| over all finite entries."""
     real = exact.isfinite()
