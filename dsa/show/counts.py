@@ -162,7 +162,7 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
             places = [position / 1024 for position in curve.positions]
             ax.plot(places, curve.dollars, label=label, linestyle=provenance("published")["linestyle"])
         meet = crossing(dense, sparse)
-        ax.annotate("they cross", (meet / 1024, dense.at(meet)), (25, -15), textcoords="offset points",
+        ax.annotate("they cross", (meet / 1024, dense.at(meet)), (0.5, 0.3), textcoords="axes fraction",
                     va="center", arrowprops={"arrowstyle": "->"})  # fmt: skip
         ax.set(title=phase, xlabel="position, Ki tokens", ylabel="$ per million tokens", ylim=(0, None))
         ax.legend()

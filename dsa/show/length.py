@@ -10,6 +10,7 @@ from statistics import median
 from time import process_time
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,13 +48,20 @@ def draw_length(config: Config) -> Draw:
 
 
 def clock(call: Callable[[], object], repeats: int = 9, inner: int = 4) -> float:
-    """Median CPU seconds of one call, over `repeats` rounds of `inner` calls, after two rounds for warming up."""
-    times = []
-    for _ in range(repeats + 2):
-        start = process_time()
-        for _ in range(inner):
-            call()
-        times.append((process_time() - start) / inner)
+    """Median CPU seconds of one call on one thread, over `repeats` rounds of `inner` calls, two more for warming up.
+
+    On several threads CPU time would count those that only wait.
+    """
+    times, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(repeats + 2):
+            start = process_time()
+            for _ in range(inner):
+                call()
+            times.append((process_time() - start) / inner)
+    finally:
+        torch.set_num_threads(threads)
     return median(times[2:])
 
 
