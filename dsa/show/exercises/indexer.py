@@ -125,7 +125,7 @@ def _where(found: Tensor, right: Tensor, unrotated: Tensor) -> str:
         return "at position 0 already, where nothing is turned: look at the norm, or at which part comes first"
     if not torch.allclose(found[:, 8:], right[:, 8:], atol=1e-4):
         return "in its last 4 numbers, which stay still: only the first 8 are turned"
-    return "where it is turned: is each pair (i, i + R/2)?"
+    return "where it is turned: is each pair (i, i + R/2), and does its first number become a cos - b sin?"
 
 
 EXERCISES = (

@@ -47,6 +47,7 @@ def _check_two_heads(answer: Answer) -> None:
     q, w = answer()
     fits = getattr(q, "shape", None) == (2, 2) and getattr(w, "shape", None) == (2,)
     require(fits, "return q of shape (2, 2) and w of shape (2,)")
+    q, w = q.float(), w.float()
     keys = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
     scores = loops.index_scores(q[None, None].expand(1, 4, 2, 2), keys[None], w[None, None].expand(1, 4, 2))[0, -1]
     names = ("north", "south", "east", "west")
@@ -131,7 +132,8 @@ EXERCISES = (
         ("Which of the three K is useless here, with 40 tokens?",
          "`_, trace = model(tokens, trace=True)`; then `trace[layer].selected[0]` holds a row of chosen tokens for "
          "each query, with -1 in empty slots. Compare sets, not lists.",
-         "Compare *every* row: the last query has no future, so mistakes with the mask do not show in its choice."),
+         "Compare *every* row of *every* layer: the last query has no future, so a mistake with the mask does not show "
+         "in its choice, unless a layer below has spoilt what it reads."),
         my_test, (_everything_selected, _one_row, _to_the_bit, _same_token), _check_test,
     ),
 )  # fmt: skip
