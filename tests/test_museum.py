@@ -1,5 +1,6 @@
 """The museum's exhibits are mistakes of the list, and what is said of their visibility agrees with the list."""
 
+import matplotlib.pyplot as plt
 import pytest
 import small
 import torch
@@ -67,3 +68,12 @@ def test_the_specimen_tells_all_visitors_apart():
             _, trace = model(tokens, trace=True)
         sets = [museum.chosen_sets(layer.selected[0]) for layer in trace]
         assert (sets == golden[4].sets) == right, name
+
+
+def test_the_picture_counts_what_is_visible():
+    wide = {"a": museum.Damage(0.0, 0.0, 1.0), "b": museum.Damage(2.0, 0.1, 1.0)}
+    narrow = {"a": museum.Damage(3.0, 0.1, 1.0), "b": museum.Damage(1.0, 0.2, 1.0)}
+    fig, words = museum.draw_damage({32: wide, 4: narrow})
+    assert words.endswith("with K = 32 1 of 2, with K = 4 2 of 2.")
+    assert list(fig.axes[0].lines[0].get_xdata()) == [1e-16, 2.0]
+    plt.close(fig)

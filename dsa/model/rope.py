@@ -2,8 +2,8 @@
 
 A rotary embedding turns pairs of numbers by an angle that grows with the position. Which numbers form a pair is a mere
 convention, and V3.2 uses both: MLA pairs *neighbours* (2i, 2i + 1), the indexer pairs *halves* (i, i + R/2). Weights
-trained under one give nonsense under the other, and nothing crashes: the first published indexer code had it wrong
-for weeks, unseen, because while K >= S every token is selected anyway.
+trained under one give nonsense under the other, and nothing crashes: the first published indexer code had it wrong,
+and while K >= S nobody can see it, because every token is selected anyway.
 """
 
 import math

@@ -79,7 +79,7 @@ MISTAKES = (
     Mistake(
         "neighbours in the indexer",
         "The indexer rotates neighbouring dimensions, as MLA does, instead of halves.",
-        "It was in the first published code for weeks, and copies of it still circulate.",
+        "It was in the first published code, and copies of that still circulate.",
         SPARSE, Replacement(Indexer, "_rotate", wrong.rotate_neighbours),
     ),
     Mistake(

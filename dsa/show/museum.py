@@ -8,12 +8,14 @@ in a moment, and a row of `visitors`, right and wrong.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from dsa.kernels import ops
@@ -95,6 +97,24 @@ def _run(model: Transformer, episodes: Episodes, top_k: int) -> _Run:
         model.attention, model.top_k = before
     chosen = torch.stack([membership(layer.selected, episodes.tokens.shape[1]) for layer in trace])
     return _Run(logits, chosen, float(episodes.correct(logits).float().mean()))
+
+
+def draw_damage(found: Mapping[int, Mapping[str, Damage]]) -> tuple[Figure, str]:
+    """How far each exhibit moves a logit, for each K in `found`; a change of zero is drawn at the left edge, 1e-16."""
+    fig, ax = plt.subplots(figsize=(6.6, 3.2))
+    said = []
+    for marker, (top_k, damage) in zip("os^D", found.items(), strict=False):
+        moved = [max(one.logits, 1e-16) for one in damage.values()]
+        ax.plot(moved, range(len(moved)), marker, markersize=7, label=f"K = {top_k}")
+        said.append(f"with K = {top_k} {sum(one.visible for one in damage.values())} of {len(moved)}")
+    names = list(next(iter(found.values())))
+    ax.axvline(SEEN, color="#888888", linewidth=0.8, marker="")
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set(xlabel="largest change of a logit (zero drawn at 1e-16)")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(found))
+    return fig, f"Exhibits that move a logit by more than {SEEN:g}: {', '.join(said)}."
 
 
 def shrink_keys(model: Transformer, factor: float = 1e-3) -> Transformer:
