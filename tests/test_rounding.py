@@ -169,7 +169,7 @@ def test_words_of_pictures_are_computed():
     assert "of 128 numbers to 1 or more with runs, of 16,384 with squares" in words_of(figures.draw_scales(x))
     assert "than: e4m3 18." in words_of(figures.draw_newcomers({"e4m3": torch.tensor([17, 18])}, queries=2))
     assert "here 10.0% without, 20.0% with" in words_of(figures.draw_pairs({"here": (0.1, 0.2)}))
-    assert "dense 1,152, sparse 1,408." in words_of(
+    assert "in bytes. Dense: 1,152; sparse: 1,408." in words_of(
         figures.draw_bytes({"dense": (1024, 128, 0), "sparse": (1152, 0, 256)})
     )
     figure = figures.draw_lines({"a": {"int8": 0.9, "e4m3": 0.8}}, "share")

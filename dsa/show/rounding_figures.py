@@ -23,7 +23,7 @@ def draw_numbers(positive: Tensor, ends: Sequence[float] = (448, 16, 1 / 32)) ->
     fig, axes = plt.subplots(len(ends), 1, figsize=(7.5, 3.0))
     for ax, end in zip(axes, ends, strict=True):
         inside = positive[positive <= end]
-        ax.vlines(inside, 0, 1, linewidth=1)
+        ax.vlines(inside.tolist(), 0, 1, linewidth=1)
         ax.set(xlim=(-0.01 * end, 1.01 * end), yticks=[], ylim=(0, 1))
         ax.set_title(f"0 to {end if end >= 1 else f'1/{1 / end:.0f}'}: {len(inside)} numbers", fontsize=9)
         ax.grid(False)
@@ -42,7 +42,7 @@ def draw_scales(x: Tensor) -> Drawn:
         scale = fp8.quantise(x, block)[1]
         wide = fp8.spread(scale, x.shape, block).log2()
         touched.append(int((wide >= 0).sum()))
-        image = ax.imshow(wide, aspect="auto", vmin=-8, vmax=1)
+        image = ax.imshow(wide.numpy(), aspect="auto", vmin=-8, vmax=1)
         ax.set(title=f"{name}: {scale.numel():,} scales", xlabel="column")
         ax.grid(False)
     axes[0].set_ylabel("row")
@@ -69,9 +69,9 @@ def draw_newcomers(places: Mapping[str, Tensor], queries: int, top_k: int = 16, 
     for name, at in places.items():
         count = torch.bincount(at, minlength=last + 1)[top_k + 1 : last + 1] / queries
         count[count == 0] = float("nan")  # a logarithm has no place for 0
-        ax.plot(range(top_k + 1, last + 1), count, label=name, markersize=3.5)
+        ax.plot(range(top_k + 1, last + 1), count.tolist(), label=name, markersize=3.5)
     ax.set(xlabel="place in the exact ranking", ylabel="newcomers a query", yscale="log", ylim=(1e-4, 1))
-    ax.legend(loc="upper right", bbox_to_anchor=(1, 0.85))
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
     words = ", ".join(f"{name} {rounding.place_of_most(at)}" for name, at in places.items())
     return fig, f"Where newcomers to the {top_k} stood in fp32. 95% of them stood no farther down than: {words}."
 
@@ -85,7 +85,7 @@ def draw_relative_errors(names: Sequence[str]) -> tuple[Figure, dict[str, float]
         left = rounding.rounded(x[None], name)[0]
         error = ((left - x) / x).abs().unflatten(0, (40, 100)).amax(-1)
         vanish[name] = float(x[(left == 0).sum()])
-        ax.plot(x[50::100], error, label=name)
+        ax.plot(x[50::100].tolist(), error.tolist(), label=name)
     ax.set(xscale="log", yscale="log", ylim=(1e-3, 2), ylabel="worst relative error")
     ax.set_xlabel("size of a number, as a share of the largest in its block")
     ax.legend(loc="lower left")
@@ -111,11 +111,11 @@ def draw_bytes(rows: Mapping[str, tuple[int, int, int]]) -> Drawn:
     left = torch.zeros(len(rows))
     for n, part in enumerate(("latent", "rotary key", "index key")):
         sizes = [row[n] for row in rows.values()]
-        ax.barh(range(len(rows)), sizes, left=left, label=part, hatch=("", "//", "..")[n], edgecolor="white")
+        ax.barh(range(len(rows)), sizes, left=left.tolist(), label=part, hatch=("", "//", "..")[n], edgecolor="white")
         left += torch.tensor(sizes)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
     ax.set(xlabel="bytes for one token in one layer", xlim=(0, 1.3 * float(left.max())))
     ax.legend(loc="center right")
-    words = ", ".join(f"{kind} {sum(sizes):,}" for kind, sizes in rows.items())
-    return fig, f"Cache of one token in one layer, in bytes: {words}."
+    words = "; ".join(f"{kind}: {sum(sizes):,}" for kind, sizes in rows.items())
+    return fig, f"Cache of one token in one layer, in bytes. {words[0].upper()}{words[1:]}."

@@ -208,8 +208,6 @@ for block in (fp8.GROUP, fp8.BLOCK):
     equal.append(torch.equal(mine, theirs.float()))
     equal.append(torch.equal(my_scale, their_scale))
 claim("C5.5", all(equal), "by loops and by dsa: the same codes and scales")
-
-# %%
 show(*figures.draw_scales(weights))
 
 # %% [markdown]
@@ -286,7 +284,7 @@ claim(
 # %% [markdown]
 # Multiplying by a power of two commutes with every rounding on the way (short of overflow), so nothing changes,
 # not even the last bit. That is a second reason for `ue8m0`: two implementations that scale at different places
-# still agree.
+# but add in the same order still agree.
 #
 # ## What happens to the ranking
 #
@@ -460,8 +458,9 @@ needle = scores[asked].gather(-1, episodes.source[..., None])
 larger = (scores[asked] > needle).sum(-1)[far]
 guess.reveal(
     hits["int2"],
-    f"in fp32 no far needle stands below place {int(larger.max()) + 1}:"
-    " its score is far from the limit, and a rough one will do.",
+    "in fp32 every far needle stands at place"
+    f" {int(larger.max()) + 1} or better, and the limit is place 16: a"
+    " rough score will do.",
 )
 claim(
     "C5.13",
@@ -503,8 +502,8 @@ claim(
 )
 
 # %% [markdown]
-# An **outlier**, one number much larger than the rest of its block, makes int8 round the others to 0. A float
-# hardly notices. The report does not give reasons for its choice; this is one for FP8.
+# An **outlier** is a number many times larger than the rest of its block. One that is large enough makes int8 round
+# all others to 0. A float hardly notices. The report does not give reasons for its choice; this is one for FP8.
 #
 # ## Hadamard, measured
 #
@@ -527,10 +526,10 @@ ones = torch.ones(128)
 large = ones.clone()
 large[[0, 17, 34, 51]] = 16
 cases = {
-    "none": (ones, ones),
-    "in both": (large, large),
-    "in k only": (ones, large),
-    "in k, undone in q": (1 / large, large),
+    "1 none": (ones, ones),
+    "2 in both": (large, large),
+    "3 in k only": (ones, large),
+    "4 in k, undone in q": (1 / large, large),
 }
 base = torch.randn(2, 512, 128, generator=generator)
 
@@ -561,11 +560,11 @@ guess.reveal(
 )
 claim(
     "C5.16",
-    helps == ["in both"],
-    f"of four cases Hadamard helps in one: {errors['in both'][0]:.1%}"
-    f" without, {errors['in both'][1]:.1%} with",
+    helps == ["2 in both"],
+    f"of four cases Hadamard helps in one: {errors['2 in both'][0]:.1%}"
+    f" without, {errors['2 in both'][1]:.1%} with",
 )
-hurt = errors["in k, undone in q"]
+hurt = errors["4 in k, undone in q"]
 claim(
     "C5.17",
     hurt[1] > 2 * hurt[0],
@@ -573,7 +572,7 @@ claim(
 )
 
 # %% [markdown]
-# And in our trained model?
+# And in our trained model? It has no outliers worth the name in its index keys:
 
 # %%
 spread = [k.pow(2).mean((0, 1)).sqrt() for _, k, _ in factors]
@@ -586,8 +585,8 @@ change = max(abs(turned[n] - stay["e4m3"][n]) for n in range(3))
 claim(
     "C5.18",
     ratio < 3 and change < 0.02,
-    "no number of the trained model's keys is typically 3 times as large"
-    " as the others, and Hadamard changes the share that stays by less"
+    "no channel of the trained model's keys has 3 times the size (RMS) of"
+    " the median one, and Hadamard changes the share that stays by less"
     " than 2 points in every layer",
 )
 
@@ -677,8 +676,8 @@ full, eight = runs["full", "full"], runs["fp8", "fp8"]
 claim(
     "C5.22",
     abs(eight[0] - full[0]) <= 4 and abs(eight[1] - full[1]) < 0.02,
-    "with index and cache in FP8 the number of far questions answered"
-    " right changes by no more than 4",
+    "index and cache in FP8 change the number of far questions answered"
+    " right by 4 at most, and the needle hits by less than 2 points",
 )
 
 # %% [markdown]
@@ -742,7 +741,7 @@ twins(
 # %% [markdown]
 # ## Where it fails
 #
-# **Too few numbers.** With three values the needles were still found. The attention was not:
+# **Too few numbers.** With three values nearly all needles were still found. But much of the attention was lost:
 
 # %%
 claim(
@@ -780,7 +779,7 @@ claim(
 )
 
 # %% [markdown]
-# With random weights, as tests often use them, it is worse still. How many of the likeliest next tokens does a
+# With random weights, handy for a quick test, it is worse still. How many of the likeliest next tokens does a
 # *correct* FP8 indexer change?
 
 # %%
@@ -821,18 +820,19 @@ claim(
 # 1. Why is the worst relative error of a float the same for small and for large numbers, and where does that end?
 # 2. A scale rounded up to a power of two wastes up to half the range. Why does int8 mind, and e4m3 not?
 # 3. The head weights stay in high precision. What would rounding them change?
-# 4. Let 64 tokens be chosen instead of 16. Will a larger or a smaller share stay? (Try it: `choose` has `keep`.)
+# 4. Let 64 tokens be chosen instead of 16. Will a larger or a smaller share stay? To try it, give
+#    `rounding.overlap` the results of `choose(layer, "e4m3", keep=64)` and `ops.index_topk(*layer, 64)`.
 # 5. You are shown an FP8 indexer with 97 % of the chosen tokens kept. What do you ask before you believe in it?
 #
 # <details><summary>Answers</summary>
 #
 # 1. The step doubles wherever the number does. Below 2^-6 it stays at 2^-9, and above 448 there is nothing.
-# 2. int8's steps are all of one size: with half the range its error doubles. A float only moves to another exponent;
-#    what it loses is one power of two at the small end.
+# 2. int8's steps are all of one size: with half the range its error doubles. A float only moves to another
+#    exponent; what it loses is one power of two at the small end.
 # 3. The balance between heads, for all keys of a query alike. The order within one head stays as it is.
 # 4. A larger one here. Only tokens near the limit are swapped, and they become a smaller part of what is chosen.
-# 5. Which tokens were lost, and what hung on them. At which length, K and layer. Compared with what: the same indexer
-#    in fp32 may choose badly itself. And how much a random or a most-recent choice would have kept.
+# 5. Which tokens were lost, and what hung on them. At which length, K and layer. Compared with what: the same
+#    indexer in fp32 may choose badly itself. And how much a random or a most-recent choice would have kept.
 #
 # </details>
 #
