@@ -227,7 +227,7 @@ claim(
 # %% [markdown]
 # ## From the weights of a model
 #
-# So far q, k and w fell from the sky. Now the whole indexer, from a layer's hidden state to its scores, without
+# So far q, k and w were given, or random. Now the whole indexer, from a layer's hidden state to its scores, without
 # calling any of the package's model code. It has three matrices and a norm:
 #
 # - The **query** comes from the same normed latent that the attention's query comes from (`wq_b`).
@@ -367,7 +367,7 @@ claim(
     "C3.8",
     {*rank["no activation"]} == {32} and min(rank["ReLU"]) > 32,
     "without activation the scores of 96 tokens have rank 32, the width of"
-    f" a head; with it at least {min(rank['ReLU'])}, in every layer",
+    " a head; with it more, in every layer",
 )
 
 # %% [markdown]
