@@ -38,6 +38,7 @@ models: .venv/course
 
 bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
+	$(ONE_THREAD) $(BIN)/python tests/bench_indexer_loss.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

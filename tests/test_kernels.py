@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
+from memory import peak_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsa.kernels import chunked, ops
@@ -233,16 +233,6 @@ def test_half_precision_goes_in_and_scores_stay_wide(backend):
     assert loss.dtype == torch.float32 and error_ratio(loss, expected) < 0.02
     for found, wanted in zip(index, wide, strict=True):
         assert found.grad.dtype == half and error_ratio(found.grad.double(), wanted.grad) < 0.03
-
-
-def peak_bytes(call):
-    """Most memory that the allocator handed out at one time during `call`, beyond what was there."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        kept = call()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    del kept
-    return int(changes.cumsum(0).max())
 
 
 LONG = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dsa.kernels import reference
+from dsa.kernels import distill, reference
 from dsa.kernels.loops import EMPTY
 from dsa.kernels.reference import at_least_fp32, causal_mask
 
@@ -149,38 +149,45 @@ def attention_mass(q: Tensor, k: Tensor, scale: float, selected: Tensor | None =
     return torch.cat(parts, dim=1)
 
 
-def loss_tile(index_q, index_k, index_w, q, k, scale: float, selected: Tensor | None) -> Tensor:
-    """One tile's KL(p || softmax(I)), the mean over its queries. With `selected` only selected keys are scored."""
+def loss_tile(index_q, index_k, index_w, q, k, scale: float, selected: Tensor | None):
+    """One tile's KL(p || softmax(I)), summed over its queries, with its gradients by the first three arguments."""
     if selected is None:
-        return reference.indexer_loss(index_q, index_k, index_w, q, k, scale)
-    keys = at_least_fp32(gather_rows(index_k, selected))  # (B, T, K, W)
-    per_head = (at_least_fp32(index_q) @ keys.mT).relu()  # (B, T, J, K)
-    scores = torch.einsum("btj,btjk->btk", at_least_fp32(index_w), per_head)  # Eq. 1
-    mass = attention_mass(q, k, scale, selected)
-    return reference.kl_divergence(mass, scores.masked_fill(selected == EMPTY, float("-inf"))).mean()  # Eq. 4
+        return distill.dense_tile(index_q, index_k, index_w, distill.teacher(q, k, scale))  # Eq. 3
+    mass, keys = attention_mass(q, k, scale, selected), gather_rows(index_k, selected)
+    loss, grad_q, grad_keys, grad_w = distill.selected_tile(index_q, keys, index_w, mass, selected == EMPTY)  # Eq. 4
+    grad_k = torch.zeros_like(index_k, dtype=grad_keys.dtype)
+    for grad, slots, found in zip(grad_k, selected.clamp(min=0), grad_keys, strict=True):
+        grad.index_add_(0, slots.flatten(), found.flatten(0, 1))  # where it was fetched from; of empty slots 0
+    return loss, grad_q, grad_k, grad_w
+
+
+def loss_tile_size(index_q: Tensor, q: Tensor, k: Tensor, selected: Tensor | None) -> int:
+    """Queries that the loss takes at once: fewer where many heads or keys make each one large."""
+    B, heads = q.shape[0], max(q.shape[2], index_q.shape[2])
+    numbers = heads * k.shape[1] if selected is None else max(heads, q.shape[3]) * selected.shape[2]
+    return distill.tile_size(QUERY_TILE, B * numbers)
 
 
 class _IndexerLoss(torch.autograd.Function):
-    """The rows of the loss are independent: each tile is computed, differentiated and forgotten at once."""
+    """The rows of the loss are independent: each tile's loss and gradient are found together, and it is forgotten."""
 
     @staticmethod
     def forward(ctx, index_q, index_k, index_w, q, k, scale, selected):  # type: ignore[override]
         """Sum the tiles' losses and, in the same pass, their gradients."""
         T, S = q.shape[1], k.shape[1]
-        inputs = [x.detach().requires_grad_() for x in (index_q, index_k, index_w)]
-        grads = [torch.zeros_like(at_least_fp32(x)) for x in inputs]  # sums over tiles are never half precision
+        grads = [torch.zeros_like(at_least_fp32(x)) for x in (index_q, index_k, index_w)]  # never half precision
         total = grads[0].new_zeros(())
-        for rows, seen in tiles(T, S, QUERY_TILE):
-            with torch.enable_grad():
-                parts = (inputs[0][:, rows], inputs[1][:, :seen], inputs[2][:, rows])
-                chosen = None if selected is None else selected[:, rows]
-                tile = loss_tile(*parts, q[:, rows], k[:, :seen], scale, chosen)
-                loss = tile * ((rows.stop - rows.start) / T)  # each tile's mean is over its own rows
-            total += loss.detach()
-            for grad, part in zip(grads, torch.autograd.grad(loss, inputs), strict=True):
-                grad += part
-        ctx.save_for_backward(*(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True)))
-        return total
+        for rows, seen in tiles(T, S, loss_tile_size(index_q, q, k, selected)):
+            chosen = None if selected is None else selected[:, rows]
+            parts = (index_q[:, rows], index_k[:, :seen], index_w[:, rows], q[:, rows], k[:, :seen])
+            loss, grad_q, grad_k, grad_w = loss_tile(*parts, scale, chosen)
+            total += loss
+            grads[0][:, rows], grads[2][:, rows] = grad_q, grad_w
+            grads[1][:, :seen] += grad_k
+        queries = q.shape[0] * T  # the loss is the mean over them
+        inputs = (index_q, index_k, index_w)
+        ctx.save_for_backward(*((grad / queries).to(x.dtype) for grad, x in zip(grads, inputs, strict=True)))
+        return total / queries
 
     @staticmethod
     @once_differentiable
@@ -198,5 +205,5 @@ def indexer_loss(
     scale: float,
     selected: Tensor | None = None,
 ) -> Tensor:
-    """KL(p || softmax(I)), the mean over all queries (report Eq. 3 and 4), without a T x S matrix kept for backward."""
+    """KL(p || softmax(I)), the mean over all queries (report Eq. 3 and 4): closed form, no T x S matrix (`distill`)."""
     return _IndexerLoss.apply(index_q, index_k, index_w, q.detach(), k.detach(), scale, selected)

@@ -83,6 +83,7 @@ class MoE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         width, hidden = config.hidden_size, config.moe_intermediate_size
+        self.idle_experts_run = False  # on no tokens: for a gradient of zero instead of none
         self.gate = Gate(config)
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
@@ -95,7 +96,7 @@ class MoE(nn.Module):
         out = torch.zeros_like(tokens, dtype=weights.dtype)
         for number, expert in enumerate(self.experts):
             rows, slots = (chosen == number).nonzero(as_tuple=True)
-            if len(rows):
+            if len(rows) or self.idle_experts_run:
                 out = out.index_add(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
         if hasattr(self, "shared_experts"):
             out = out + self.shared_experts(tokens)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from dsa.inference.checkpoint import from_pretrained, save_pretrained
 from dsa.inference.files import write_json
 from dsa.model.transformer import Transformer
 from dsa.text.corpus import Corpus
-from dsa.training import state
+from dsa.training import distributed, state
 from dsa.training.evaluate import Claim, measure
 from dsa.training.loop import Run, write_table
+from dsa.training.optimizers import OPTIMIZERS
 
 
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -33,6 +35,7 @@ def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to make")
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon", help="adamw on several processes")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--replace", action="store_true", help="replace OUT if it exists, once the new one is whole")
     return parser
@@ -43,10 +46,11 @@ def command(run: Callable[[argparse.Namespace], Path], parser: argparse.Argument
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(given)
     lasting = [word for word in given if word not in ("--resume", "--replace")]
-    arguments.command = f"{parser.prog} {shlex.join(lasting)}"  # what makes the folder anew
     torch.set_num_threads(1)
     try:
-        print(f"made {run(arguments)}")
+        with distributed.processes(), redirect_stdout(sys.stdout if distributed.rank() == 0 else None):
+            arguments.command = f"{distributed.launched(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
+            print(f"made {run(arguments)}")
     except KeyboardInterrupt:
         saved = state.exists(work_folder(arguments.out))
         remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
@@ -73,7 +77,10 @@ def prepare(out: Path, *, resume: bool, replace: bool) -> Path:
     if not resume and state.exists(work):
         if not replace:
             raise FileExistsError(f"{work} holds a stopped run: --resume it, or --replace it to start over")
-        shutil.rmtree(work)
+        distributed.wait()  # all ranks have looked
+        if distributed.rank() == 0:
+            shutil.rmtree(work)
+    distributed.wait()
     work.mkdir(parents=True, exist_ok=True)
     return work
 
@@ -89,10 +96,12 @@ def finish(
     claims: Sequence[Claim],
     exam: dict[str, Any],
 ) -> Path:
-    """Write the model (bf16), measure it as written, record provenance, and move all of it to ``out``.
+    """Write the model (bf16), measure it as written, record provenance, and move all of it to ``out``; on rank 0.
 
     ``exam`` are the keyword arguments of :func:`dsa.training.evaluate.measure`.
     """
+    if distributed.rank() > 0:
+        return out
     whole = work_folder(out) / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     save_pretrained(model, whole, dtype=torch.bfloat16)

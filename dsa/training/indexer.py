@@ -28,11 +28,11 @@ from dsa.inference.checkpoint import from_pretrained
 from dsa.model.transformer import Transformer
 from dsa.text import corpus as texts
 from dsa.text.tasks import Task
-from dsa.training import folder
+from dsa.training import distributed, folder
 from dsa.training.evaluate import Claim
 from dsa.training.loop import Learn, Phase, Run, train
 from dsa.training.objectives import language_loss
-from dsa.training.optimizers import adamw, muon_and_adamw
+from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import MixedNeedles, balance
 
 HEADS, WIDTH, TOP_K = 2, 32, 16  # J, W, K
@@ -78,7 +78,7 @@ def imitate(task: Task, size: int) -> Learn:
     """Eq. 3 (dense attention) or Eq. 4 (sparse), summed over layers; ``kl`` is their mean."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        _, losses = model(task.generate(chance, size).tokens, indexer_loss=True)
+        _, losses = model(distributed.own_rows(task.generate(chance, size)).tokens, indexer_loss=True)
         return losses.sum(), _by_layer(losses)
 
     return step
@@ -88,7 +88,7 @@ def learn_both(task: Task, size: int) -> Learn:
     """The language loss for the model and Eq. 4 for its indexers, in one backward pass."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = task.generate(chance, size)
+        episodes = distributed.own_rows(task.generate(chance, size))
         logits, losses = model(episodes.tokens, indexer_loss=True)
         loss = language_loss(logits, episodes)
         measures = {"language": loss.item(), **_by_layer(losses), **task.score(logits.detach(), episodes)}
@@ -149,6 +149,7 @@ def train_sparse(
     resume: bool = False,
     label: str = "",
     show: bool = True,
+    optimizer: str = "muon",
 ) -> Run:
     """Stage two: train everything, in place, attention over the model's ``top_k`` selected keys.
 
@@ -156,7 +157,7 @@ def train_sparse(
     """
     model.attention = "sparse"
     model.train()
-    optimizers = [*muon_and_adamw(model, rate, rate), *adamw(model.indexer_parameters(), indexer_rate)]
+    optimizers = [*main_optimizers(optimizer, model, rate), *adamw(model.indexer_parameters(), indexer_rate)]
     plan = [Phase("sparse", steps, learn_both(task, size), rates=(1.0, 0.1), warmup=min(10, steps // 4))]
     run = train(model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=label, show=show)
     model.eval()
@@ -172,15 +173,16 @@ def run(options: argparse.Namespace) -> Path:
     corpus.require(length)
     print(corpus)
     task = MixedNeedles(corpus, length)
-    label = f"{'sparse' if options.sparse else 'warm-up'} from {options.folder} on {corpus.sha256}"
+    stage = f"sparse by {options.optimizer}" if options.sparse else "warm-up"
+    label = f"{stage} from {options.folder} on {corpus.sha256}"
     common = {"seed": options.seed, "work": work, "resume": options.resume, "label": label}
     if options.sparse:
-        made = train_sparse(model, task, **common)
+        made = train_sparse(distributed.shard(model), task, **common, optimizer=options.optimizer)
     else:
         model = with_indexer(model, seed=options.seed) if model.config.index_topk is None else model
-        made = warm_up(model, task, **common)
+        made = warm_up(distributed.shard(model), task, **common)
     return folder.finish(
-        model,
+        distributed.gather(model),
         options.out,
         made,
         made_by=options.command,

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from dsa.training import distributed, state
 from dsa.training import optimizers as optim
-from dsa.training import state
 
 Row = dict[str, Any]
 Learn = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -146,7 +146,9 @@ def train(
 
 def _steps(phase: Phase, first: int, rows: list[Row], show: bool) -> Iterator[int]:
     """The steps of a phase that are still to do, with a progress bar, until its stop rule says that it is done."""
-    with tqdm(range(first, phase.steps), phase.name, phase.steps, initial=first, disable=not show) as bar:
+    with tqdm(
+        range(first, phase.steps), phase.name, phase.steps, initial=first, disable=not show or distributed.rank() > 0
+    ) as bar:
         for step in bar:
             if _finished(phase, rows):
                 return
@@ -179,16 +181,17 @@ def _step(
     largest: float,
 ) -> Row:
     optim.set_rates(optimizers, phase.factor(step))
-    loss, measures = phase.learn(model, chance)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss.item()} in step {step} of phase {phase.name}: lower the rate")
+    loss, found = phase.learn(model, chance)
+    measures = distributed.mean({"loss": loss.item(), **found})
+    if not math.isfinite(measures["loss"]):
+        raise FloatingPointError(f"the loss is {measures['loss']} in step {step} of phase {phase.name}: lower the rate")
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optim.clip(optimizers, largest)
     for optimizer in optimizers:
         optimizer.step()
-    return {"phase": phase.name, "step": step, "loss": loss.item(), **measures}
+    return {"phase": phase.name, "step": step, **measures}
 
 
 def write_table(rows: list[Row], path: Path) -> None:

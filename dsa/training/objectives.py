@@ -7,12 +7,14 @@ from torch import Tensor
 
 from dsa.text import tokenizer
 from dsa.text.tasks import Episodes
+from dsa.training import distributed
 
 
 def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
     counts = episodes.counts[:, 1:]
-    return F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
+    own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
+    return own * distributed.share(int(counts.sum()))
 
 
 def bits_per_byte(logits: Tensor, tokens: Tensor) -> tuple[float, int]:

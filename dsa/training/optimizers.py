@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from dsa.training import distributed
+
+OPTIMIZERS = ("muon", "adamw")
 _LOOKUPS = ("embed_tokens", "lm_head")
 
 
@@ -26,6 +29,14 @@ def muon_and_adamw(model: nn.Module, muon_rate: float, adamw_rate: float) -> lis
     others = [p for name, p in named if p.ndim != 2 or _for_adamw(name)]
     muon = Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     return [muon, *adamw(others, adamw_rate)]
+
+
+def main_optimizers(name: str, model: nn.Module, rate: float) -> list[Optimizer]:
+    """Those of OPTIMIZERS by name, for all but the indexers; ValueError for Muon on several processes."""
+    distributed.require_elementwise(name)
+    if name == "muon":
+        return muon_and_adamw(model, rate, rate)
+    return adamw((p for key, p in model.named_parameters() if ".indexer." not in key), rate)
 
 
 def _for_adamw(name: str) -> bool:

@@ -24,11 +24,11 @@ from dsa.model.transformer import Transformer
 from dsa.text import corpus as texts
 from dsa.text.corpus import Corpus
 from dsa.text.tasks import Copy, Needles, Task
-from dsa.training import folder
+from dsa.training import distributed, folder
 from dsa.training.evaluate import Claim
 from dsa.training.loop import Learn, Phase, Run, train, until
 from dsa.training.objectives import language_loss
-from dsa.training.optimizers import muon_and_adamw
+from dsa.training.optimizers import main_optimizers
 
 COPY_LENGTH, COPY_BATCH, COPY_CAP = 64, 32, 600
 MIXED = (  # length, sequences a step, steps, factors on the rate at first and last step
@@ -53,7 +53,7 @@ def learn(task: Task, size: int) -> Learn:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = task.generate(chance, size)
+        episodes = distributed.own_rows(task.generate(chance, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -88,9 +88,10 @@ def dense_config(length: int = LENGTH) -> Config:
 
 
 def balance(model: nn.Module) -> None:
-    """Move the routers' biases by what the step has loaded on the experts."""
+    """Move the routers' biases by what the step has loaded on the experts, on all ranks together."""
     assert isinstance(model, Transformer)
     for gate in model.gates():
+        distributed.add_up(gate.load)
         gate.balance(ROUTER_SPEED)
 
 
@@ -102,6 +103,7 @@ def pretrain(
     resume: bool = False,
     config: Config | None = None,
     plan: Sequence[Phase] | None = None,
+    optimizer: str = "muon",
 ) -> tuple[Transformer, Run]:
     """Train a dense model on a corpus; ``config`` and ``plan`` (phases) replace the laptop model's.
 
@@ -111,13 +113,12 @@ def pretrain(
     corpus.require(config.max_position_embeddings)
     model = Transformer(config)
     model.reset_parameters(seed)
-    model.train()
+    distributed.shard(model).train()
     plan = phases(corpus) if plan is None else plan
-    optimizers = muon_and_adamw(model, RATE, RATE)
-    run = train(
-        model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=f"pretrain {corpus.sha256}"
-    )
-    return model.eval(), run
+    optimizers = main_optimizers(optimizer, model, RATE)
+    label = f"pretrain by {optimizer} on {corpus.sha256}"
+    run = train(model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=label)
+    return distributed.gather(model).eval(), run
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -125,13 +126,13 @@ def run(options: argparse.Namespace) -> Path:
     work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
     corpus = texts.load(options.corpus)
     print(corpus)
-    model, made = pretrain(corpus, seed=options.seed, work=work, resume=options.resume)
+    model, made = pretrain(corpus, seed=options.seed, work=work, resume=options.resume, optimizer=options.optimizer)
     return folder.finish(
         model,
         options.out,
         made,
         made_by=options.command,
-        options={"seed": options.seed, "length": LENGTH},
+        options={"seed": options.seed, "length": LENGTH, "optimizer": options.optimizer},
         corpus=corpus,
         claims=CLAIMS,
         exam={"length": LENGTH},

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dsa.training import distributed
+
 FILE = "state.safetensors"
 
 
@@ -31,7 +33,9 @@ def save(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in _flat(optimizer).items()}
-    copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    copies = {name: distributed.whole(tensor.detach()).clone().contiguous() for name, tensor in tensors.items()}
+    if distributed.rank() > 0:
+        return
     unfinished = folder / (FILE + ".new")
     save_file(copies, unfinished, metadata={"progress": json.dumps(progress)})
     with unfinished.open("r+b") as file:
@@ -65,7 +69,9 @@ def load(folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[st
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model.load_state_dict(_below("model.", tensors))
+        known = model.state_dict()
+        saved = {key: distributed.part_like(tensor, known[key]) for key, tensor in _below("model.", tensors).items()}
+        model.load_state_dict(saved)
         for number, optimizer in enumerate(optimizers):
             _restore(optimizer, _below(f"optimizer.{number}.", tensors))
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
@@ -79,7 +85,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _restore(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = tensor
+        state.setdefault(int(parameter), {})[name] = distributed.part_like(tensor, parameters[int(parameter)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
