@@ -187,6 +187,13 @@ def test_a_tokenizer_beside_the_weights_reads_text(home, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+def test_arrays_among_texts_are_not_taken_for_the_corpus(home, tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(5))
+    assert token_ids.files(tmp_path) == [tmp_path / "a.npy"]
+    (tmp_path / "a.txt").write_text("text")
+    assert token_ids.files(tmp_path) == [] == token_ids.files(home / "text")
+
+
 def test_raw_bytes_undo_the_folding():
     data = "a    b        ü\n     ".encode()
     assert token_ids.raw_bytes(corpus._ids(data)) == data

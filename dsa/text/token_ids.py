@@ -26,12 +26,13 @@ _LINES = 500  # of text that the tokenizer gets at once
 
 
 def files(path: str | Path | None) -> list[Path]:
-    """The files of ids at ``path`` (one file, or those of a folder, by name); empty if it holds text."""
+    """The files of ids at ``path`` (one file, or those of a folder, by name); empty if anything else is there, too."""
     if path is None:
         return []
     path = Path(path)
-    found = [path] if path.is_file() else sorted(path.glob("*"))
-    return [file for file in found if file.suffix in SUFFIXES and file.is_file()]
+    inside = sorted(file for file in path.glob("*") if not file.name.startswith("."))
+    found = [path] if path.is_file() else inside
+    return found if all(file.suffix in SUFFIXES and file.is_file() for file in found) else []
 
 
 def stored(path: str | Path) -> Corpus:

@@ -3,7 +3,7 @@
 The report did this once, from V3.1-Terminus to V3.2-Exp. The same can be done with any checkpoint of that architecture,
 `deepseek_v3` as `transformers` saves it. What cannot work is refused before anything is trained: an indexer ranks the
 keys of multi-head latent attention, so another architecture has nothing to rank; and `deepseek_v32` wants a low-rank
-query latent, so a model without one could be trained but not stored.
+query latent, so a model without one could be trained but not stored. A multi-token-prediction layer is left behind.
 
 Sizes follow the published ones where nothing is said: half as many index heads as attention heads (64 of 128), twice
 as wide as the rotary part (128 for 64), and at most 2048 keys, fewer for short sequences.
