@@ -239,7 +239,11 @@ def _finish(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.indexer``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.indexer", description="Train a model's indexers.")
+    about = (
+        "Train a model's indexers, new ones if it has none. A model with a vocabulary of its own reads text through "
+        "the tokenizer.json in its folder, or --corpus is token ids (.npy or .safetensors)."
+    )
+    parser = argparse.ArgumentParser("python -m dsa.training.indexer", description=about)
     folder.command(run, folder.options(adopt.options(parser)), argv)
 
 
