@@ -217,7 +217,6 @@ def _finish(
     sparse = bool(options.sparse or options.then_sparse)
     is_ours = reading.needles and adopt.is_ours(model.config, reading.length)
     exam = {"length": reading.length, "top_k": model.top_k, "traced": "sparse" if sparse else "dense"}
-    claims = SPARSE_CLAIMS if sparse else WARMED_CLAIMS
 
     def also(whole: Path, stored: Transformer) -> dict[str, Any]:
         adopt.bring_along(options.folder, whole)
@@ -230,7 +229,7 @@ def _finish(
         made_by=options.command,
         options=_kept_options(model, reading, options),
         corpus=reading.corpus,
-        claims=claims if is_ours else (),
+        claims=() if not is_ours else SPARSE_CLAIMS if sparse else WARMED_CLAIMS,
         exam=exam if is_ours else None,
         also=also,
         dtype=adopt.stored_dtype(options.folder),
