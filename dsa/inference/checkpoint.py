@@ -76,7 +76,7 @@ def save_pretrained(model: Transformer, folder: str | Path, dtype: torch.dtype |
         dtype: of the stored matrices, by default the model's own. Norms and router biases are stored in fp32.
 
     Raises:
-        ValueError: if `model.attention` is a stand-in that the format cannot express.
+        ValueError: if `model.attention` is a stand-in the format cannot express, or an indexer has no query latent.
     """
     folder = Path(folder)
     dtype = dtype or model.dtype
@@ -212,6 +212,8 @@ def _set_dtype(model: Transformer, dtype: torch.dtype) -> None:
 
 def _as_set(model: Transformer) -> Config:
     """Say in a config what the model's switches say now."""
+    if model.config.index_topk is not None and model.config.q_lora_rank is None:
+        raise ValueError(_NO_LATENT)
     if model.config.index_topk is None or model.attention == "sparse":
         if model.attention not in ("sparse", "dense"):
             raise ValueError(_NO_STAND_INS.format(model.attention))
@@ -221,6 +223,10 @@ def _as_set(model: Transformer) -> Config:
     raise ValueError(_NO_STAND_INS.format(model.attention))
 
 
+_NO_LATENT = (
+    "q_lora_rank is None, but transformers' deepseek_v32 requires this latent, which its indexer reads: a model whose "
+    "indexer reads the hidden state instead runs here and cannot be exported; only its dense original can"
+)
 _NO_STAND_INS = "attention={!r} cannot be written into a checkpoint: set model.attention to 'sparse' or 'dense' first"
 
 

@@ -93,22 +93,27 @@ def finish(
     made_by: str,
     options: dict[str, Any],
     corpus: Corpus,
-    claims: Sequence[Claim],
-    exam: dict[str, Any],
+    claims: Sequence[Claim] = (),
+    exam: dict[str, Any] | None = None,
+    also: Callable[[Path, Transformer], dict[str, Any]] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Write the model (bf16), measure it as written, record provenance, and move all of it to ``out``; on rank 0.
+    """Write the model, measure it as written, record provenance, and move all of it to ``out``; on rank 0.
 
-    ``exam`` are the keyword arguments of :func:`dsa.training.evaluate.measure`.
+    ``exam`` are the keyword arguments of :func:`dsa.training.evaluate.measure`; None: the course's claims are not this
+    model's. ``also(folder, model)`` may add files beside the model as written, and entries to provenance.
     """
     if distributed.rank() > 0:
         return out
     whole = work_folder(out) / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    save_pretrained(model, whole, dtype=torch.bfloat16)
-    measures = measure(from_pretrained(whole), corpus, **exam)
+    save_pretrained(model, whole, dtype=dtype)
+    stored = from_pretrained(whole)
+    measures = {} if exam is None else measure(stored, corpus, **exam)
     checked = [claim.check(measures) for claim in claims]
-    record = provenance(made_by, options, corpus, run.seconds)
+    record = provenance(made_by, options, corpus, run.seconds, dtype)
     record |= {"training_processor_seconds": round(run.processor_seconds, 1), "claims": checked, "measures": measures}
+    record |= {} if also is None else also(whole, stored)
     write_json(whole / "provenance.json", record)
     write_table(run.rows, whole / "training.csv")
     for claim in checked:
@@ -118,8 +123,11 @@ def finish(
     return out
 
 
-def provenance(made_by: str, options: dict[str, Any], corpus: Corpus, seconds: float) -> dict[str, Any]:
+def provenance(
+    made_by: str, options: dict[str, Any], corpus: Corpus, seconds: float, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Any]:
     """What it takes to make the folder anew, and where and when it was made."""
+    kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") + " (norms and router biases fp32)"
     return {
         "command": made_by,
         "options": options,
@@ -128,7 +136,7 @@ def provenance(made_by: str, options: dict[str, Any], corpus: Corpus, seconds: f
         "machine": f"{platform.system()} {platform.machine()}, processor only, 1 thread",
         "date": datetime.now(UTC).date().isoformat(),
         "training_seconds": round(seconds, 1),
-        "weights": "stored in bf16 (norms and router biases fp32); every number below was measured on them as stored",
+        "weights": f"stored in {kind}; every number below was measured on them as stored",
     }
 
 

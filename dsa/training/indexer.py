@@ -15,25 +15,31 @@ weights some layers stayed so, hence the small first weights and the slow start.
 
     python -m dsa.training.indexer data/base --out data/warmed
     python -m dsa.training.indexer data/warmed --sparse --out data/sparse
+
+Any `deepseek_v3` folder may stand in the place of data/base (:mod:`dsa.training.adopt` says what is asked of it), and
+`--corpus` names a text of one's own. A table of loss, recall, mass kept and cost, before and after, is printed and
+stored in provenance.json (:mod:`dsa.training.compare`).
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsa.inference.checkpoint import from_pretrained
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
 from dsa.text.tasks import Task
-from dsa.training import distributed, folder
+from dsa.training import adopt, compare, distributed, folder, reader
 from dsa.training.evaluate import Claim
 from dsa.training.loop import Learn, Phase, Run, train
 from dsa.training.objectives import language_loss
 from dsa.training.optimizers import adamw, main_optimizers
-from dsa.training.pretrain import MixedNeedles, balance
+from dsa.training.pretrain import balance
+from dsa.training.reader import Reading
 
 HEADS, WIDTH, TOP_K = 2, 32, 16  # J, W, K
 WARMUP_RATE, WARMUP_STEPS = 0.01, 150
@@ -166,39 +172,83 @@ def train_sparse(
 
 def run(options: argparse.Namespace) -> Path:
     """Make the folder that the command line asks for."""
+    config = adopt.check(options)
+    length = adopt.length_of(config, options.length)
+    sizes = adopt.index_sizes(config, options, length)
+    reading = reader.read(options.folder, config.vocab_size, options.corpus, length)
+    print(reading.corpus)
     model = from_pretrained(options.folder)
-    length = model.config.max_position_embeddings
+    if config.index_topk is None:
+        model = with_indexer(model, **sizes, seed=options.seed)
+    model.top_k = sizes["top_k"]
     work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
-    corpus = texts.load(options.corpus)
-    corpus.require(length)
-    print(corpus)
-    task = MixedNeedles(corpus, length)
-    stage = f"sparse by {options.optimizer}" if options.sparse else "warm-up"
-    label = f"{stage} from {options.folder} on {corpus.sha256}"
-    common = {"seed": options.seed, "work": work, "resume": options.resume, "label": label}
+    before = compare.measured(model, reading)
+    model = distributed.shard(model)
+    made = train_stages(model, reading, options, work)
+    return _finish(distributed.gather(model), reading, options, made, before)
+
+
+def train_stages(model: Transformer, reading: Reading, options: argparse.Namespace, work: Path) -> Run:
+    """The stage that is asked for, or both one after the other, each with a state of its own to resume from."""
+    rate = options.sparse_rate or SPARSE_RATE
+    sparse_stage = (f"sparse by {options.optimizer}", partial(train_sparse, optimizer=options.optimizer), rate)
+    stages: list[tuple[str, Callable[..., Run], float, int, Path]]
     if options.sparse:
-        made = train_sparse(distributed.shard(model), task, **common, optimizer=options.optimizer)
+        stages = [(*sparse_stage, options.steps or SPARSE_STEPS, work)]
     else:
-        model = with_indexer(model, seed=options.seed) if model.config.index_topk is None else model
-        made = warm_up(distributed.shard(model), task, **common)
+        stages = [("warm-up", warm_up, options.rate or WARMUP_RATE, options.steps or WARMUP_STEPS, work)]
+        if options.then_sparse:
+            stages.append((*sparse_stage, options.then_sparse, work / "sparse"))
+    common = {"size": options.batch, "seed": options.seed, "resume": options.resume}
+    origin = f"from {options.folder} on {reading.corpus.sha256}, {_kept_options(model, reading, options)}"
+    runs = []
+    for name, stage, rate, steps, place in stages:
+        label = f"{name} at {rate} {origin}"
+        runs.append(stage(model, reading.task, steps=steps, rate=rate, work=place, label=label, **common))
+    rows = [row for run in runs for row in run.rows]
+    return Run(rows, sum(run.seconds for run in runs), sum(run.processor_seconds for run in runs))
+
+
+def _kept_options(model: Transformer, reading: Reading, options: argparse.Namespace) -> dict[str, Any]:
+    """What provenance says of a run."""
+    sizes = {"index_heads": model.config.index_n_heads, "index_head_dim": model.config.index_head_dim}
+    return {"seed": options.seed, "length": reading.length, "top_k": model.top_k, **sizes, "batch": options.batch}
+
+
+def _finish(
+    model: Transformer, reading: Reading, options: argparse.Namespace, made: Run, before: dict[str, Any]
+) -> Path:
+    """Write the folder with its table; the course's own model is held against its claims, too."""
+    sparse = bool(options.sparse or options.then_sparse)
+    is_ours = reading.needles and adopt.is_ours(model.config, reading.length)
+    exam = {"length": reading.length, "top_k": model.top_k, "traced": "sparse" if sparse else "dense"}
+
+    def also(whole: Path, stored: Transformer) -> dict[str, Any]:
+        adopt.bring_along(options.folder, whole)
+        return compare.report(stored, reading, before, options.cost_at)
+
     return folder.finish(
-        distributed.gather(model),
+        model,
         options.out,
         made,
         made_by=options.command,
-        options={"seed": options.seed, "length": length, "top_k": model.top_k},
-        corpus=corpus,
-        claims=SPARSE_CLAIMS if options.sparse else WARMED_CLAIMS,
-        exam={"length": length, "top_k": model.top_k, "traced": "sparse" if options.sparse else "dense"},
+        options=_kept_options(model, reading, options),
+        corpus=reading.corpus,
+        claims=() if not is_ours else SPARSE_CLAIMS if sparse else WARMED_CLAIMS,
+        exam=exam if is_ours else None,
+        also=also,
+        dtype=adopt.stored_dtype(options.folder),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.indexer``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.indexer", description="Train a model's indexers.")
-    parser.add_argument("folder", type=Path, help="the model folder to start from")
-    parser.add_argument("--sparse", action="store_true", help="stage two, sparse training; without it the warm-up")
-    folder.command(run, folder.options(parser), argv)
+    about = (
+        "Train a model's indexers, new ones if it has none. A model with a vocabulary of its own reads text through "
+        "the tokenizer.json in its folder, or --corpus is token ids (.npy or .safetensors)."
+    )
+    parser = argparse.ArgumentParser("python -m dsa.training.indexer", description=about)
+    folder.command(run, folder.options(adopt.options(parser)), argv)
 
 
 if __name__ == "__main__":
