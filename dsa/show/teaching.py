@@ -108,7 +108,7 @@ def _draw_kl(ax: Axes, film: Film, picture: int, layer: int, t: int) -> None:
     """This query's divergence over the whole film, the present picture marked."""
     found = film.kl(layer, t)
     ax.plot(film.steps, found, color="#8a8a8a", marker="")
-    ax.plot(film.steps[picture], found[picture], "o", color=COLOURS[3], markersize=7)
+    ax.plot(film.steps[picture], found[picture], "o", color=COLOURS[3], markersize=7, clip_on=False)
     ax.set(xlabel="step", ylim=(0, 1.08 * max(*found, 0.1)))
     ax.set_title("KL of this query", fontsize=10)
 

@@ -85,7 +85,7 @@ def _check_target(answer) -> None:
 # E6.2 ---------------------------------------------------------------------------------------------------------------
 
 
-def my_kl(p: Tensor, scores: Tensor) -> Tensor:
+def my_safe_kl(p: Tensor, scores: Tensor) -> Tensor:
     """KL(p || softmax(scores)) of one query, a scalar: p (S,), scores (S,).
 
     p sums to 1 and may be exactly 0; scores are -inf in the future, where
@@ -253,7 +253,7 @@ EXERCISES = (
         ("KL(p || q) is the sum of p (log p - log q).",
          "`log_softmax` of the scores is better than the logarithm of their softmax.",
          "A key with p = 0 contributes nothing: leave it out before anything is multiplied."),
-        my_kl, (_naive, _other_way_round, _cross_entropy, _scores_as_shares, _smoothed), _check_kl,
+        my_safe_kl, (_naive, _other_way_round, _cross_entropy, _scores_as_shares, _smoothed), _check_kl,
     ),
     Exercise(
         "E6.3", "The gradient of a head's weight", 2, 15,
