@@ -56,7 +56,7 @@ def test_an_impossible_rotation_is_refused(rotary):
 def test_variants_learn_at_their_own_rate(text):
     model = tiny(dense=True)
     variants = [Variant(model, Recipe(rotary=8, rate=rate), 0) for rate in (1e-9, 1e-2)]
-    before = [[p.clone() for p in variant.parameters()] for variant in variants]
+    before = [[p.detach().clone() for p in variant.parameters()] for variant in variants]
     activation.warm_up(model, variants, sweep.MixedNeedles(text, 64), steps=2, size=1)
     moved = [
         max(float((p.detach() - was).abs().max()) for p, was in zip(variant.parameters(), old, strict=True))

@@ -737,7 +737,8 @@ claim(
 # ## The budget
 #
 # The report's warm-up: 1,000 steps, 16 sequences a step, 128K tokens each, rate 0.001. It is called short there, and
-# next to the 943.7 billion tokens of the sparse training it is. Ours, beside it:
+# next to the 943.7 billion tokens of the sparse training it is. (So the report; press articles speak of around 100
+# billion, and it would be short beside those too.) Ours, beside it:
 
 # %%
 real = dsa.Config.v32_exp()
