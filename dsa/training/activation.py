@@ -106,11 +106,11 @@ def scores(form: str, q: Tensor, k: Tensor, w: Tensor) -> Tensor:
 
 
 class Pupil(nn.Module):
-    """One variant: an indexer for every layer of a model, scored in one form."""
+    """One variant: an indexer for every layer of a model, scored in one form, learning at one rate."""
 
-    def __init__(self, model: Transformer, form: str, heads: int, width: int, seed: int):
+    def __init__(self, model: Transformer, form: str, heads: int, width: int, seed: int, rate: float = WARMUP_RATE):
         super().__init__()
-        self.form, self.heads, self.width = form, heads, width
+        self.form, self.heads, self.width, self.rate = form, heads, width, rate
         self.indexers = nn.ModuleList(indexers(with_indexer(model, heads, width, seed=seed)))
 
     def forward(self, taught: list[Lesson]) -> list[Tensor]:
@@ -132,7 +132,7 @@ def warm_up(
 ) -> None:
     """Teach several variants at once, in place, each with an optimiser of its own; the model stays as it is."""
     plan = [Phase("variants", steps, _imitate(model, task, size), (1.0, 0.1), warmup=min(20, steps // 4))]
-    optimizers = [optimizer for pupil in pupils for optimizer in adamw(pupil.parameters(), WARMUP_RATE)]
+    optimizers = [optimizer for pupil in pupils for optimizer in adamw(pupil.parameters(), pupil.rate)]
     train(nn.ModuleList(pupils), optimizers, plan, seed=seed, show=False)
 
 
@@ -150,7 +150,8 @@ def examine(model: Transformer, pupils: Sequence[Pupil], exam: Sequence[Episodes
     """What each variant learned, from needle episodes of one length.
 
     Returns, for each pupil: ``kl`` and ``of_oracle`` (share of the mass that the best TOP_K keys keep), both means
-    over layers, and ``hit`` (is the answer among TOP_K, more than 64 back) in the last layer, the one that looks up.
+    over layers, ``kl_worst`` (of its worst layer), and ``hit`` (is the answer among TOP_K, more than 64 back) in the
+    last layer, the one that looks up.
     """
     found: list[list[dict[str, float]]] = [[] for _ in pupils]
     for batch in exam:
@@ -161,8 +162,9 @@ def examine(model: Transformer, pupils: Sequence[Pupil], exam: Sequence[Episodes
             kept = [_kept(lesson.mass, scored) for lesson, scored in zip(taught, layers, strict=True)]
             far = batch.distance > evaluate.HIT_FAR
             hits = evaluate.hit(reference.select(layers[-1], TOP_K), batch)[far]
-            kl = pupil.loss(taught).mean().item()
-            measures.append({"kl": kl, "of_oracle": sum(kept) / sum(best), "hit": hits.float().mean().item()})
+            kl = pupil.loss(taught)
+            found_out = {"kl": kl.mean().item(), "kl_worst": kl.max().item()}
+            measures.append({**found_out, "of_oracle": sum(kept) / sum(best), "hit": hits.float().mean().item()})
     return [{name: mean(one[name] for one in each) for name in each[0]} for each in found]
 
 

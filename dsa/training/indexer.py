@@ -118,10 +118,12 @@ def warm_up(
     work: Path | None = None,
     resume: bool = False,
     label: str = "",
+    after: Callable[[nn.Module], None] | None = None,
     show: bool = True,
 ) -> Run:
     """Stage one: train only the indexers of ``model``, in place, under dense attention; sets it to sparse.
 
+    ``after(model)`` is called after each step, for whoever wants to watch.
     Raises ValueError for a model without indexers (add them: :func:`with_indexer`).
     """
     if not model.indexer_parameters():
@@ -135,7 +137,7 @@ def warm_up(
             p.requires_grad_(False)
         plan = [Phase("warm-up", steps, imitate(task, size), rates=(1.0, 0.1), warmup=min(20, steps // 4))]
         optimizers = adamw(model.indexer_parameters(), rate)
-        return train(model, optimizers, plan, seed=seed, work=work, resume=resume, label=label, show=show)
+        return train(model, optimizers, plan, seed=seed, work=work, resume=resume, after=after, label=label, show=show)
     finally:
         for p, grad in zip(frozen, wanted, strict=True):
             p.requires_grad_(grad)

@@ -19,6 +19,7 @@ BUDGETS = MappingProxyType(  # seconds as a test, on two cores
         "02_multi_head_latent_attention": 40,
         "04_token_selection": 90,
         "05_fp8": 40,
+        "06_training_the_indexer": 120,
     }
 )
 BYTES, LINES, COLUMNS = 300_000, 25, 76

@@ -19,6 +19,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "3": "indexer",
         "4": "selection",
         "5": "fp8",
+        "6": "teaching",
     }
 )
 
