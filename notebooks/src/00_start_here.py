@@ -285,10 +285,14 @@ claim(
 #
 # You have seen *what* is kept. The course goes on to *how* and *why*:
 #
-# * [04 Token selection](04_token_selection.ipynb) builds the choice by hand, proves it equal to the package's, and
-#   measures what it keeps and what it costs;
-# * the chapters on the indexer, its training, FP8, the kernels, the full model and the cost curves are listed in the
-#   [README](../README.md), with what is there and what is still to come.
+# * [01 Attention at length](01_attention_at_length.ipynb) counts where operations and bytes go;
+# * [02 Multi-head latent attention](02_multi_head_latent_attention.ipynb) is the attention that is made sparse here;
+# * [03 Lightning indexer](03_lightning_indexer.ipynb) builds the scorer, and a museum of its mistakes;
+# * [04 Token selection](04_token_selection.ipynb) builds the choice by hand and measures what it keeps;
+# * [05 FP8](05_fp8.ipynb) asks how much precision a ranking needs;
+# * [06 Training the indexer](06_training_the_indexer.ipynb) teaches one, live.
+#
+# The rest, with what is still to come, is listed in the [README](../README.md). Chapters start cold, in any order.
 #
 # **Three questions to take along**
 # 1. The indexer looks at *every* earlier token to score it. Why is that cheaper than attending to them?

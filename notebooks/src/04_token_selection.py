@@ -17,7 +17,7 @@
 # exercises with one or two stars. 2 days: exercise 4.4, then the source of `dsa/kernels`. Computing: **40 s**.
 #
 # **Words.** The indexer's score of key s for query t is the sum over a few small heads of w · ReLU(q · k), where the
-# weight w of a head may be negative; chapter 03 is about it. *Prefill* reads a prompt at once, *decode* adds one token
+# weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at once, *decode* adds one token
 # at a time and finds what it needs of the earlier ones in a *cache*. *The report* is DeepSeek's on V3.2-Exp. Shape
 # letters, as everywhere in this course: `T` query positions, `S` key positions, `K` kept tokens (top-k), `H` heads.
 
@@ -702,5 +702,5 @@ claim("C4.15", dearer > 0.2, f"random tokens cost {dearer:.1f} bits more")
 #
 # </details>
 #
-# **Next** come the chapters on the indexer itself and its training; the [README](../README.md) lists what is
-# there.
+# **Next**: [05 FP8](05_fp8.ipynb) makes the scores coarse and asks what stays chosen, and
+# [06 Training the indexer](06_training_the_indexer.ipynb) teaches an indexer before your eyes.
