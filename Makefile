@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
 
 .PHONY: help lab test notebooks models bench clean
@@ -18,7 +19,7 @@ help:
 	@echo "make clean      remove what these targets made, .venv included"
 
 lab: .venv/course
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/tests
 	$(BIN)/ruff check .
