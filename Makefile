@@ -48,6 +48,7 @@ clean:
 # torch goes first and by its exact version: on its own pip settles for a build that is configured or already there,
 # while a list with open ends may add gigabytes of CUDA.
 .venv/course: requirements.txt pyproject.toml
+	@echo "installing what the course needs into .venv: one to three minutes, the first time only"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $$(grep '^torch==' requirements.txt)
 	$(PIP) -r requirements.txt
