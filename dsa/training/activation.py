@@ -13,19 +13,14 @@ The variants are three forms of Eq. 1 in two sizes:
     python -m dsa.training.activation data/base --out data/measurements/indexer_activation.json
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.files import write_json
 from dsa.kernels import reference
 from dsa.model import selection
 from dsa.model.attention import Attention
@@ -34,7 +29,7 @@ from dsa.model.rope import Rope
 from dsa.model.transformer import Transformer
 from dsa.text import corpus as texts
 from dsa.text.tasks import Episodes, Task
-from dsa.training import evaluate, folder
+from dsa.training import evaluate, experiment
 from dsa.training.indexer import TOP_K, WARMUP_RATE, with_indexer
 from dsa.training.loop import Learn, Phase, train
 from dsa.training.optimizers import adamw
@@ -190,29 +185,11 @@ def sweep(
     return runs
 
 
-def run(options: argparse.Namespace) -> Path:
-    """Write the record that the command line asks for."""
-    if options.out.exists() and not options.replace:
-        raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
-    model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
-    runs = sweep(model, corpus, seeds=options.seeds, steps=options.steps)
-    plan = {"seeds": options.seeds, "steps": options.steps, "batch": BATCH, "length": LENGTH, "top_k": TOP_K}
-    record = folder.provenance(options.command, plan, corpus, perf_counter() - started)
-    record["weights"] = f"the frozen model is {options.folder}; the warmed-up variants are not kept"
-    write_json(options.out, record | {"runs": runs})
-    return options.out
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.activation``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.activation", description="Compare forms of Eq. 1.")
-    parser.add_argument("folder", type=Path, help="the model folder whose attention is imitated")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
-    parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
-    folder.command(run, parser, argv)
+    plan = {"batch": BATCH, "length": LENGTH, "top_k": TOP_K}
+    what = "Compare forms of Eq. 1."
+    experiment.record("dsa.training.activation", what, sweep, seeds=SEEDS, steps=STEPS, plan=plan, argv=argv)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,19 @@ its ReLU shut for all keys, where no gradient passes, and stay so.
     python -m dsa.training.sweep data/base --out data/measurements/indexer_sweep.json
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.files import write_json
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope, frequencies
 from dsa.model.transformer import Transformer
 from dsa.text import corpus as texts
-from dsa.training import activation, evaluate, folder
+from dsa.training import activation, evaluate, experiment
 from dsa.training.activation import BATCH, EXAM, LENGTH, Lesson, Pupil
 from dsa.training.indexer import HEADS, TOP_K, WARMUP_RATE, WIDTH
 from dsa.training.pretrain import MixedNeedles
@@ -128,29 +124,11 @@ def along(runs: Sequence[dict[str, Any]], axis: str, measure: str) -> dict[float
     return dict(sorted(found.items()))
 
 
-def run(options: argparse.Namespace) -> Path:
-    """Write the record that the command line asks for."""
-    if options.out.exists() and not options.replace:
-        raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
-    model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
-    runs = sweep(model, corpus, recipes(), seeds=options.seeds, steps=options.steps)
-    plan = {"seeds": options.seeds, "steps": options.steps, "batch": BATCH, "length": LENGTH, "top_k": TOP_K}
-    record = folder.provenance(options.command, plan, corpus, perf_counter() - started)
-    record["weights"] = f"the frozen model is {options.folder}; the warmed-up variants are not kept"
-    write_json(options.out, record | {"runs": runs})
-    return options.out
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.sweep``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.sweep", description="Move one size of an indexer alone.")
-    parser.add_argument("folder", type=Path, help="the model folder whose attention is imitated")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
-    parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
-    folder.command(run, parser, argv)
+    plan = {"batch": BATCH, "length": LENGTH, "top_k": TOP_K}
+    rows, what = partial(sweep, plan=recipes()), "Move one size of an indexer alone."
+    experiment.record("dsa.training.sweep", what, rows, seeds=SEEDS, steps=STEPS, plan=plan, argv=argv)
 
 
 if __name__ == "__main__":

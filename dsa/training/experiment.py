@@ -1,0 +1,55 @@
+"""An experiment that is recorded: a model and a text go in, a table with its provenance comes out.
+
+What an experiment varies is its own affair: a function from (model, corpus) to rows. Everything a record needs besides
+is the same for all, and is here: the command line, the refusal to overwrite, and how to make the record anew.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from dsa.inference.checkpoint import from_pretrained
+from dsa.inference.files import write_json
+from dsa.text import corpus as texts
+from dsa.training import folder
+
+Rows = list[dict[str, Any]]
+
+
+def record(
+    program: str,
+    description: str,
+    rows: Callable[..., Rows],
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    plan: dict[str, Any],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run ``python -m PROGRAM FOLDER --out FILE``.
+
+    ``rows(model, corpus, seeds=, steps=)`` measures; ``plan`` holds the settings that the record is to name besides.
+    The command refuses to overwrite FILE without ``--replace``.
+    """
+    parser = argparse.ArgumentParser(f"python -m {program}", description=description)
+    parser.add_argument("folder", type=Path, help="the model folder whose attention is imitated")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
+
+    def run(options: argparse.Namespace) -> Path:
+        if options.out.exists() and not options.replace:
+            raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+        model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
+        runs = rows(model, corpus, seeds=options.seeds, steps=options.steps)
+        made = {"seeds": options.seeds, "steps": options.steps, **plan}
+        found = folder.provenance(options.command, made, corpus, perf_counter() - started)
+        found["weights"] = f"the frozen model is {options.folder}; the warmed-up variants are not kept"
+        write_json(options.out, found | {"runs": runs})
+        return options.out
+
+    folder.command(run, parser, argv)
