@@ -8,8 +8,9 @@ broken folder is refused whole, with the file, the tensor, what was expected and
 
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,9 @@ from tqdm import tqdm
 from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -32,7 +36,10 @@ class CheckpointError(UnreadableFile):
 
 
 def from_pretrained(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    mesh: "DeviceMesh | None" = None,
 ) -> Transformer:
     """Load a `deepseek_v32` folder, or a dense `deepseek_v3` one.
 
@@ -40,6 +47,7 @@ def from_pretrained(
         folder: with config.json and safetensors, as published or as `save_pretrained` and `transformers` write it.
         dtype: of the matrices; norms and router biases stay in at least fp32.
         device: where the weights shall live.
+        mesh: several processes that share one model (`parallel.processes`): each reads and keeps its own part.
 
     Raises:
         CheckpointError: before anything is loaded, if the folder is not whole. A multi-token-prediction layer
@@ -53,6 +61,9 @@ def from_pretrained(
     files = _tensors_by_file(folder)
     _check_whole(files, expected, config)
     _set_dtype(model, dtype)
+    parallel = None if mesh is None else import_module("dsa.inference.parallel")  # half a second that few need
+    if parallel:
+        parallel.split(model, mesh)
     model.to_empty(device=device)
     for gate in model.gates():
         gate.load.zero_()
@@ -60,7 +71,8 @@ def from_pretrained(
     for path, names in tqdm(files.items(), desc=f"loading {folder.name}", unit="file", disable=len(files) == 1):
         with safe_open(path, framework="pt") as file:
             for name in names & target.keys():
-                target[name].copy_(file.get_tensor(name))
+                whole = file.get_tensor(name)
+                target[name].copy_(parallel.own_part(whole, target[name]) if parallel else whole)
     return model.eval()
 
 
