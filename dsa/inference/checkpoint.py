@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +20,6 @@ from tqdm import tqdm
 from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -39,7 +36,7 @@ def from_pretrained(
     folder: str | Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    mesh: "DeviceMesh | None" = None,
+    mesh: Any = None,
 ) -> Transformer:
     """Load a `deepseek_v32` folder, or a dense `deepseek_v3` one.
 
@@ -47,7 +44,7 @@ def from_pretrained(
         folder: with config.json and safetensors, as published or as `save_pretrained` and `transformers` write it.
         dtype: of the matrices; norms and router biases stay in at least fp32.
         device: where the weights shall live.
-        mesh: several processes that share one model (`parallel.processes`): each reads and keeps its own part.
+        mesh: a `DeviceMesh` of processes that share the model (`parallel.processes`): each keeps its own part.
 
     Raises:
         CheckpointError: before anything is loaded, if the folder is not whole. A multi-token-prediction layer
