@@ -21,8 +21,12 @@ SIZES = {
     "sparse": {"n_routed_experts": 12},  # by four processes: three experts each, and 61 words unevenly
     "dense": small.DENSE | {"q_lora_rank": None, "n_shared_experts": 0, "first_k_dense_replace": 0, "n_group": 1,
                             "n_routed_experts": 6, "topk_group": 1},  # six experts by four: unevenly
+    "fp8": {"num_attention_heads": 8, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "index_head_dim": 64, "index_n_heads": 4, "intermediate_size": 512,
+            "moe_intermediate_size": 512, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+            "num_hidden_layers": 2},  # by four processes: whole blocks of 128
 }  # fmt: skip
-PASSES = {"sparse": ("sparse", "dense", "oracle", "random"), "dense": ("dense", "window")}
+PASSES = {"sparse": ("sparse", "dense", "oracle", "random"), "dense": ("dense", "window"), "fp8": ("sparse", "dense")}
 
 
 @torch.no_grad()
@@ -30,7 +34,7 @@ def passes(folder, mesh=None):
     """Everything that is compared, and how much this process holds."""
     found = {}
     for name, kinds in PASSES.items():
-        model = dsa.from_pretrained(folder / name, mesh=mesh)
+        model = dsa.from_pretrained(folder / name, keep_fp8=name == "fp8", mesh=mesh)
         for kind in kinds:
             model.attention = kind
             logits, trace = model(small.tokens(2, 40), trace=True)
@@ -53,9 +57,12 @@ def worker(folder):
     with parallel.processes("cpu") as mesh:
         found = passes(folder, mesh)
         torch.save(found, folder / f"rank_{mesh.get_local_rank()}_of_{mesh.size()}.pt")
-        model = dsa.from_pretrained(folder / "sparse", mesh=mesh)
+        model = dsa.from_pretrained(folder / "fp8", mesh=mesh)  # expanded
+        torch.save(model(small.tokens(2, 40)).detach(), folder / f"expanded_{mesh.get_local_rank()}.pt")
         with pytest.raises(ValueError, match="the indexer's loss needs all: train unsplit"):
             model(small.tokens(1, 8), indexer_loss=True)
+        with pytest.raises(ValueError, match="the model is split over processes"):
+            dsa.save_pretrained(model, folder / "never")
 
 
 def torchrun(ranks, *arguments):
@@ -70,7 +77,7 @@ def torchrun(ranks, *arguments):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     for seed, (name, changes) in enumerate(SIZES.items()):
-        dsa.save_pretrained(small.model(seed, small.config(**changes)), folder / name)
+        dsa.save_pretrained(small.model(seed, small.config(**changes)), folder / name, fp8=name == "fp8")
     return folder
 
 
@@ -105,6 +112,12 @@ def test_all_ranks_have_the_same_numbers_and_choose_the_same_tokens(ranks, case)
     for found in ranks[1:]:
         for name, tensor in ranks[0][case].items():
             assert tensor is None or torch.equal(found[case][name], tensor), name
+
+
+def test_fp8_expanded_into_parts_is_fp8_kept_in_parts(alone, ranks, folder):
+    for rank in range(len(ranks)):
+        logits = torch.load(folder / f"expanded_{rank}.pt")
+        assert torch.allclose(logits, alone["fp8", "sparse"]["logits"], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", SIZES)

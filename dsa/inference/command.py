@@ -34,6 +34,7 @@ def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--top-k", type=int, metavar="K", help="how many keys each query keeps")
     add("--device", choices=("cpu", "cuda"), help="by default cuda where there is one")
     add("--dtype", choices=tuple(DTYPES), help="of the matrices: by default bf16 on cuda, fp32 on the processor")
+    add("--keep-fp8", action="store_true", help="leave FP8 weights as they are: less memory, slower")
     return parser
 
 
@@ -41,7 +42,7 @@ def load(arguments: argparse.Namespace, mesh=None) -> Transformer:
     """The model that the options ask for."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[arguments.dtype or ("bf16" if device == "cuda" else "fp32")]
-    model = from_pretrained(arguments.folder, dtype, device, mesh)
+    model = from_pretrained(arguments.folder, dtype, device, keep_fp8=arguments.keep_fp8, mesh=mesh)
     if arguments.attention:
         model.attention = arguments.attention
     if arguments.top_k is not None:

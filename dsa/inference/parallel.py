@@ -26,16 +26,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
     PrepareModuleInput,
+    PrepareModuleOutput,
     RowwiseParallel,
     parallelize_module,
 )
 
+from dsa.kernels import fp8
 from dsa.model.config import Config
+from dsa.model.fp8_linear import FP8Linear
 from dsa.model.moe import FeedForward, MoE
 from dsa.model.transformer import Layer, Transformer
 
@@ -69,26 +72,68 @@ def plan(layer: Layer) -> dict[str, ParallelStyle]:
     "Colwise" gives each rank some of a matrix' outputs (whole heads), "Rowwise" the inputs that come from these, and
     sums. The shared expert is split like a dense feed-forward layer, but its sum waits for the routed experts'.
     """
-    query = "q_b_proj" if hasattr(layer.self_attn, "q_b_proj") else "q_proj"
-    attention: dict[str, ParallelStyle] = {
-        f"self_attn.{query}": ColwiseParallel(),
-        "self_attn.kv_b_proj": ColwiseParallel(),
-        "self_attn.o_proj": RowwiseParallel(),
+    attention, mlp = layer.self_attn, layer.mlp
+    query = "q_b_proj" if hasattr(attention, "q_b_proj") else "q_proj"
+    found = {
+        f"self_attn.{query}": _columns(attention.get_submodule(query)),
+        "self_attn.kv_b_proj": _columns(attention.kv_b_proj),
+        "self_attn.o_proj": _rows(attention.o_proj),
         "self_attn.all_heads": _combined(Partial("avg")),
     }
-    if isinstance(layer.mlp, FeedForward):
-        return attention | _feed_forward("mlp", RowwiseParallel())
-    shared = _feed_forward("mlp.shared_experts", RowwiseParallel(output_layouts=Partial()))
-    experts = shared if hasattr(layer.mlp, "shared_experts") else {}
-    return attention | experts | {"mlp.all_experts": _combined(Partial())}
+    if isinstance(mlp, FeedForward):
+        return found | _feed_forward("mlp", mlp, Replicate())
+    if hasattr(mlp, "shared_experts"):
+        found |= _feed_forward("mlp.shared_experts", mlp.shared_experts, Partial())
+    return found | {"mlp.all_experts": _combined(Partial())}
 
 
-def _feed_forward(name: str, down: ParallelStyle) -> dict[str, ParallelStyle]:
-    return {f"{name}.gate_proj": ColwiseParallel(), f"{name}.up_proj": ColwiseParallel(), f"{name}.down_proj": down}
+def _feed_forward(name: str, mlp: FeedForward, output: Placement) -> dict[str, ParallelStyle]:
+    into = {f"{name}.{part}": _columns(mlp.get_submodule(part)) for part in ("gate_proj", "up_proj")}
+    return into | {f"{name}.down_proj": _rows(mlp.down_proj, output)}
 
 
 def _combined(parts: Partial) -> ParallelStyle:
     return PrepareModuleInput(input_layouts=parts, desired_input_layouts=Replicate(), use_local_output=True)
+
+
+def _columns(linear: nn.Module) -> ParallelStyle:
+    return FP8Columns() if isinstance(linear, FP8Linear) else ColwiseParallel()
+
+
+def _rows(linear: nn.Module, output: Placement = Replicate()) -> ParallelStyle:  # noqa: B008 - a constant
+    return FP8Rows(output) if isinstance(linear, FP8Linear) else RowwiseParallel(output_layouts=output)
+
+
+class FP8Columns(ParallelStyle):
+    """Colwise for a matrix that stays in FP8: codes and scales are cut, between blocks."""
+
+    dimension = 0
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, FP8Linear)
+        ranks, block = device_mesh.size(), fp8.BLOCK[self.dimension]
+        if module.weight.shape[self.dimension] % (ranks * block):
+            raise ValueError(
+                f"an FP8 matrix of shape {tuple(module.weight.shape)} cannot be cut by {ranks} processes between its "
+                f"blocks of {block}: start fewer processes, or load it expanded (keep_fp8=False)"
+            )
+        for name, tensor in list(module.named_buffers()):
+            part = distribute_tensor(tensor, device_mesh, [Shard(self.dimension)], src_data_rank=None)
+            module.register_buffer(name, part)
+        return module
+
+
+class FP8Rows(FP8Columns):
+    """Rowwise for a matrix that stays in FP8; what the ranks give is summed, or left to be if `output` is Partial."""
+
+    dimension = 1
+
+    def __init__(self, output: Placement):
+        super().__init__()
+        self.sum = PrepareModuleOutput(output_layouts=Partial(), desired_output_layouts=output, use_local_output=True)
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        return parallelize_module(super()._apply(module, device_mesh), device_mesh, self.sum)
 
 
 def own_experts(config: Config, mesh: DeviceMesh) -> range:
@@ -141,8 +186,6 @@ def _refuse_loss(model: nn.Module, arguments: tuple, options: dict[str, Any]) ->
         raise ValueError("a split model has only some heads on each rank, the indexer's loss needs all: train unsplit")
 
 
-def own_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Cut of a whole tensor what this rank holds, as `like` is cut; whole if `like` is."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+def own_part(whole: Tensor, like: DTensor) -> Tensor:
+    """Cut of a whole tensor what this rank holds, as `like` is cut."""
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
