@@ -222,7 +222,7 @@ def test_nsa_by_hand(warmed):
         model(warmed[1])
         x, step, out = seen[0]
         q, kv = layer.absorb(layer.queries(x, step.rope)[0]), layer.latents(x, step.rope)
-        w_v, C, b = layer.up_projections()[1], layer.latent, 0
+        w_v, C, b = layer.up_projections(torch.float64)[1], layer.latent, 0
         for t in (2, 9, 22):
             past = t // size
             keys = [layer.compress(kv[b : b + 1, None, n * size : (n + 1) * size])[0, 0] for n in range(past)]

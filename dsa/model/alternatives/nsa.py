@@ -89,7 +89,7 @@ class Nsa(Attention):
         branches = [coarse, *(self._attend(absorbed, kv, keys) for keys in (chosen, recent))]
         gates = self.gates(x).sigmoid().unflatten(-1, (3, self.heads))  # (B, T, 3, H)
         mixed = torch.einsum("btgh,btghc->bthc", gates, torch.stack(branches, 2))
-        heads = torch.einsum("bthc,hvc->bthv", mixed, self.up_projections()[1])
+        heads = torch.einsum("bthc,hvc->bthv", mixed, self.up_projections(mixed.dtype)[1])
         record = self.trace(step, q, kv, None, chosen) if step.record == "trace" else None
         return self.o_proj(heads.flatten(-2)), record
 
