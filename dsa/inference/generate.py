@@ -12,6 +12,7 @@ the longest prompt exceeds the shortest; prompts that differ by more than is to 
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -206,3 +207,7 @@ def _steps(model: Transformer, prompts: list[Tensor], plan: Plan, chances: list[
             ids[row] = prompts[row][position]
         yield ids
         tokens = ids[:, None]
+
+
+if __name__ == "__main__":
+    import_module("dsa.inference.command").main()

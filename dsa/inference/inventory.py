@@ -2,9 +2,9 @@
 
 A folder of 700 GB takes days to fetch and minutes to load, so it is better to know beforehand. Parameters are counted
 by part (block scales are none). Memory is what the weights take on each of several GPUs that share a model as
-`dsa.inference` does: the matrices of heads, feed-forward layers and experts are split, everything else (embedding,
-head, indexers, routers, norms, the projections to the latents) lies on each. The cache lies on each, too: all heads
-read the same latents. What one pass needs on top is small beside that, if prompts are read in chunks.
+`dsa.inference.parallel` does: embedding, head, the matrices of attention heads, feed-forward layers and experts are
+split, everything else (indexers, routers, norms, the projections to the latents) lies on each. The cache lies on each,
+too: all heads read the same latents. What a pass needs on top is small beside that, if prompts are read in chunks.
 """
 
 import re
@@ -36,7 +36,9 @@ PARTS = (  # the first pattern that is found in a name decides
     ("experts", r"\.mlp\.experts\."),
     ("feed-forward", r"\.mlp\."),
 )
-SPLIT = re.compile(r"\.(q_proj|q_b_proj|kv_b_proj|o_proj|gate_proj|up_proj|down_proj)\.")
+SPLIT = re.compile(
+    r"(^lm_head|\.embed_tokens|\.q_proj|\.q_b_proj|\.kv_b_proj|\.o_proj|\.gate_proj|\.up_proj|\.down_proj)\."
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a generation will hold in memory, and whether there is room for it: asked before anything is allocated.
 
 A cache is made whole, for every token that may yet come, so its size is known beforehand: tokens times sequences times
-what one token leaves behind in all layers (spec of the real model in FP8: 48,068 bytes). What a pass needs beside it
-does not grow with the text, because prompts are read in chunks; a tenth of the free memory is left to it.
+what one token leaves behind in all layers (the real model in FP8: 48,068 bytes). What a pass needs beside it hardly
+grows with the text, because prompts are read in chunks; a tenth of the free memory is left to it.
 """
 
 import os
