@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsa.inference.files import write_json
+from dsa.inference.reading import set_dtype
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
 from dsa.model.config import Config
+from dsa.model.moe import Gate
 from dsa.model.rope import Rope
 from dsa.model.transformer import Layer
 
@@ -49,18 +51,21 @@ def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: 
     """Make a config's layers with random weights, norms at one, in place on the device."""
     with torch.device("meta"):
         layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
-    layers = layers.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    set_dtype(layers, dtype)
+    layers.to_empty(device=device).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(seed)
     numbers = (torch.rand(PERIOD, generator=generator) * 2 - 1).to(device)  # uniform in -1 ... 1
-    for tensor in [*layers.parameters(), *layers.buffers()]:
-        _fill(tensor, numbers)
+    for name, tensor in layers.state_dict(keep_vars=True).items():
+        _fill(name, tensor, numbers)
+    for gate in [module for module in layers.modules() if isinstance(module, Gate)]:
+        gate.load.zero_()
     return layers
 
 
-def _fill(tensor: Tensor, numbers: Tensor) -> None:
-    """Matrices: the numbers over and over, scaled to (3 * inputs)^-0.5; norms 1; biases and counts 0."""
+def _fill(name: str, tensor: Tensor, numbers: Tensor) -> None:
+    """Matrices: the numbers over and over, scaled to (3 * inputs)^-0.5; norms 1; biases 0."""
     if tensor.ndim < 2:
-        tensor.fill_(float(tensor.is_floating_point() and tensor.dtype != torch.int64))
+        tensor.fill_(0.0 if name.endswith("bias") else 1.0)
         return
     scaled = (numbers / tensor.shape[1] ** 0.5).to(tensor.dtype)
     for part in tensor.view(-1).split(len(scaled)):
@@ -81,6 +86,22 @@ def layers_that_fit(memory: float, dtype: torch.dtype, config: Config | None = N
     room, first = ROOM * memory, config.first_k_dense_replace
     found = int(room // dense) if room < first * dense else first + int((room - first * dense) // experts)
     return max(1, min(found, config.num_hidden_layers))
+
+
+def quick_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """Choose bf16 where it multiplies at least as fast as fp32: on GPUs, and on processors that have it built in."""
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(64, 2048, dtype=dtype)
+        b = torch.ones(2048, 2048, dtype=dtype)
+        a @ b
+        start = perf_counter()
+        for _ in range(5):
+            a @ b
+        seconds[dtype] = perf_counter() - start
+    return min(seconds, key=lambda dtype: seconds[dtype])
 
 
 class Run:
