@@ -170,11 +170,15 @@ class Objective:
         return Graded(rollout, found, advantages(found, config.num_generations, config.scale_rewards), reference)
 
     def loss(self, model: Transformer, graded: Graded) -> tuple[Tensor, dict[str, float]]:
-        """The clipped objective on a graded batch, the indexers' divergence added under sparse attention."""
+        """The clipped objective on a graded batch, the indexers' divergence added under sparse attention.
+
+        Rows without an advantage have no part in it and are not read, unless the reference asks for them.
+        """
         config, rollout = self.config, graded.rollout
-        sparse = model.attention == "sparse"
-        found = model(rollout.tokens, indexer_loss=True) if sparse else (model(rollout.tokens), None)
-        now = logprobs_of(found[0], rollout.tokens, config.temperature)
+        rows = (graded.advantages != 0) | (graded.reference is not None)
+        tokens = rollout.tokens[rows if rows.any() else ~rows]
+        found = model(tokens, indexer_loss=True) if model.attention == "sparse" else (model(tokens), None)
+        now = rollout.logprobs.index_put((rows,), logprobs_of(found[0], tokens, config.temperature)[: rows.sum()])
         losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
         kl = None if graded.reference is None else divergence(now, graded.reference)
         if kl is not None:
