@@ -8,6 +8,7 @@ broken folder is refused whole, with the file, the tensor, what was expected and
 """
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dsa.inference.fp8_weights import Writer
 from dsa.inference.layout import CONFIG, INDEX, QUANTISATION, SINGLE, CheckpointError, Stored, read_config
 from dsa.inference.reading import fill, keep_codes, set_dtype
 from dsa.model.config import Config
+from dsa.model.fp8_linear import here
 from dsa.model.transformer import Transformer
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "CheckpointError", "from_pretrained", "read_config", "save_pretrained"]
@@ -34,6 +36,7 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     *,
     keep_fp8: bool = False,
+    mesh: Any = None,
 ) -> Transformer:
     """Load a `deepseek_v32` folder, or a dense `deepseek_v3` one.
 
@@ -43,6 +46,7 @@ def from_pretrained(
         device: where the weights shall live.
         keep_fp8: leave what is stored in FP8 as it is, one byte a weight, and expand it at each use. Otherwise it is
             expanded once, to `dtype`.
+        mesh: a `DeviceMesh` of processes that share the model (`parallel.processes`): each keeps its own part.
 
     Raises:
         CheckpointError: before anything is loaded, if the folder is not whole; and for FP8 scales that are no positive
@@ -57,6 +61,8 @@ def from_pretrained(
         if keep_fp8:
             keep_codes(model, stored)
     set_dtype(model, dtype)
+    if mesh is not None:
+        import_module("dsa.inference.parallel").split(model, mesh)  # imported by those who need it: it takes a while
     model.to_empty(device=device)
     for gate in model.gates():
         gate.load.zero_()
@@ -95,6 +101,8 @@ def save_pretrained(
     """
     folder = Path(folder)
     dtype = dtype or model.dtype
+    if here(model.lm_head.weight) is not model.lm_head.weight:
+        raise ValueError("the model is split over processes, each of which holds a part only: write an unsplit one")
     published = _published_config(_as_set(model), dtype)
     writer = Writer(model.state_dict(), dtype, fp8)
     if writer.quantised:

@@ -6,6 +6,7 @@ from its file. So the most that is needed at any time is the model and what is m
 """
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsa.inference.layout import CODES, SCALE, CheckpointError, Stored
-from dsa.model.fp8_linear import FP8Linear, expand_into
+from dsa.model.fp8_linear import FP8Linear, expand_into, here
 
 
 def stays_fp32(name: str) -> bool:
@@ -68,10 +69,25 @@ def _fill_from(
             if name.endswith(SCALE):
                 _check_scale(tensor, name, path)
             if stored[name].kind == CODES and name + SCALE not in target:
-                expand_into(target[name], tensor, _scale(name, stored, tensor.device))
+                _expand(target[name], tensor, _scale(name, stored, tensor.device))
             else:
-                target[name].copy_(tensor)
+                _put(target[name], tensor)
             bar.update(stored[name].nbytes)
+
+
+def _expand(target: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """Expand codes to where they belong: straight there, unless this process keeps a part only."""
+    if here(target) is target:
+        expand_into(target, codes, scale)
+    else:
+        _put(target, expand_into(torch.empty_like(codes, dtype=target.dtype), codes, scale))
+
+
+def _put(target: Tensor, whole: Tensor) -> None:
+    """Copy a tensor to its place; of a model that is split over processes, the part that belongs here."""
+    if here(target) is not target:
+        whole = import_module("dsa.inference.parallel").own_part(whole, target)
+    here(target).copy_(whole)
 
 
 def _nearest(target: Mapping[str, Tensor]) -> str:

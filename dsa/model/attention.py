@@ -85,6 +85,7 @@ class Attention(nn.Module):
         self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
         self.o_proj = nn.Linear(self.heads * self.value, D, bias=False)
         self.indexer = Indexer(config) if config.index_topk is not None else None
+        self.all_heads = nn.Identity()  # where `inference.parallel` averages with the heads of other ranks
 
     def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Make queries: x (B, T, D) -> q (B, T, H, N + R), and the normed query latent (B, T, Q) for the indexer."""
@@ -137,7 +138,7 @@ class Attention(nn.Module):
 
     def mass(self, q: Tensor, kv: Tensor) -> Tensor:
         """Dense attention summed over heads: -> (B, T, S), rows sum to 1."""
-        return ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale)
+        return self.all_heads(ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale))
 
     @torch.no_grad()
     def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:

@@ -33,7 +33,8 @@ class FP8Linear(nn.Module):
 
     def expanded(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as numbers."""
-        return expand_into(torch.empty_like(self.weight, dtype=dtype), self.weight, self.weight_scale_inv)
+        codes, scale = here(self.weight), here(self.weight_scale_inv)
+        return expand_into(torch.empty_like(codes, dtype=dtype), codes, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply: x (..., in) -> (..., out), in x's dtype."""
@@ -53,4 +54,9 @@ def weight_of(linear: nn.Module, dtype: torch.dtype) -> Tensor:
     if isinstance(linear, FP8Linear):
         return linear.expanded(dtype)
     assert isinstance(linear, nn.Linear)
-    return linear.weight
+    return here(linear.weight)
+
+
+def here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, or its own part if the model is split over several."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
