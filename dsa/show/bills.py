@@ -29,7 +29,7 @@ PARTS = ("fresh", "cached", "written")
 
 def draw_bills(published: Costs, works: Mapping[str, Work], prices: Prices = LIST) -> Drawn:
     """For each use its bill by the list, and in GPU time by the published figure, dense and sparse."""
-    fig, axes = plt.subplots(1, len(works), figsize=(9.4, 2.9))
+    fig, [axes] = plt.subplots(1, len(works), figsize=(8, 2.7), squeeze=False)
     words = []
     for ax, (name, work) in zip(axes, works.items(), strict=True):
         bills = {"list": priced(work, prices), **costs_of(published, work)}
@@ -56,7 +56,7 @@ def _stacked(ax: Axes, bills: Mapping[str, Bill]) -> None:
 
 def draw_tornado(charts: Mapping[str, tuple[float, Sequence[Bar]]]) -> Drawn:
     """Tornado charts: title -> (the cost as it is, bars), in US cents on a logarithmic axis."""
-    fig, axes = plt.subplots(1, len(charts), figsize=(9.6, 3.3))
+    fig, [axes] = plt.subplots(1, len(charts), figsize=(9, 2.9), squeeze=False)
     words = []
     for ax, (title, (middle, bars)) in zip(axes, charts.items(), strict=True):
         for row, bar in enumerate(reversed(bars)):
@@ -65,7 +65,8 @@ def draw_tornado(charts: Mapping[str, tuple[float, Sequence[Bar]]]) -> Drawn:
         ax.set_yticks(range(len(bars)), [_moved(bar) for bar in reversed(bars)], fontsize=8)
         ax.axvline(100 * middle, color="black", linewidth=0.9)
         ax.set(title=title, xscale="log", xlabel="US cents")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        widest = max(bars[0].costs) / min(bars[0].costs)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if widest < 30 else (1,)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
         first = [f"{_moved(bar)} {_cents(bar.costs[0])} to {_cents(bar.costs[1])}" for bar in bars[:3]]
@@ -98,27 +99,28 @@ def draw_calculator(config: Config, published: Costs) -> Callable[..., Drawn]:
         curves = modelled(config.replace(index_topk=top_k), found)
         call, scale = Call(length * UNIT, length * UNIT * cached // 100, ANSWER), price / 100 / H800.dollars_per_hour
         bills = {m: computed([call], curves["prefill", m], curves["decode", m], scale) for m in (DENSE, SPARSE)}
-        fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), width_ratios=[1, 1, 0.9])
-        for ax, phase in zip(axes[:2], ("prefill", "decode"), strict=True):
-            _curves(ax, curves, phase, scale)
-            ax.axvline(length * UNIT, color="#444444", linewidth=0.8)
-        axes[0].set(ylabel="$ per million tokens")
-        axes[0].legend(fontsize=8)
-        _stacked(axes[2], {"list": priced([call]), "V3.1": bills[DENSE], "V3.2": bills[SPARSE]})
-        axes[2].set(title="the request", ylabel="US cents")
-        axes[2].legend(fontsize=8)
+        fig, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.6), width_ratios=[1.4, 1])
+        _curves(left, curves, scale)
+        left.axvline(length * UNIT, color="#444444", linewidth=0.8)
+        _stacked(right, {"list": priced([call]), "V3.1": bills[DENSE], "V3.2": bills[SPARSE]})
+        right.set(title="the request", ylabel="US cents")
+        right.legend(fontsize=7)
         return fig, _calculated(call, bills, curves, top_k)
 
     return draw
 
 
-def _curves(ax: Axes, curves: Costs, phase: str, scale: float) -> None:
-    for number, model in enumerate((DENSE, SPARSE)):
-        curve = curves[phase, model]
-        look: dict[str, Any] = {"color": COLOURS[3 + number], "marker": MARKERS[3 + number], **provenance("modelled")}
-        ax.plot(curve.positions, [scale * usd for usd in curve.dollars], label=model, **look)
+def _curves(ax: Axes, curves: Costs, scale: float) -> None:
+    """All four curves, dearest on top, on a logarithmic axis."""
+    for number, ((phase, model), curve) in enumerate(curves.items()):
+        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("modelled")}
+        places = sorted({*curve.positions, *range(0, LAST, 2 * 8192)})
+        ax.plot(places, [scale * curve.at(p) for p in places], label=f"{model[:4]}, {phase}", **look)
     ki(ax)
-    ax.set(title=phase, ylim=(0, None))
+    lowest = scale * min(curve.dollars[0] for curve in curves.values())
+    ax.set(yscale="log", title="a token", ylabel="$ per million tokens", ylim=(lowest / 3, None))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.legend(fontsize=7, ncols=2, loc="lower right")
 
 
 def _calculated(call: Call, bills: Mapping[str, Bill], curves: Costs, top_k: int) -> str:

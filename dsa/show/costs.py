@@ -49,7 +49,7 @@ def ki(ax: Axes) -> None:
 
 def draw_said(published: Costs) -> Drawn:
     """Both phases' curves with the article's prices on them, and the ratio with the article's ratios."""
-    fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.2), width_ratios=[1, 1, 1.15])
+    fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), width_ratios=[1, 1, 1.15])
     for ax, phase in zip(axes[:2], PHASES, strict=True):
         for number, model in enumerate((DENSE, SPARSE)):
             curve = published[phase, model]
@@ -90,35 +90,21 @@ def _said_in_words(published: Costs) -> str:
 
 
 def draw_fit(published: Costs, models: Mapping[str, Costs]) -> Drawn:
-    """Above the four curves with each model's on them, below how far each is off, in per cent."""
-    fig, axes = plt.subplots(2, 2, figsize=(8.6, 4.8), sharex=True, height_ratios=[1.4, 1])
-    for column, phase in enumerate(PHASES):
-        above, below = axes[:, column]
-        for number, kind in enumerate((DENSE, SPARSE)):
-            curve = published[phase, kind]
-            line: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("published")}
-            above.plot(curve.positions, curve.dollars, markersize=7, label=f"{kind}, published", **line)
-            for shade, (name, made) in enumerate(models.items()):
-                _one_fit(above, below, curve, made[phase, kind], f"{kind}, {name}", 2 * shade + 2 + number)
-        below.axhspan(-10, 10, color="#dddddd", zorder=0)
-        below.set(ylim=(-14, 14), ylabel="model / figure, %" if column == 0 else "")
-        above.set(title=phase, ylabel="$ per million tokens" if column == 0 else "")
-        ki(below)
-    lines, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(lines, labels, loc="outside lower center", ncols=3, fontsize=8)
+    """How far each model's curves are off the published ones, in per cent, at every position."""
+    fig, axes = plt.subplots(1, 2, figsize=(7.6, 3), sharey=True)
+    for ax, phase in zip(axes, PHASES, strict=True):
+        lines = [(name, made, model) for name, made in models.items() for model in (DENSE, SPARSE)]
+        for number, (name, made, model) in enumerate(lines):
+            theirs, ours = published[phase, model], made[phase, model]
+            places = sorted({*ours.positions, *theirs.positions, *range(0, LAST, 4096)})
+            off = [100 * (ours.at(p) / theirs.at(p) - 1) for p in places]
+            look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markevery": (number, 8)}
+            ax.plot(places, off, label=f"{model}, {name}", **look | provenance("modelled"))
+        ax.axhspan(-10, 10, color="#eeeeee", zorder=0)
+        ax.set(title=phase, ylim=(-12, 12), ylabel="model against figure, %" if phase == "prefill" else "")
+        ki(ax)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return fig, _fit_in_words(published, models)
-
-
-def _one_fit(above: Axes, below: Axes, theirs: Curve, ours: Curve, label: str, number: int) -> None:
-    places = sorted({*ours.positions, *theirs.positions, *range(0, LAST, 4096)})
-    look: dict[str, Any] = {
-        "color": COLOURS[number],
-        "marker": MARKERS[number],
-        "markevery": 8,
-        **provenance("modelled"),
-    }
-    above.plot(places, [ours.at(p) for p in places], label=label, **look)
-    below.plot(places, [100 * (ours.at(p) / theirs.at(p) - 1) for p in places], **look)
 
 
 def _fit_in_words(published: Costs, models: Mapping[str, Costs]) -> str:
@@ -128,17 +114,6 @@ def _fit_in_words(published: Costs, models: Mapping[str, Costs]) -> str:
                         for (phase, model), curve in published.items())  # fmt: skip
         words.append(f"{name}: {off}")
     return f"Largest distance from the figure at any position. {'. '.join(words)}."
-
-
-def draw_shares(shares: Mapping[str, float]) -> Drawn:
-    """Which share of the peak each part of the figure implies."""
-    fig, ax = plt.subplots(figsize=(7, 2.6))
-    names = list(shares)[::-1]
-    bars = ax.barh(names, [100 * shares[n] for n in names], color=COLOURS[0])
-    ax.bar_label(bars, [f"{100 * shares[n]:.2f} %" for n in names], padding=3)
-    ax.set_xticks(range(0, 75, 5))
-    ax.set(xlabel="share of the H800's peak that the slope implies, %", xlim=(0, 72))
-    return fig, "Implied shares of the peak: " + ", ".join(f"{n} {s:.1%}" for n, s in shares.items()) + "."
 
 
 def draw_ranges(ranges: Mapping[str, tuple[float, float, float]]) -> Drawn:
