@@ -159,7 +159,7 @@ class Cache:
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`; what comes next overwrites them."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"the cache holds {self.length} tokens and cannot go back to {length}: give 0 to that")
+            raise ValueError(f"the cache cannot go back from {self.length} tokens to {length}: give 0 to that many")
         self.length = length
         for layer in self.layers:
             layer.rewind(length)
