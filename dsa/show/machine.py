@@ -43,7 +43,7 @@ def meeting(seconds: Seconds) -> float | None:
 
 def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
     """Measured (or recorded) seconds of each phase, rescaled onto the published curves."""
-    fig, axes = plt.subplots(1, len(measured), figsize=(8, 3), squeeze=False)
+    fig, axes = plt.subplots(1, len(measured), figsize=(7.4, 2.6), squeeze=False)
     words: list[str] = []
     for ax, (phase, seconds) in zip(axes[0], measured.items(), strict=True):
         factor = dollars_per_second(seconds, curves.slope(published[phase, DENSE]))
