@@ -41,6 +41,7 @@ models: .venv/course
 	$(BIN)/python -m dsa.training.pretrain --out data/base
 	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
 	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
+	$(BIN)/python -m dsa.training.novice --out data/novice
 
 bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
