@@ -1,30 +1,18 @@
 """One face for all kernels: tensors in, tensors out, shapes checked, backend chosen.
 
-`backend=None` takes the one that does least work on the tensors' device, today `chunked` everywhere; `"loops"`,
-`"reference"` and `"chunked"` force one. What each operation computes is written down in `loops`.
+`backend=None` takes the one that does least work on the tensors' device and can do what is asked; a name forces one.
+`backends` has the list and says how it chooses. What each operation computes is written down in `loops`.
 """
-
-from types import ModuleType
 
 from torch import Tensor
 
-from dsa.kernels import chunked, loops, reference
+from dsa.kernels.backends import choose
 from dsa.kernels.loops import EMPTY
 
 __all__ = [
     "EMPTY", "attention_mass", "dense_attention", "index_scores", "index_topk", "indexer_loss", "select",
     "sparse_attention",
 ]  # fmt: skip
-
-BACKENDS = {"loops": loops, "reference": reference, "chunked": chunked}
-
-
-def _backend(name: str | None) -> ModuleType:
-    if name is None:
-        return chunked
-    if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is unknown: use one of {', '.join(BACKENDS)}, or None to let us choose")
-    return BACKENDS[name]
 
 
 def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
@@ -68,21 +56,21 @@ def _check_top_k(top_k: int) -> None:
 def index_scores(q: Tensor, k: Tensor, w: Tensor, *, backend: str | None = None) -> Tensor:
     """Score every visible key (report Eq. 1): q (B, T, J, W), k (B, S, W), w (B, T, J) -> I (B, T, S), -inf unseen."""
     _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
-    return _backend(backend).index_scores(q, k, w)
+    return choose("index_scores", (q, k, w), backend)(q, k, w)
 
 
 def select(scores: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Choose the best keys of a score matrix: (B, T, S) -> (B, T, min(K, S)), -1 where a row has too few."""
     _check_shapes(scores=(scores, "B T S"))
     _check_top_k(top_k)
-    return _backend(backend).select(scores, top_k)
+    return choose("select", (scores,), backend)(scores, top_k)
 
 
 def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Score and choose, no score kept: the arguments of `index_scores` -> selected (B, T, min(K, S)), -1 for empty."""
     _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
     _check_top_k(top_k)
-    return _backend(backend).index_topk(q, k, w, top_k)
+    return choose("index_topk", (q, k, w), backend)(q, k, w, top_k)
 
 
 def sparse_attention(
@@ -95,14 +83,14 @@ def sparse_attention(
     _check_shapes(q=(q, "B T H D"), kv=(kv, "B S D"), selected=(selected, "B T K"))
     if not 0 < value_width <= kv.shape[-1]:
         raise ValueError(f"value_width={value_width}: it must lie in 1 ... {kv.shape[-1]}, the width of kv")
-    return _backend(backend).sparse_attention(q, kv, selected, scale, value_width)
+    return choose("sparse_attention", (q, kv, selected), backend)(q, kv, selected, scale, value_width)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:
     """Attend to every visible token: q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), G = H or 1 -> (B, T, H, V)."""
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G V"))
     _check_heads(q, k)
-    return _backend(backend).dense_attention(q, k, v, scale)
+    return choose("dense_attention", (q, k, v), backend)(q, k, v, scale)
 
 
 def attention_mass(
@@ -115,7 +103,7 @@ def attention_mass(
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"))
     _check_heads(q, k)
     _check_selected(q, selected)
-    return _backend(backend).attention_mass(q, k, scale, selected)
+    return choose("attention_mass", (q, k), backend)(q, k, scale, selected)
 
 
 def indexer_loss(
@@ -130,4 +118,6 @@ def indexer_loss(
                   q=(q, "B T H D"), k=(k, "B S G D"))  # fmt: skip
     _check_heads(q, k)
     _check_selected(q, selected)
-    return _backend(backend).indexer_loss(index_q, index_k, index_w, q, k, scale, selected)
+    return choose("indexer_loss", (index_q, index_k, index_w, q, k), backend)(
+        index_q, index_k, index_w, q, k, scale, selected
+    )
