@@ -51,7 +51,8 @@ def test_a_copy_is_its_own_and_reads_further():
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_from_scratch_both_kinds_start_alike(text, kind, monkeypatch):
-    monkeypatch.setattr(ablations.pretrain, "dense_config", lambda: tiny(dense=True).config)
+    fresh = tiny(3, dense=True)
+    monkeypatch.setattr(ablations.pretrain, "dense_config", lambda: fresh.config)
     monkeypatch.setattr(ablations, "SCRATCH_LENGTH", 64)
     started = []
     train = ablations.train
@@ -63,7 +64,6 @@ def test_from_scratch_both_kinds_start_alike(text, kind, monkeypatch):
     monkeypatch.setattr(ablations, "train", spied)
     found = ablations.from_scratch(text, kind, seed=3, steps=12, cap=11)
     assert found["copy_steps"] == 11 and len(found["copy"]) == len(found["recall"]) == 2
-    fresh = tiny(3, dense=True)
     assert all(torch.equal(started[0][name], tensor) for name, tensor in fresh.state_dict().items())
     assert any(".indexer." in name for name in started[0]) == (kind == "sparse")
 
