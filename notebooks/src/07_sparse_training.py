@@ -882,8 +882,8 @@ claim(
 # Ours, for comparison, in tokens for each weight that learns:
 
 # %%
-weights = {"report": 671e9 + 0.85e9, "here": 0.56e6}
-weights["here"] = sum(p.numel() for p in warmed.parameters())
+ours = sum(p.numel() for p in warmed.parameters())
+weights = {"report": 671e9 + 0.85e9, "here": ours}
 read = {"report": tokens["sparse, report"], "here": 100 * 8 * 512}
 for name in read:
     print(f"{name:6} {read[name] / weights[name]:.2f} tokens a weight")
@@ -897,11 +897,10 @@ claim(
 
 # %% [markdown]
 # About one token a weight on both sides. (A coincidence, as in chapter 06, and no law.) Is {C7.23} much? A
-# sixteenth of the 14.8 trillion of the base model, and {C7.24} the warm-up. We have seen that the *choice* needs
-# little training: with enough keys the switch hardly hurts, and 60 steps repair much of what two keys cost. So
-# why so many? The report does not say. Two readings: the last traces of a difference are the dearest; or it was
-# the continuation of a training that would have gone on anyway, this time on long texts. Neither can be decided
-# from outside.
+# sixteenth of the 14.8 trillion that the V3 report gives for the base model, and {C7.24} the warm-up. We have
+# seen that with enough keys the switch hardly hurts, and that 60 steps repair much of what two keys cost. So why
+# so many? The report does not say. Two readings: the last traces of a difference are the dearest; or it continues
+# a training that would have gone on anyway, this time on long texts. Neither can be decided from outside.
 #
 # ## Exercises
 #
