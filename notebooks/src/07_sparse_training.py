@@ -161,11 +161,23 @@ claim(
     f"a window of 16 recalls {far:.0%} of the needles at most",
     kind="recorded",
 )
+pair = [
+    min(seeds_at("warmed", who, "recall", 2))
+    for who in ("sparse", "oracle")
+]
+claim(
+    "C7.31",
+    pair[0] < pair[1] - 0.1,
+    f"with two keys the indexer recalls {pair[0]:.0%} of the needles with"
+    f" the worst seed, the oracle {pair[1]:.0%}",
+    kind="recorded",
+)
 
 # %% [markdown]
-# Three things to see. The indexer is nearly the oracle: what is lost below 8 keys is lost because *there are too
-# few*, not because they are the wrong ones. For text alone the window is close behind, since bytes are local. And
-# only the needles tell a window from an indexer.
+# Four things to see. In bits the indexer is nearly the oracle: what is lost below 16 keys is lost because there
+# are too *few*. In needles it is not, with one key or two: the oracle's two still hold nearly every answer. The
+# order among the very first is the last thing an indexer learns. For text alone even the window is not far
+# behind, since bytes are local. And only the needles tell a window from an indexer.
 #
 # So K = 16 for the report's question ("as good as dense?") and K = 2 for ours ("does it adapt?").
 #
@@ -530,8 +542,9 @@ claim(
 )
 
 # %% [markdown]
-# Training with 16 keys also helps those who later see 4 or 2: the model has learned to need less. And there is a
-# price. Ask each model to read with *all* keys again:
+# Training with 16 keys helps those who later see 2, too, above all with the needles: the indexer has been trained
+# on, and now it has the first places in order. And there is a price. Ask each model to read with *all* keys
+# again:
 
 # %%
 for name, model in (
@@ -836,16 +849,17 @@ show(fig, f"From scratch, one seed, recorded. {words}.")
 late = scratch["sparse"]["copy_steps"] / scratch["dense"]["copy_steps"]
 claim(
     "C7.22",
-    late > 1.1,
-    f"sparse from scratch, the transition comes after {late:.1f} times as"
+    1 < late < 2,
+    f"sparse from scratch, the transition comes after {late:.2f} times as"
     " many steps",
     kind="recorded",
 )
 
 # %% [markdown]
-# It is a vicious circle, broken slowly: the indexer imitates an attention that knows nothing yet, and attention
-# learns from what that indexer shows it. At 16 of 64 tokens chance helps; at 2,048 of 131,072 it would help less.
-# The report does not train from scratch. It could not use the same teacher.
+# It works, and the transition comes a little later, as one would fear: the indexer imitates an attention that
+# knows nothing yet, and attention learns from what that indexer shows it. But one seed is one seed, and at 16 of
+# 64 tokens chance helps: a quarter of all tokens is seen anyway. With 2,048 of 131,072 it is one of 64. The
+# report does not train from scratch; it had a dense model.
 #
 # ## 943.7 billion tokens
 #
@@ -954,8 +968,8 @@ for name, found in one.items():
 claim(
     "C7.25",
     min(a - b for a, b in zip(one["trained with 2"], floor, strict=True))
-    > 0.3,
-    "with one key more than 0.3 bits are missing even after training with"
+    > 0.5,
+    "with one key more than 0.5 bits are missing even after training with"
     " two",
     kind="recorded",
 )
