@@ -161,6 +161,8 @@ claim(
     f"a window of 16 recalls {far:.0%} of the needles at most",
     kind="recorded",
 )
+
+# %%
 pair = [
     min(seeds_at("warmed", who, "recall", 2))
     for who in ("sparse", "oracle")
@@ -606,7 +608,6 @@ side_by_side(
     draw,
     [
         {"text": story, "top_k": 2, "who": "indexer"},
-        {"text": story, "top_k": 16, "who": "indexer"},
         {"text": story, "top_k": 16, "who": "window"},
     ],
     columns=1,
@@ -639,12 +640,12 @@ fig, ax = plt.subplots(figsize=(6.8, 3.4))
 adapting.draw_published(ax, table)
 ax.set(xlabel="sparse minus dense, points (published)")
 ax.set_xlim(-20, 20)
-words = "; ".join(
+words = ";\n".join(
     f"{b.name} {b.difference:+.1f}"
     + ("" if b.chance() is None else f" (chance ±{b.chance():.1f})")
     for b in table
 )
-show(fig, f"Published differences, V3.2-Exp minus V3.1-Terminus: {words}.")
+show(fig, f"Published, V3.2-Exp minus V3.1-Terminus:\n{words}.")
 
 # %%
 known = [b for b in table if b.chance() is not None]
