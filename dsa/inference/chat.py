@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from dsa.inference import command, parallel
 from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.generate import sample
+from dsa.inference.generate import stream
 from dsa.model.transformer import Transformer
 from dsa.text import vocabulary
 from dsa.text.vocabulary import Stream, Vocabulary
@@ -87,24 +87,19 @@ class Chat:
 
     def _pieces(self, prompt: list[int]) -> Iterator[str]:
         """The answer as text, as it comes."""
-        stream = Stream(self.words)
+        text = Stream(self.words)
         for token in self._tokens(prompt):
             if token in self.words.stops:
                 break
-            if piece := stream.add(token):
+            if piece := text.add(token):
                 yield piece
-        if piece := stream.rest():
+        if piece := text.rest():
             yield piece
 
-    @torch.no_grad()
     def _tokens(self, prompt: list[int]) -> Iterator[int]:
-        last = torch.tensor([prompt], device=self.model.model.embed_tokens.weight.device)
-        generator = torch.Generator(last.device).manual_seed(self.seed)
-        cache = self.model.new_cache(1, len(prompt) + self.max_new_tokens)
-        for _ in range(self.max_new_tokens):
-            hidden, _ = self.model.hidden(last, cache)
-            last = sample(self.model.lm_head(hidden[:, -1]).float(), self.temperature, generator)
-            yield int(last)
+        ids = torch.tensor([prompt], device=self.model.model.embed_tokens.weight.device)
+        for token in stream(self.model, ids, self.max_new_tokens, self.temperature, self.seed):
+            yield int(token)
 
 
 def open_chat(folder: str | Path, **settings) -> Chat:

@@ -5,8 +5,15 @@ tensor lies where. Our modules bear the published names, so there is no table of
 distrust: **every** name, shape and file length is held against the config before the first number is read, so that a
 broken folder is refused whole, with the file, the tensor, what was expected and what was found. Nothing is unpickled.
 (`layout` reads the headers, `reading` the numbers, `fp8_weights` knows what is stored how.)
+
+    python -m dsa.inference.checkpoint inspect FOLDER
+
+lists what a folder holds and what it would take, and says whether it will load, without loading it.
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsa.inference import layout
+from dsa.inference import inventory, layout
 from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.inference.fp8_weights import Writer
 from dsa.inference.layout import CONFIG, INDEX, QUANTISATION, SINGLE, CheckpointError, Stored, read_config
@@ -176,3 +183,21 @@ def _says(path: Path, published: dict[str, Any]) -> bool:
 
 def _from_1(items: list) -> range:
     return range(1, len(items) + 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m dsa.inference.checkpoint inspect FOLDER`."""
+    parser = argparse.ArgumentParser(prog="python -m dsa.inference.checkpoint", description="Look into a checkpoint.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="what a folder holds, what it takes, and whether it will load")
+    inspect.add_argument("folder", type=Path, metavar="FOLDER")
+    try:
+        found = inventory.look(parser.parse_args(argv).folder)
+    except CheckpointError as error:
+        sys.exit(f"it will NOT load: {error}")
+    print(*inventory.report(found), sep="\n")
+    sys.exit(found.problem is not None)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,8 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "5": "fp8",
         "6": "teaching",
         "7": "adapting",
+        "9": "full_model",
+        "11": "costs",
     }
 )
 
