@@ -245,7 +245,19 @@ claim(
 # C12.7 is why "attention kept" alone is a poor examination: most attention is near, and what matters may be far.
 #
 # DSA is the design that was taught by this very model's attention. That SparQ is as good *without* being taught
-# should make you curious. Both look at each token; blocks do not. How much does the block cost?
+# should make you curious, all the more as the two cost the same here. Both look at each token; blocks do not. How
+# much does the block cost?
+
+# %%
+config = warmed.config
+learned = 2 * config.index_n_heads * config.index_head_dim
+derived = 2 * config.num_attention_heads * Budget().components
+claim(
+    "C12.30",
+    learned == derived,
+    f"DSA's and SparQ's proxies need {learned} FLOP each to compare a query"
+    " with a key",
+)
 
 # %% tags=["nbval-ignore-output"]
 sizes = (4, 8, 16)
@@ -423,8 +435,8 @@ claim(
 # %% [markdown]
 # Did you expect the delta rule to hold *more*? With random keys it holds less. By correcting it makes what is
 # newest exact, at the expense of what is old; adding treats all ages alike and blurs them all. In text keys come
-# back and their values change, and there exactness pays (C12.10). Either way the matrix is full at about its
-# width.
+# back and their values change, and there exactness pays (C12.10). Either way, what is written beyond the width
+# disturbs what was there.
 #
 # Attention has no such limit: it can read any of a million keys, because it has kept a million. That is what one
 # full layer in four is for, and why its cache grows after all.
@@ -575,9 +587,11 @@ claim(
 #
 # Now the cost, and at real sizes: V3.2's config, one layer, one new token that sees S. All designs on the same
 # MLA, and with the same 2,048 tokens read, blocks of 128, 64 components for SparQ. Counted, not measured. The
-# proxy has two items, the matrices that make it and the products that compare it.
+# proxy has two items, the matrices that make it and the products that compare it. Left out are the matrices that
+# every layer has in some form, and whatever a kernel does besides.
 
 # %%
+from dsa.cost import roofline
 from dsa.cost.alternatives import REAL, bill
 
 real = dsa.Config.v32_exp()
@@ -668,7 +682,19 @@ claim(
     f" tokens on, and less than the hybrid from {meets['delta']:,}",
 )
 
+# %%
+prompt = roofline.crossover(real, "prefill")
+claim(
+    "C12.31",
+    abs(meets["dense"] - roofline.crossover(real, "decode")) < 64
+    and 9_000 < prompt < 9_200,
+    f"the roofline of chapter 01 agrees, and says {prompt:,.0f} for reading"
+    " a prompt",
+)
+
 # %% [markdown]
+# (A prompt is read with dense attention's cheaper mode, MHA, so there sparse attention pays later.)
+#
 # Four kinds of curve. Dense grows with S, and the hybrid a quarter as fast. DSA grows {C12.27} times slower than
 # dense, and means of blocks {C12.28} times slower than DSA. A window does not grow. *Everything that chooses
 # among all tokens is linear in S for each token*, quadratic for a text; the constant is what differs:
@@ -700,6 +726,29 @@ claim(
 # besides: the most of any design here. Only those that forget save memory, and what the hybrid remembers instead
 # is not small: its matrices are as large as {C12.29} latents, in a short text and in a long one.
 #
+# ## One table
+#
+# Recall of needles more than 128 back and bits per byte are recorded, from the bench; the rest is counted at
+# V3.2's sizes: numbers stored for each token, and MFLOP for a token in one layer at three lengths, with the
+# proxy's share of them at the last. (What the hybrid and the windows keep once for a whole text is not in the
+# column.)
+
+# %%
+far = f"to {length}"
+lengths = f"{'8 Ki':>6} {'128 Ki':>6} {'1 Mi':>7}"
+print(f"{'':18}  far  bits  stored  {lengths} proxy")
+for design in bench.DESIGNS:
+    found = bench.of(runs, design, far, steps)
+    three = [bill(design, real, n) for n in (2**13, 2**17, 2**20)]
+    work = [f"{one.flops / 1e6:,.0f}" for one in three]
+    choosing = 1 - three[-1].attention / three[-1].flops
+    print(
+        f"{pictures.NAMES[design]:18} {sum(found) / len(found):.2f}",
+        f" {mean_bits(design):.2f}  {three[0].stored:6.0f}",
+        f"{work[0]:>7} {work[1]:>6} {work[2]:>7} {choosing:5.0%}",
+    )
+
+# %% [markdown]
 # ## Exercises
 #
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
@@ -786,7 +835,7 @@ claim(
 # | only what is near matters | window | (C12.16) |
 #
 # The right column is what this course's small model and counted costs support. Quality at 100 billion parameters
-# is a matter for those who can train them, and every such design has been shown to work by somebody.
+# is a matter for those who can train them; each of these designs has authors who report that it works.
 #
 # ## A longer lesson
 #
@@ -808,9 +857,10 @@ if FULL:
 #
 # A mean hides a single key, a bound never does (C12.1, C12.3). On one bench, without training, designs that look
 # at tokens find the needles and those that look at summaries lose some, the more the larger the block (C12.6,
-# C12.8); after equal lessons the order is the same (C12.14, C12.15). A fixed memory is full at about its width
-# (C12.12), and with one full layer it can take over from attention by imitation (C12.13). Choosing is {C12.18} of
-# DSA's work at 128 Ki (C12.18), and there are lengths, memories and texts for which it is the wrong choice.
+# C12.8); after equal lessons the order is the same (C12.14, C12.15). A fixed memory loses or blurs what is
+# written beyond its width (C12.12), and with one full layer it can take over from attention by imitation
+# (C12.13). Choosing is {C12.18} of DSA's work at 128 Ki (C12.18), and there are lengths, memories and texts for
+# which it is the wrong choice.
 #
 # **What the sources do not say, and what we chose.** How MoBA, Quest, SparQ or NSA would sit on MLA: they are
 # defined for heads with keys of their own, which choose for themselves. We let one choice serve all heads, by the
