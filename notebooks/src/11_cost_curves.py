@@ -23,7 +23,9 @@
 
 # %%
 import inspect
+import json
 import math
+from pathlib import Path
 
 import dsa
 import torch
@@ -203,9 +205,10 @@ guess.reveal(
 # %% [markdown]
 # A **roofline** turns this round. Its rule: a kernel takes the longer of two times, its FLOP over the rate at which
 # the machine multiplies, and its bytes over the rate at which memory delivers. Rates come from those who wrote the
-# kernels: FlashMLA's authors state 660 TFLOP/s for dense decoding on an H800, 640 for sparse prefill, 410 for
-# sparse decoding with an FP8 cache. Users measured 960 to 1,145 for DeepGEMM's index scores. For MHA prefill at
-# these widths nobody published a rate; 600 is *assumed*. Dense decoding by hand, for one key in all layers:
+# kernels: FlashMLA's authors state 660 TFLOP/s for dense decoding on an H800 at best, 640 for sparse prefill, 410
+# for sparse decoding with an FP8 cache. Users measured 960 to 1,145 for DeepGEMM's index scores (on an H200, which
+# multiplies no faster). For MHA prefill at these widths nobody published a rate; 600 is *assumed*. Dense decoding
+# by hand, for one key in all layers:
 
 # %%
 mqa = real.num_hidden_layers * roofline.mqa_pair_flops(real)
@@ -362,8 +365,12 @@ claim(
 # %%
 batches = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 decode = {m: starts["decode", m] for m in (DENSE, SPARSE)}
-show(*costs.draw_batch(real, decode, batches))
-efficient = [curves.efficiency(real, decode[DENSE], n) for n in batches]
+efficient = {m: [curves.efficiency(real, start, n) for n in batches]
+             for m, start in decode.items()}  # fmt: skip
+print("sequences, and the share of the FP8 peak that explains the start")
+for n, dense, sparse in zip(batches, *efficient.values(), strict=True):
+    print(f"{n:6,}  dense {dense:5.0%}  sparse {sparse:5.0%}")
+efficient = efficient[DENSE]
 claim(
     "C11.16",
     efficient[1] > 1 > efficient[2] and efficient[2] < 2 * efficient[-1],
@@ -471,8 +478,8 @@ d, s = measured["decode"][16384]
 guess.reveal(
     d / s,
     "the count says"
-    f" {278_528 * 16384 / (16_384 * 16384 + 278_528 * 2048):.1f}, and a"
-    " processor cannot do better than its count for long.",
+    f" {278_528 * 16384 / (16_384 * 16384 + 278_528 * 2048):.1f}; choosing"
+    " and fetching rows take time and make no FLOP.",
 )
 
 # %%
@@ -492,14 +499,14 @@ claim(
 
 # %% [markdown]
 # Beyond 16 Ki it takes longer, so it is **recorded**: {source:cpu_layer.machine}, {source:cpu_layer.date}, with
-# `{source:cpu_layer.command}`. (Or set `FULL`.)
+# `{source:cpu_layer.command}`, while other work ran beside it. (Or set `FULL`.)
 
 # %%
 from dsa.show.machine import layer_seconds, records
 
-for record in records("../data/measurements", "cpu"):
-    show(*draw_machine(published, layer_seconds(record), "recorded"))
-long = layer_seconds(records("../data/measurements", "cpu")[0])
+path = Path("../data/measurements/cpu_layer.json")
+long = layer_seconds(json.loads(path.read_text()))
+show(*draw_machine(published, long, "recorded"))
 far = {p: long[p][131_072][0] / long[p][131_072][1] for p in long}
 claim(
     "C11.30",
@@ -510,6 +517,9 @@ claim(
 )
 
 # %% [markdown]
+# (In prefill that is more than the count's 4.0: a FLOP of dense attention took longer here than one of sparse, and a
+# better dense kernel would narrow it.)
+#
 # The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
 # depends on 5 to 1 and 17 to 1, on K, and only a little on who multiplies.
 #
@@ -538,8 +548,9 @@ claim(
 # %%
 on_gpu = records("../data/measurements", "gpu")
 for record in on_gpu:
-    print(record["machine"], record["date"])
-    show(*draw_machine(published, layer_seconds(record), "recorded"))
+    print(record.get("machine", record.get("device")), record.get("date"))
+    if pairs := layer_seconds(record):
+        show(*draw_machine(published, pairs, "recorded"))
 if not on_gpu:
     print("No GPU measurement is recorded yet: nothing here is measured.")
 
@@ -821,5 +832,5 @@ claim(
 #
 # </details>
 #
-# **Next**: chapter 12 leaves DSA behind and sets it beside other ways of making attention cheaper. The
-# [README](../README.md) lists what is there.
+# **Next**: [chapter 12](12_beyond.ipynb) leaves DSA behind and sets it beside other ways of making attention
+# cheaper. The [README](../README.md) lists what is there.
