@@ -23,6 +23,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "7": "adapting",
         "9": "full_model",
         "11": "costs",
+        "12": "alternatives",
     }
 )
 
