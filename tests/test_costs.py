@@ -171,8 +171,18 @@ def test_floors_are_work_over_rate():
     assert "decode 9.0 at 131,072" in words
 
 
-def test_gpu_records_are_those_that_are_there(tmp_path):
-    assert machine.gpu_records(tmp_path) == []
+def test_records_are_those_that_are_there(tmp_path):
+    assert machine.records(tmp_path, "gpu") == []
     (tmp_path / "gpu_h200.json").write_text(json.dumps({"machine": "H200", "rows": []}))
     (tmp_path / "cpu_one.json").write_text("{}")
-    assert [record["machine"] for record in machine.gpu_records(tmp_path)] == ["H200"]
+    assert [record["machine"] for record in machine.records(tmp_path, "gpu")] == ["H200"]
+
+
+def test_rows_of_a_record_become_pairs():
+    rows = [
+        {"phase": "decode", "attention": kind, "keys": keys, "seconds": s}
+        for kind, keys, s in (("sparse", 8, 2.0), ("dense", 8, 3.0), ("dense", 4, 1.0))
+    ]
+    assert machine.layer_seconds({"rows": rows}) == {"decode": {8: (3.0, 2.0)}}
+    with pytest.raises(ValueError, match="no rows of phase"):
+        machine.layer_seconds({"rows": rows[:1]})
