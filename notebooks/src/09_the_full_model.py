@@ -86,8 +86,9 @@ for fill in (float("-inf"), 0.0):
     print(f"masked with {fill:4}:", sorted(left.topk(2).indices.tolist()))
 
 # %% [markdown]
-# Masked with 0, the *dropped* groups win, because everything that was kept is negative. A published port did that for
-# months, and nothing crashed: an expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a
+# Masked with 0, the *dropped* groups win, because everything that was kept is negative. The first
+# published model code did that, and `transformers` did until 2026 (its issue 45440 tells the story). Nothing crashed: an
+# expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a
 # future token won against a negative score.)
 #
 # Now the weights of the chosen: their scores **without** the bias, normalised. And the same by the package:
@@ -253,7 +254,8 @@ model = model.eval()
 
 # %% [markdown]
 # No expert is idle, on a prose that none of them was trained on. Equal they are not: the training text was code.
-#
+
+# %% [markdown]
 # ## 671 billion, part by part
 #
 # Now the real thing, whole. The *meta* device knows shapes and allocates nothing, so a laptop can build it:
@@ -507,8 +509,9 @@ claim(
 )
 
 # %% [markdown]
-# V3's report has 1.85 to 1.9 tokens a pass for the real layer.
-#
+# For the real layer V3's report has 1.85 to 1.9 tokens a pass.
+
+# %% [markdown]
 # ## Several GPUs
 #
 # On no single GPU is there room for 671 billion. So the model is dealt out, layer by layer, in two ways at once. Each
@@ -756,7 +759,7 @@ claim(
 # | weights in FP8, with their scales | 86 GB |
 # | cache of one sequence of 128K tokens, bf16 | 11.3 GB |
 # | the same with `model.cache_precision = "fp8"`, `index_precision = "fp8"` | 6.3 GB |
-# | for a moment: the largest matrix, expanded | 0.1 GB |
+# | for a moment: the largest matrix, expanded | less than 0.1 GB |
 #
 # *Not tested here:* nobody has run this package on the real weights yet. Tested are the same files in small (FP8 blocks,
 # scales in other shards, a multi-token-prediction layer) and the same split on two and four processes. It will be slow:
@@ -776,7 +779,7 @@ claim(
 # `open_chat` takes any folder that loads, with its tokenizer's files and its chat template. The course's own model has
 # read Python and needles, and nobody has taught it to converse: it goes on with what you write.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 chat = open_chat("../data/sparse", max_new_tokens=24)
 for piece in chat.say("def main(self):\n        return self."):
     print(piece, end="")
