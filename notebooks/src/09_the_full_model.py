@@ -393,7 +393,7 @@ claim(
 
 # %% [markdown]
 # Now the stopwatch. On a laptop the context is too short for sparse attention to be worth anything: at 100 tokens there
-# is nothing to leave out, and a prompt is read faster in the dense mode.
+# is nothing to leave out, and what differs between the two is mostly noise.
 
 # %% tags=["nbval-ignore-output"]
 measured = [
@@ -419,7 +419,8 @@ del stack
 
 # %% [markdown]
 # To write one token every weight of the layer is read once, and little else happens. So the last number cannot exceed
-# the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200. **A token costs at least what it costs to
+# the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200. (One thread of a busy processor, as when
+# this page was made, stays well below.) **A token costs at least what it costs to
 # read the weights it uses.** Reading a prompt spreads this over many tokens.
 #
 # And a layer with experts? One expert has 2048 hidden units, a dense layer 18432. Nine experts are at work for a token:
