@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 @pytest.mark.slow
 def test_a_reader_takes_keys_away(reader):
     reader.open("07_sparse_training")
-    reader.run_all()
+    reader.run_all(seconds=300)
     panel, keyboard = Panel(reader.page, "top-k"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("2 of them by indexer")
     before = panel.pictures()
