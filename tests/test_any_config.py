@@ -22,7 +22,7 @@ from dsa.model.config import Config, Yarn
 
 T = 24
 quickly = settings(
-    max_examples=10,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,
