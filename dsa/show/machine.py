@@ -97,17 +97,17 @@ def records(folder: str | Path, kind: str) -> list[dict[str, Any]]:
 def layer_seconds(record: Mapping[str, Any]) -> dict[str, dict[int, tuple[float, float]]]:
     """Seconds of one token in one layer from a record's rows of phase, attention, keys and seconds.
 
-    Lengths at which only one of both kinds was measured are left out. Raises ValueError if nothing remains.
+    Rows of another kind, and lengths at which only one kind of attention was measured, are left out.
     """
     found: dict[tuple[str, int], dict[str, float]] = {}
     for row in record.get("rows", []):
+        if not {"phase", "attention", "keys", "seconds"} <= set(row):
+            continue
         found.setdefault((row["phase"], row["keys"]), {})[row["attention"]] = row["seconds"]
     pairs: dict[str, dict[int, tuple[float, float]]] = {}
     for (phase, keys), times in sorted(found.items()):
         if {"dense", "sparse"} <= set(times):
             pairs.setdefault(phase, {})[keys] = (times["dense"], times["sparse"])
-    if not pairs:
-        raise ValueError("the record has no rows of phase, attention, keys and seconds, dense and sparse at one length")
     return pairs
 
 
