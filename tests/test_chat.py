@@ -8,7 +8,6 @@ import json
 
 import pytest
 import small
-import torch
 from transformers import AutoTokenizer
 
 import dsa
