@@ -29,14 +29,13 @@ from pathlib import Path
 import dsa
 import matplotlib.pyplot as plt
 import torch
-from dsa.kernels import ops
 from dsa.model import selection
 from dsa.model.alternatives import blocks, delta, moba, msa, quest, sparq
 from dsa.model.alternatives.choosing import Budget
 from dsa.show import alternatives as pictures
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, provenance, show, style
+from dsa.show.figures import COLOURS, show, style
 from dsa.show.predict import predict
 from dsa.text import corpus
 from dsa.text.tasks import Needles
