@@ -109,6 +109,11 @@ def test_chunks_and_single_tokens_are_one_pass(monkeypatch):
     assert torch.isfinite(apart.read(1)).all() and apart.cache.length == 18
 
 
+def test_the_quicker_dtype_is_one_of_the_two():
+    assert true_width.quick_dtype() in (torch.float32, torch.bfloat16)
+    assert true_width.quick_dtype("cuda") == torch.bfloat16
+
+
 def test_how_many_layers_fit():
     dense, experts = (true_width.layer_bytes(REAL, n, torch.bfloat16) for n in (0, 3))
     assert (round(dense / 1e9, 1), round(experts / 1e9)) == (1.2, 23)
