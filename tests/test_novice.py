@@ -78,7 +78,8 @@ def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
 def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
     steps = {"specialist": 1, "mixed": 2, "polish": 1, "student": 1, "forget": 1, "dense": 1}
     monkeypatch.setattr(post_training, "STEPS", steps)
-    monkeypatch.setattr(post_training, "CONFIG", GRPOConfig(num_prompts=2, num_generations=2))
+    monkeypatch.setattr(post_training, "CONFIG", GRPOConfig(num_generations=2))
+    monkeypatch.setattr(post_training, "PROMPTS", {"alone": 2, "together": 2})
     monkeypatch.setattr(post_training, "EXAM", 4)
     monkeypatch.setattr(post_training, "SAMPLES", {"num_prompts": 4, "num_generations": 2})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
