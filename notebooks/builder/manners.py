@@ -20,6 +20,7 @@ BUDGETS = MappingProxyType(  # seconds as a test, on two cores
         "04_token_selection": 90,
         "05_fp8": 40,
         "06_training_the_indexer": 120,
+        "10_post_training": 150,
         "11_cost_curves": 150,
     }
 )

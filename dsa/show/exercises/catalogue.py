@@ -21,6 +21,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "5": "fp8",
         "6": "teaching",
         "11": "costs",
+        "10": "post_training",
     }
 )
 
