@@ -1,5 +1,6 @@
-"""The bench treats all designs alike, and a hybrid learns by imitation."""
+"""The bench treats all designs alike, a hybrid learns by imitation, and the record holds every run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dsa.training import alternatives
 from dsa.training.alternatives import DESIGNS
 
 DATA = Path(__file__).parent.parent / "data"
+RECORD = DATA / "measurements" / "alternatives.json"
 SMALL = Budget(keys=12, block=4, sinks=2)
 
 
@@ -80,7 +82,7 @@ def test_watching_leaves_no_hook_behind(warmed):
 def test_the_bench_examines_before_and_after(warmed, text):
     budget = Budget(keys=24, block=8)
     runs = alternatives.bench(
-        warmed, text, ("window", "dsa"), seeds=(3, 4), steps=1, budget=budget, length=160, episodes=1
+        warmed, text, designs=("window", "dsa"), seeds=(3, 4), steps=1, budget=budget, length=160, episodes=1
     )
     assert [(run["design"], run["seed"], run["steps"]) for run in runs] == [
         ("window", 3, 0), ("window", 3, 1), ("dsa", 3, 0), ("dsa", 3, 1), ("window", 4, 1), ("dsa", 4, 1)
@@ -88,3 +90,13 @@ def test_the_bench_examines_before_and_after(warmed, text):
     assert alternatives.of(runs, "dsa", "recall", 1) == [runs[3]["recall"], runs[5]["recall"]]
     with pytest.raises(ValueError, match="no run of 'moba' with 1 steps was recorded"):
         alternatives.of(runs, "moba", "recall", 1)
+
+
+def test_the_record_says_where_it_comes_from_and_holds_every_run():
+    record = json.loads(RECORD.read_text())
+    assert record["command"].startswith("python -m dsa.training.alternatives data/warmed")
+    assert record["date"] and record["versions"]["torch"] and len(record["corpus"]["sha256"]) == 64
+    seeds, steps = record["options"]["seeds"], record["options"]["steps"]
+    for design in DESIGNS:
+        assert len(alternatives.of(record["runs"], design, "recall", steps)) == len(seeds)
+    assert len(seeds) >= 3

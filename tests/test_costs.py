@@ -19,6 +19,7 @@ from dsa.show.panel import Panel, Slider
 REAL = Config.v32_exp()
 PUBLISHED = read_costs(Path(__file__).parent.parent / "data" / "published" / "costs.csv")
 STARTS = curves.starts(PUBLISHED)
+MEASURED = Path(__file__).parent.parent / "data" / "measurements"
 START = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
 
 
@@ -125,13 +126,10 @@ def test_the_fit_shows_the_gaps():
     assert gaps == pytest.approx([0.97, 7.34, 0, 0], abs=0.01)
 
 
-def test_ranges_and_batches_are_drawn_as_computed():
+def test_ranges_are_drawn_as_computed():
     fig, words = costs.draw_ranges({"x": (1.0, 2.0, 8.0), "y": (3.0, 3.0, 3.0)})
     assert words.endswith("x 0.50 to 4.00, y 1.00 to 1.00.")
     assert list(fig.axes[0].lines[1].get_xdata()) == [0.5, 4.0]  # from below: y, x
-    fig, words = costs.draw_batch(REAL, {DENSE: STARTS["decode", DENSE]}, (1024, 2048, 65_536))
-    shares = fig.axes[0].lines[0].get_ydata()
-    assert shares[0] > 100 and words.endswith("V3.1-Terminus 54 % with 2,048 sequences, 32 % with 65,536.")
 
 
 def test_bills_and_tornado_are_drawn_as_computed():
@@ -171,8 +169,26 @@ def test_floors_are_work_over_rate():
     assert "decode 9.0 at 131,072" in words
 
 
-def test_gpu_records_are_those_that_are_there(tmp_path):
-    assert machine.gpu_records(tmp_path) == []
+def test_records_are_those_that_are_there(tmp_path):
+    assert machine.records(tmp_path, "gpu") == []
     (tmp_path / "gpu_h200.json").write_text(json.dumps({"machine": "H200", "rows": []}))
     (tmp_path / "cpu_one.json").write_text("{}")
-    assert [record["machine"] for record in machine.gpu_records(tmp_path)] == ["H200"]
+    assert [record["machine"] for record in machine.records(tmp_path, "gpu")] == ["H200"]
+
+
+def test_rows_of_a_record_become_pairs():
+    rows = [
+        {"phase": "decode", "attention": kind, "keys": keys, "seconds": s}
+        for kind, keys, s in (("sparse", 8, 2.0), ("dense", 8, 3.0), ("dense", 4, 1.0))
+    ]
+    assert machine.layer_seconds({"rows": rows}) == {"decode": {8: (3.0, 2.0)}}
+    assert machine.layer_seconds({"rows": rows[:1]}) == machine.layer_seconds({"rows": [{"kernel": "x"}]}) == {}
+
+
+def test_the_recorded_layer_says_what_the_chapter_tells():
+    [record] = [r for r in machine.records(MEASURED, "cpu") if "dsa.cost.layer" in r["command"]]
+    long = machine.layer_seconds(record)
+    assert record["machine"] and record["date"] and record["versions"]
+    for phase, most in (("prefill", 2.5), ("decode", 6)):
+        assert sorted(long[phase])[-1] == 131_072 and long[phase][131_072][0] > most * long[phase][131_072][1]
+        assert 1024 < machine.meeting(long[phase]) < 16_384

@@ -211,9 +211,9 @@ def test_reading_in_chunks_changes_no_token(setting):
     for name, value in setting.items():
         setattr(model, name, value)
     prompt = small.tokens(2, 50)
-    whole = dsa.generate(model, prompt, 15)
-    for chunk in (1, 2, 14, 34, 100):
-        assert torch.equal(dsa.generate(model, prompt, 15, chunk=chunk), whole), chunk
+    whole = dsa.generate(model, prompt, 10)
+    for chunk in (2, 14, 34, 100):
+        assert torch.equal(dsa.generate(model, prompt, 10, chunk=chunk), whole), chunk
 
 
 def test_a_chunk_counts_the_tokens_of_all_rows(model, monkeypatch):

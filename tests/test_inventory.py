@@ -14,6 +14,7 @@ import small
 import torch
 
 import dsa
+from dsa.cost import fit
 from dsa.cost.storage import stored_parameters, weight_bytes_read
 from dsa.inference import checkpoint, inventory
 from dsa.inference.fp8_weights import PUBLISHED
@@ -98,6 +99,10 @@ def test_the_published_model_in_memory(published):
     assert one == pytest.approx(everything + embedding, rel=1e-4)
     assert 640e9 < one < 690e9 and 0.125 * one < eight < 0.135 * one
     assert published.weight_bytes(1, keep_fp8=False) == pytest.approx(2 * 671.88e9, rel=1e-3)
+    for gpus in inventory.GPUS:  # the same from the sizes alone
+        assert published.weight_bytes(gpus, keep_fp8=True) == pytest.approx(
+            fit.weight_bytes(Config.v32_exp(), "deployed", gpus), rel=1e-3
+        )
     text = "\n".join(inventory.report(published))
     assert "it will load" in text and "cache, deployed" in text and "multi-token prediction" in text
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 import dsa
+from dsa.cost.fit import held_parameters
 from dsa.inference import command, parallel
 
 SIZES = {
@@ -48,6 +49,7 @@ def passes(folder, mesh=None):
         found[name, kinds[0]]["drawn"] = dsa.generate(model, small.tokens(2, 15), 8, temperature=1.0, seed=3)
         local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in model.state_dict().values()]
         found[name, "held"] = sum(tensor.numel() for tensor in local)
+        found[name, "matrices"] = sum(tensor.numel() for tensor in local if tensor.ndim > 1)
         found[name, "experts"] = [n for n, expert in enumerate(model.model.layers[-1].mlp.experts) if expert]
     return found
 
@@ -128,6 +130,12 @@ def test_experts_are_dealt_out_and_each_rank_holds_its_share_of_the_weights(alon
     whole = alone[name, "held"]
     assert whole < sum(held) < 2.5 * whole  # indexer, router and first projections are on every rank
     assert max(held) < whole * (0.75 if len(ranks) == 2 else 0.6)
+
+
+@pytest.mark.parametrize("name", ["sparse", "dense"])
+def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name):
+    planned = held_parameters(small.config(**SIZES[name]), len(ranks))
+    assert max(found[name, "matrices"] for found in ranks) == pytest.approx(planned, rel=0.005)  # 61 words: unevenly
 
 
 def test_the_command_prints_once_what_it_prints_on_one_process(capsys):

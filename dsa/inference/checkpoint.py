@@ -23,13 +23,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsa.inference import inventory, layout
+from dsa.inference import inventory, layout, prediction
 from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.inference.fp8_weights import Writer
 from dsa.inference.layout import CONFIG, INDEX, QUANTISATION, SINGLE, CheckpointError, Stored, read_config
 from dsa.inference.reading import fill, keep_codes, set_dtype
 from dsa.model.config import Config
 from dsa.model.fp8_linear import here
+from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "CheckpointError", "from_pretrained", "read_config", "save_pretrained"]
@@ -57,7 +58,8 @@ def from_pretrained(
 
     Raises:
         CheckpointError: before anything is loaded, if the folder is not whole; and for FP8 scales that are no positive
-            numbers. A multi-token-prediction layer (index `num_hidden_layers`) is passed over.
+            numbers. A multi-token-prediction layer (index `num_hidden_layers`) is passed over: see
+            `dsa.inference.prediction.load_mtp`.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -88,7 +90,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def save_pretrained(
-    model: Transformer, folder: str | Path, dtype: torch.dtype | None = None, *, fp8: bool = False
+    model: Transformer,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    fp8: bool = False,
+    mtp: MTP | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` and `transformers` load: the model as it is now set.
 
@@ -101,6 +108,8 @@ def save_pretrained(
         dtype: of the stored matrices, by default the model's own. Norms and router biases are stored in fp32.
         fp8: store what the published checkpoint stores in FP8 so too, with a scale for each block of 128 x 128. What
             the model itself keeps in FP8 is stored as it is, bit for bit.
+        mtp: the multi-token-prediction layer attached to the model, to be stored as layer `num_hidden_layers`. Leave it
+            out for `transformers`, which does not know it.
 
     Raises:
         ValueError: if `model.attention` is a stand-in the format cannot express, an indexer has no query latent, or
@@ -111,7 +120,11 @@ def save_pretrained(
     if here(model.lm_head.weight) is not model.lm_head.weight:
         raise ValueError("the model is split over processes, each of which holds a part only: write an unsplit one")
     published = _published_config(_as_set(model), dtype)
-    writer = Writer(model.state_dict(), dtype, fp8)
+    state = model.state_dict()
+    if mtp is not None:
+        state |= prediction.as_stored(mtp)
+        published["num_nextn_predict_layers"] = 1
+    writer = Writer(state, dtype, fp8)
     if writer.quantised:
         published["quantization_config"] = QUANTISATION
     runs = writer.plan(SHARD_BYTES)

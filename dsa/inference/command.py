@@ -55,7 +55,8 @@ def answer(arguments: argparse.Namespace, mesh) -> str:
     model = load(arguments, mesh)
     words = vocabulary.of(arguments.folder, model.config.vocab_size)
     prompt = words.prompt(arguments.prompt)
-    [tokens] = generate(model, [prompt], arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    settings = (arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    [tokens] = generate(model, [prompt], *settings, stop=words.stops)
     return words.decode(tokens[len(prompt) :].tolist())
 
 

@@ -81,14 +81,14 @@ def generate(
     """
     plan = _plan(max_new_tokens, temperature, seed, top_p, stop, chunk)
     if isinstance(prompt, Tensor):
-        _check(model, prompt, plan)
+        check(model, prompt, plan.new)
         return torch.cat([prompt, *(ids[:, None] for ids in _stream(model, prompt, plan))], dim=1)
     device = model.model.embed_tokens.weight.device
     prompts = [_one_prompt(one, device) for one in prompt]
     groups = _groups([len(one) for one in prompts], max_new_tokens)
     for group in groups:
         for i in group:
-            _check(model, prompts[i][None], plan, rows=len(group))
+            check(model, prompts[i][None], max_new_tokens, rows=len(group))
     found: dict[int, Tensor] = {}
     for group in groups:
         found |= dict(zip(group, _together(model, [prompts[i] for i in group], plan), strict=True))
@@ -111,7 +111,7 @@ def stream(
     The tokens, the arguments and the errors are those of `generate`; errors come at once, not with the first token.
     """
     plan = _plan(max_new_tokens, temperature, seed, top_p, stop, chunk)
-    _check(model, prompt, plan)
+    check(model, prompt, plan.new)
     return _stream(model, prompt, plan)
 
 
@@ -128,10 +128,10 @@ def _one_prompt(ids: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     return tokens.long() if tokens.numel() == 0 else tokens
 
 
-def _check(model: Transformer, prompt: Tensor, plan: Plan, rows: int | None = None) -> None:
-    """Refuse a prompt (B, T) that cannot be read or continued, or has no room beside others (`rows` in all)."""
+def check(model: Transformer, prompt: Tensor, new: int, rows: int | None = None) -> None:
+    """Refuse a prompt (B, T) that `new` tokens cannot follow, or that has no room, beside others (`rows` in all)."""
     model.check_tokens(prompt)
-    length = prompt.shape[1] + plan.new
+    length = prompt.shape[1] + new
     check_capacity(model.config, length)
     memory.check_room(model, rows or len(prompt), length)
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 
 from dsa.cost.storage import cache_bytes
-from dsa.inference import layout
+from dsa.inference import layout, prediction
 from dsa.inference.layout import CODES, SCALE, CheckpointError, Stored
 from dsa.inference.reading import stays_fp32
 from dsa.model.config import Config
+from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
 GPUS = (1, 2, 4, 8)
@@ -101,8 +102,12 @@ def look(folder: Path) -> Inventory:
     try:
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
-        extra = layout.extra_layer(config)
-        layout.check({n: t for n, t in stored.items() if not n.startswith(extra)}, expected, folder)
+            further = MTP(config)
+        start = layout.extra_layer(config)
+        extra = {name: tensor for name, tensor in stored.items() if name.startswith(start)}
+        layout.check({name: tensor for name, tensor in stored.items() if name not in extra}, expected, folder)
+        if extra:
+            layout.check(extra, prediction.expected(further, extra), folder)
     except CheckpointError as error:
         return Inventory(folder, config, stored, str(error))
     return Inventory(folder, config, stored, None)

@@ -91,6 +91,10 @@ class LayerCache:
         rows = self.latents.rows(selected[:, 0].clamp(min=0))
         return rows, places.where(selected >= 0, selected)
 
+    def rewind(self, length: int) -> None:
+        """Forget what comes after the first `length` tokens; the next to come overwrite it."""
+        self.index_length = min(self.index_length, length)
+
     @property
     def nbytes(self) -> int:
         """The memory it takes."""
@@ -128,6 +132,7 @@ class Cache:
         batch: B, prompts side by side.
         capacity: most tokens a prompt and its continuation may have together.
         precision: in which numbers; it must stay the model's own.
+        layers: how many layers remember; by default all of the model's.
     """
 
     def __init__(
@@ -138,13 +143,13 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         precision: Precision = FULL_PRECISION,
+        layers: int | None = None,
     ):
         check_capacity(config, capacity)
         self.batch, self.capacity, self.precision = batch, capacity, precision
         self.length = 0  # tokens read so far
-        self.layers = [
-            LayerCache(config, batch, capacity, dtype, device, precision) for _ in range(config.num_hidden_layers)
-        ]
+        count = config.num_hidden_layers if layers is None else layers
+        self.layers = [LayerCache(config, batch, capacity, dtype, device, precision) for _ in range(count)]
 
     @property
     def nbytes(self) -> int:
@@ -154,10 +159,10 @@ class Cache:
     def rewind(self, length: int) -> None:
         """Forget all tokens after the first `length`; what comes next overwrites them."""
         if not 0 <= length <= self.length:
-            raise ValueError(f"the cache holds {self.length} tokens and cannot go back to {length}: give 0 to that")
+            raise ValueError(f"the cache cannot go back from {self.length} tokens to {length}: give 0 to that many")
         self.length = length
         for layer in self.layers:
-            layer.index_length = min(layer.index_length, length)
+            layer.rewind(length)
 
     def check_room(self, batch: int, length: int, precision: Precision) -> None:
         """Refuse, before anything is written, a pass over `length` tokens that does not fit."""

@@ -6,19 +6,17 @@ said stands as crosses and bands, since it is neither.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from dsa.cost.curves import DENSE, H800, LAST, SPARSE, Costs, Rates, efficiency, gap
+from dsa.cost.curves import DENSE, LAST, SPARSE, Costs, gap
 from dsa.cost.published import Curve, crossing
 from dsa.cost.roofline import PHASES
-from dsa.model.config import Config
 from dsa.show.figures import COLOURS, MARKERS, provenance
 
 Drawn = tuple[Figure, str]
@@ -131,27 +129,3 @@ def draw_ranges(ranges: Mapping[str, tuple[float, float, float]]) -> Drawn:
     ax.set(xlabel="times what is assumed, all four curves within 10 %", xlim=(0.1, 10))
     words = ", ".join(f"{n} {low / v:.2f} to {high / v:.2f}" for n, (low, v, high) in ranges.items())
     return fig, f"Each alone may be so many times what is assumed: {words}."
-
-
-def draw_batch(config: Config, starts: Mapping[str, float], batches: Sequence[int], rates: Rates = H800) -> Drawn:
-    """Share of the FP8 peak that each batch needs, to explain what a decoded token costs at position 0."""
-    fig, ax = plt.subplots(figsize=(7, 3))
-    words = []
-    for number, (model, start) in enumerate(starts.items()):
-        shares = np.array([100 * efficiency(config, start, batch, rates) for batch in batches])
-        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("modelled")}
-        ax.plot(batches, shares, label=model, **look)
-        words.append(_batch_in_words(model, batches, shares))
-    ax.axhspan(100, 200, color="#dddddd", zorder=0)
-    ax.text(batches[-1], 103, "impossible", ha="right", va="bottom")
-    ax.set(xscale="log", ylim=(0, 120), xlabel="sequences decoded together, all GPUs", ylabel="share of FP8 peak, %")
-    ax.set_xticks(batches[::2], [f"{n:,}" for n in batches[::2]])
-    ax.minorticks_off()
-    ax.legend()
-    return fig, f"Share of the FP8 peak that explains the start of a curve: {'; '.join(words)}."
-
-
-def _batch_in_words(model: str, batches: Sequence[int], shares: NDArray[np.float64]) -> str:
-    possible = [(n, share) for n, share in zip(batches, shares, strict=True) if share <= 100]
-    (first, most), (last, least) = possible[0], possible[-1]
-    return f"{model} {most:.0f} % with {first:,} sequences, {least:.0f} % with {last:,}"

@@ -43,7 +43,7 @@ def meeting(seconds: Seconds) -> float | None:
 
 def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
     """Measured (or recorded) seconds of each phase, rescaled onto the published curves."""
-    fig, axes = plt.subplots(1, len(measured), figsize=(8, 3), squeeze=False)
+    fig, axes = plt.subplots(1, len(measured), figsize=(7.4, 2.6), squeeze=False)
     words: list[str] = []
     for ax, (phase, seconds) in zip(axes[0], measured.items(), strict=True):
         factor = dollars_per_second(seconds, curves.slope(published[phase, DENSE]))
@@ -89,9 +89,26 @@ def floors(config: Config, phase: str, keys: int, rates: Rates = curves.H200) ->
     }
 
 
-def gpu_records(folder: str | Path) -> list[dict[str, Any]]:
-    """Recorded GPU measurements, `gpu_*.json`, oldest name first; an empty list if there are none."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("gpu_*.json"))]
+def records(folder: str | Path, kind: str) -> list[dict[str, Any]]:
+    """Recorded measurements of layers on a "cpu" or "gpu", `KIND_*.json`, by name; an empty list if there are none."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob(f"{kind}_*.json"))]
+
+
+def layer_seconds(record: Mapping[str, Any]) -> dict[str, dict[int, tuple[float, float]]]:
+    """Seconds of one token in one layer from a record's rows of phase, attention, keys and seconds.
+
+    Rows of another kind, and lengths at which only one kind of attention was measured, are left out.
+    """
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in record.get("rows", []):
+        if not {"phase", "attention", "keys", "seconds"} <= set(row):
+            continue
+        found.setdefault((row["phase"], row["keys"]), {})[row["attention"]] = row["seconds"]
+    pairs: dict[str, dict[int, tuple[float, float]]] = {}
+    for (phase, keys), times in sorted(found.items()):
+        if {"dense", "sparse"} <= set(times):
+            pairs.setdefault(phase, {})[keys] = (times["dense"], times["sparse"])
+    return pairs
 
 
 def draw_floors(config: Config, lengths: Sequence[int], rates: Rates = curves.H200) -> Drawn:

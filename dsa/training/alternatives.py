@@ -3,9 +3,12 @@
 All start from one dense model that already finds its needles, as DSA did, and get the same number of steps of the same
 batches. What brings new parts must first learn what they are for, each by imitating attention, 150 steps long: the
 indexers of DSA and MSA its shares (that is `data/warmed`), the layers of Gated DeltaNet its output. NSA's new parts
-start so that they change little, and derived proxies have nothing to learn.
+start so that they change little, and derived proxies have nothing to learn. But a model may learn to write keys that a
+summary does not hide, so the blocks chosen by one get a longer course besides.
 
     python -m dsa.training.alternatives data/warmed --out data/measurements/alternatives.json
+    python -m dsa.training.alternatives data/warmed --out data/measurements/alternatives_longer.json
+        --designs moba quest nsa --steps 240    (on one line)
 
 The seed is that of the lessons (and of new layers); the dense model is the same for all of them.
 """
@@ -115,8 +118,8 @@ def examine(model: Transformer, corpus: texts.Corpus, exam: Sequence[Episodes], 
 def bench(
     warmed: Transformer,
     corpus: texts.Corpus,
-    designs: Sequence[str] = DESIGNS,
     *,
+    designs: Sequence[str] = DESIGNS,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     budget: Budget | None = None,
@@ -158,9 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = {"batch": BATCH, "length": LENGTH, "keys": budget.keys, "block": budget.block}
     rows, what = partial(bench, budget=budget), "Train every design of sparse attention with one budget."
     weights = "all start from {}; the trained models are not kept"
-    experiment.record(
-        "dsa.training.alternatives", what, rows, seeds=SEEDS, steps=STEPS, plan=plan, weights=weights, argv=argv
-    )
+    given: dict[str, Any] = {"plan": plan, "designs": DESIGNS, "weights": weights, "argv": argv}
+    experiment.record("dsa.training.alternatives", what, rows, seeds=SEEDS, steps=STEPS, **given)
 
 
 if __name__ == "__main__":

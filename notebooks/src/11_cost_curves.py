@@ -2,10 +2,10 @@
 # # 11 Cost curves: when is it cheaper, and by how much, for me?
 #
 # "Six to seven times cheaper" is a sentence without a length. Sparse attention is not cheaper by a number. It is
-# dearer for a short text, three or eight times cheaper for a long one, and the difference between three and eight is
-# whether the tokens are read or written. This chapter takes the one cost figure that was published, holds against
-# it what was said about it, explains it from the sizes of the model and the speed of the machine, and then asks the
-# same questions of your own machine and of your own bill.
+# dearer for a short text, three or eight times cheaper for a long one, and the difference between three and eight
+# is whether the tokens are read or written. This chapter takes the one cost figure that was published, holds
+# against it what was said about it, explains it from the sizes of the model and the speed of the machine, and then
+# asks the same questions of your own machine and of your own bill.
 #
 # **You will be able to**
 # 1. say for a prompt, a cached share and an answer what sparse attention saves, and from which length on;
@@ -16,17 +16,18 @@
 # FLOP in MHA mode, 278,528 in MQA mode and 16,384 in the indexer.
 #
 # **Routes.** 15 minutes: the figures, the ✓ lines and the calculator. 2 hours: predict each answer, exercises 11.1
-# to 11.3. 2 days: exercise 11.4, your machine up to 64 Ki (set `FULL`), then `dsa/cost`. Computing: **90 s**.
+# to 11.3. 2 days: exercise 11.4, your machine up to 64 Ki (set `FULL`), then `dsa/cost`. Computing: **60 s**.
 #
 # Line styles tell where a number comes from: **measured** here solid, **recorded** on named hardware dashed,
 # **published** dotted, **modelled** dash-dotted. A Ki is 1,024 tokens. *Dense* is V3.1-Terminus, *sparse* V3.2-Exp.
 
 # %%
 import inspect
+import json
 import math
+from pathlib import Path
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 from dsa.cost import curves, prices, roofline
 from dsa.cost.curves import DENSE, H800, SPARSE
@@ -76,8 +77,8 @@ guess.reveal(
 )
 
 # %% [markdown]
-# So the crosses lie on the *decode* curves, and nowhere near the prefill curves. What the article says of "inference"
-# the figure says of writing. Sentence by sentence. **"6 to 7 times"**: where?
+# So the crosses lie on the *decode* curves, and nowhere near the prefill curves. What the article says of
+# "inference" the figure says of writing. Sentence by sentence. **"6 to 7 times"**: where?
 
 # %%
 reach = {p: {n: costs.at_least(old[p], new[p], n) for n in (2, 3, 6, 7)}
@@ -101,8 +102,8 @@ claim(
 )
 
 # %% [markdown]
-# The article's own four prices say 0.60 / 0.10 = 6.0 and 2.30 / 0.30 = 7.7. Its crosses are near the decode curves, but
-# at 32,000 the sparse cross lies lower than the curve, and that makes the whole ratio:
+# The article's own four prices say 0.60 / 0.10 = 6.0 and 2.30 / 0.30 = 7.7. Its crosses are near the decode curves,
+# but at 32,000 the sparse cross lies lower than the curve, and that makes the whole ratio:
 
 # %%
 for model, said in costs.SAID.items():
@@ -139,6 +140,8 @@ claim(
 )
 
 # %% [markdown]
+# ("By more than half", says the article's headline. That is a ratio of 2, and the same two lengths.)
+#
 # **"Linear"**: if the speed, or the cost, of a whole prompt were linear in its length, doubling the length would
 # double the cost: power 1. A token's cost grows along a straight line in both models, so a prompt's grows faster:
 
@@ -174,9 +177,9 @@ claim(
 # %% [markdown]
 # ## A slope is a rate
 #
-# Why are the curves where they are? Take the simplest, dense prefill. Each position adds one more key to look at. The
-# figure says what that costs in dollars, two dollars are 3,600 seconds of a GPU, and chapter 01 says how many FLOP it
-# is. Dividing gives the speed at which those GPUs multiplied:
+# Why are the curves where they are? Take the simplest, dense prefill. Each position adds one more key to look at.
+# The figure says what that costs in dollars, two dollars are 3,600 seconds of a GPU, and chapter 01 says how many
+# FLOP it is. Dividing gives the speed at which those GPUs multiplied:
 
 # %%
 guess = predict("Which share of the H800's peak, 989 TFLOP/s?", 0.3)
@@ -200,11 +203,12 @@ guess.reveal(
 )
 
 # %% [markdown]
-# A **roofline** turns this round. Its rule: a kernel takes the longer of two times, its FLOP over the rate at which the
-# machine multiplies, and its bytes over the rate at which memory delivers. Rates come from those who wrote the
-# kernels: FlashMLA's authors state 660 TFLOP/s for dense decoding on an H800, 640 for sparse prefill, 410 for sparse
-# decoding with an FP8 cache. Users measured 960 to 1,145 for DeepGEMM's index scores. For MHA prefill at these widths nobody
-# published a rate; 600 is *assumed*. Dense decoding by hand, for one key in all layers:
+# A **roofline** turns this round. Its rule: a kernel takes the longer of two times, its FLOP over the rate at which
+# the machine multiplies, and its bytes over the rate at which memory delivers. Rates come from those who wrote the
+# kernels: FlashMLA's authors state 660 TFLOP/s for dense decoding on an H800 at best, 640 for sparse prefill, 410
+# for sparse decoding with an FP8 cache. Users measured 960 to 1,145 for DeepGEMM's index scores (on an H200, which
+# multiplies no faster). For MHA prefill at these widths nobody published a rate; 600 is *assumed*. Dense decoding
+# by hand, for one key in all layers:
 
 # %%
 mqa = real.num_hidden_layers * roofline.mqa_pair_flops(real)
@@ -255,9 +259,9 @@ claim(
 )
 
 # %% [markdown]
-# *At every position* is no exaggeration: both curves are piecewise linear, so their ratio is largest or smallest at a
-# corner of one of them, and the corners are all checked. The knee in prefill comes out too: short prompts are read
-# in masked MHA mode, and that hands over to selected keys where these become cheaper.
+# *At every position* is no exaggeration: both curves are piecewise linear, so their ratio is largest or smallest at
+# a corner of one of them, and the corners are all checked. The knee in prefill comes out too: short prompts are
+# read in masked MHA mode, and that hands over to selected keys where these become cheaper.
 
 # %%
 knee = curves.hand_over(real, "prefill")
@@ -298,8 +302,8 @@ claim(
 )
 
 # %% [markdown]
-# **Is MTP in it?** Without it, at these rates, sparse decoding is far off. Its slope would need more than the memory
-# can deliver, since each index key must be read for each token:
+# **Is MTP in it?** Without it, at these rates, sparse decoding is far off. Its slope would need more than the
+# memory can deliver, since each index key must be read for each token:
 
 # %%
 alone = curves.modelled(real, starts, curves.NO_MTP)["decode", SPARSE]
@@ -331,10 +335,11 @@ claim(
 )
 
 # %% [markdown]
-# 60.00, 40.00, 60.00, 34.99, 40.02: to the last digit that the figure's corners carry. If shares fell anywhere, one of
-# them would be that close to a multiple of 5 % with a chance of one in fifty, so five of six are no accident. Nobody outside knows why. One
-# explanation: a benchmark gave the utilisations, they were rounded, and **the curves were computed from FLOP counts**.
-# A model of nothing but those shares fits better than ours, with no word of MTP, bandwidth or bytes:
+# 60.00, 40.00, 60.00, 34.99, 40.02: to the last digit that the figure's corners carry. If shares fell anywhere, one
+# of them would be that close to a multiple of 5 % with a chance of one in fifty, so five of six are no accident.
+# Nobody outside knows why. One explanation: a benchmark gave the utilisations, they were rounded, and **the curves
+# were computed from FLOP counts**. A model of nothing but those shares fits better than ours, with no word of MTP,
+# bandwidth or bytes:
 
 # %%
 rounded = curves.modelled(real, starts, curves.SHARES)
@@ -351,17 +356,21 @@ claim(
 )
 
 # %% [markdown]
-# Two models, both within the figure's reach, and they disagree about what a GPU was doing. The kernel model says *how it
-# can be*, the shares say *how it may have been drawn*. So MTP **cannot be identified** from the figure.
+# Two models, both within the figure's reach, and they disagree about what a GPU was doing. The kernel model says
+# *how it can be*, the shares say *how it may have been drawn*. So MTP **cannot be identified** from the figure.
 #
-# **Which batch was it?** A pass over many sequences reads all weights once. The larger the batch, the less of that each
-# token pays, and the more is left for multiplying:
+# **Which batch was it?** A pass over many sequences reads all weights once. The larger the batch, the less of that
+# each token pays, and the more is left for multiplying:
 
 # %%
 batches = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 decode = {m: starts["decode", m] for m in (DENSE, SPARSE)}
-show(*costs.draw_batch(real, decode, batches))
-efficient = [curves.efficiency(real, decode[DENSE], n) for n in batches]
+efficient = {m: [curves.efficiency(real, start, n) for n in batches]
+             for m, start in decode.items()}  # fmt: skip
+print("sequences, and the share of the FP8 peak that explains the start")
+for n, dense, sparse in zip(batches, *efficient.values(), strict=True):
+    print(f"{n:6,}  dense {dense:5.0%}  sparse {sparse:5.0%}")
+efficient = efficient[DENSE]
 claim(
     "C11.16",
     efficient[1] > 1 > efficient[2] and efficient[2] < 2 * efficient[-1],
@@ -371,15 +380,15 @@ claim(
 )
 
 # %% [markdown]
-# A smallest batch, then, and no largest. The batch **cannot be identified** either: it moves the start of a curve, the
-# start is one number, and three unknowns share it (batch, efficiency, everything that is not counted).
+# A smallest batch, then, and no largest. The batch **cannot be identified** either: it moves the start of a curve,
+# the start is one number, and three unknowns share it (batch, efficiency, everything that is not counted).
 #
 # ## Your machine
 #
-# The figure was made with hundreds of GPUs. You have one processor, and it can run *one layer at the true size*: 128
-# heads on latents of 512 + 64 numbers, an indexer of 64 heads of 128, 2,048 keys kept. First the count, which holds for
-# every machine. One decoded token that sees 4,096 keys, FLOP by PyTorch's own counter (`MATH` makes attention of
-# products that it can see) and bytes by what the tensors hold:
+# The figure was made with hundreds of GPUs. You have one processor, and it can run *one layer at the true size*:
+# 128 heads on latents of 512 + 64 numbers, an indexer of 64 heads of 128, 2,048 keys kept. First the count, which
+# holds for every machine. One decoded token that sees 4,096 keys, FLOP by PyTorch's own counter (`MATH` makes
+# attention of products that it can see) and bytes by what the tensors hold:
 
 # %%
 from dsa.kernels import ops
@@ -420,35 +429,18 @@ claim(
 )
 
 # %% [markdown]
-# Now the clock: CPU time of one thread, the median of a few runs, for one token. In decoding that is one query. In prefill
-# dense attention reads a block of 256 queries, in 4 of the 128 heads and times 32 (all 128 heads' keys and values would
-# need gigabytes; heads are independent), and sparse attention reads a block of 16.
+# Now the clock. Random numbers do, since time does not depend on what is attended to. This is what is timed for
+# sparse attention; for dense it is one call.
 
 # %%
-from dsa.show.length import clock
+from dsa.cost import layer
 
+print(inspect.getsource(layer.sparse_call))
 
-def token(phase, S):
-    """CPU seconds of one token in one layer: (dense, sparse)."""
-    T = 1 if phase == "decode" else 16
-    kv, ik = random(1, S, 576), random(1, S, 128)
-    q, iq = random(1, T, 128, 576), random(1, T, 64, 128)
-    w = random(1, T, 64)
-
-    def sparse():
-        chosen = ops.index_topk(iq, ik, w, K)
-        ops.sparse_attention(q, kv, chosen, 0.04, 512)
-
-    def dense():
-        ops.dense_attention(big, k, v, 0.04)
-
-    k = v = kv[:, :, None]  # decode: all heads share the latents
-    big, times = q, 1.0
-    if phase == "prefill":  # expanded keys and values, 4 heads
-        big, times = random(1, 256, 4, 192), 32 / 256
-        k, v = random(1, S, 4, 192), random(1, S, 4, 128)
-    return clock(dense, 3, 1) * times, clock(sparse, 3, 1) / T
-
+# %% [markdown]
+# CPU time of one thread, the median of three runs, for one token. In decoding that is one query. In prefill it is a
+# block at the end of the prompt: for dense attention up to 1,024 queries in one of the 128 heads (all heads' keys
+# and values would need gigabytes, and heads do the same work), for sparse attention 16 queries in all heads.
 
 # %%
 guess = predict(
@@ -465,8 +457,8 @@ lengths = (1024, 2048, 4096, 8192, 16384)
 if FULL:
     lengths = (*lengths, 32768, 65536)
 measured = {
-    phase: {S: token(phase, S) for S in lengths}
-    for phase in ("prefill", "decode")
+    phase: {S: layer.token_seconds(real, phase, S) for S in lengths}
+    for phase in roofline.PHASES
 }
 for phase, found in measured.items():
     for S, (d, s) in found.items():
@@ -474,9 +466,9 @@ for phase, found in measured.items():
         print(f"sparse {s * 1e3:6.2f} ms, ratio {d / s:.2f}")
 
 # %% [markdown]
-# A laptop is thousands of times slower than a rented GPU. To lay the two on each other we allow **one factor for each
-# phase**: the one that puts the measured *dense* line on the published one. Where the sparse line falls is then a
-# result.
+# A laptop is some ten thousand times slower than a rented GPU. To lay the two on each other we allow **one factor
+# for each phase**: the one that puts the measured *dense* line on the published one. Where the sparse line falls is
+# then a result.
 
 # %% tags=["nbval-ignore-output"]
 from dsa.show.machine import draw_machine, meeting
@@ -486,8 +478,8 @@ d, s = measured["decode"][16384]
 guess.reveal(
     d / s,
     "the count says"
-    f" {278_528 * 16384 / (16_384 * 16384 + 278_528 * 2048):.1f}, and a"
-    " processor cannot do better than its count for long.",
+    f" {278_528 * 16384 / (16_384 * 16384 + 278_528 * 2048):.1f}; choosing"
+    " and fetching rows take time and make no FLOP.",
 )
 
 # %%
@@ -506,17 +498,39 @@ claim(
 )
 
 # %% [markdown]
-# The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross depends on
-# 5 to 1 and 17 to 1, on K, and only a little on who multiplies.
+# Beyond 16 Ki it takes longer, so it is **recorded**: {source:cpu_layer.machine}, {source:cpu_layer.date}, with
+# `{source:cpu_layer.command}`, while other work ran beside it. (Or set `FULL`.)
+
+# %%
+from dsa.show.machine import layer_seconds, records
+
+path = Path("../data/measurements/cpu_layer.json")
+long = layer_seconds(json.loads(path.read_text()))
+show(*draw_machine(published, long, "recorded"))
+far = {p: long[p][131_072][0] / long[p][131_072][1] for p in long}
+claim(
+    "C11.30",
+    far["decode"] > 6 and far["prefill"] > 2.5,
+    f"recorded at 128 Ki, dense takes {far['prefill']:.1f} times as long as"
+    f" sparse in prefill and {far['decode']:.1f} times in decode",
+    kind="recorded",
+)
+
+# %% [markdown]
+# (In prefill that is more than the count's 4.0: a FLOP of dense attention took longer here than one of sparse, and a
+# better dense kernel would narrow it.)
+#
+# The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
+# depends on 5 to 1 and 17 to 1, on K, and only a little on who multiplies.
 #
 # ## A GPU
 #
-# The same model with other rates gives *floors*: what one layer needs at least for one query on an H200, if every kernel
-# ran at 790 TFLOP/s in bf16, twice that in FP8, and 4.3 TB/s. No kernel does. They are **modelled**, and what a real
-# kernel takes is to be set beside them.
+# The same model with other rates gives *floors*: what one layer needs at least for one query on an H200, if every
+# kernel ran at 790 TFLOP/s in bf16, twice that in FP8, and 4.3 TB/s. No kernel does. They are **modelled**, and
+# what a real kernel takes is to be set beside them.
 
 # %%
-from dsa.show.machine import draw_floors, floors, gpu_records
+from dsa.show.machine import draw_floors, floors
 
 show(*draw_floors(real, (32768, 65536, 131072)))
 best = {}
@@ -526,26 +540,26 @@ for phase in roofline.PHASES:
 claim(
     "C11.21",
     5 < best["prefill"] < 6 and 8.5 < best["decode"] < 9.5,
-    f"at 128 Ki no H200 can gain more than about {best['prefill']:.1f}"
-    f" times in prefill and {best['decode']:.1f} times in decode over a"
-    " perfect dense kernel",
+    "at 128 Ki perfect kernels on an H200 would gain"
+    f" {best['prefill']:.1f} times in prefill and"
+    f" {best['decode']:.1f} times in decode over a perfect dense one",
 )
 
 # %%
-records = gpu_records("../data/measurements")
-for record in records:
-    print(record.get("machine") or record.get("device"), record.get("date"))
-    for row in record.get("rows", record.get("runs", [])):
-        print("  ", ", ".join(f"{k} {v}" for k, v in row.items()))
-if not records:
+on_gpu = records("../data/measurements", "gpu")
+for record in on_gpu:
+    print(record.get("machine", record.get("device")), record.get("date"))
+    if pairs := layer_seconds(record):
+        show(*draw_machine(published, pairs, "recorded"))
+if not on_gpu:
     print("No GPU measurement is recorded yet: nothing here is measured.")
 
 # %% [markdown]
 # ## The bill
 #
-# Costs are one thing and prices another. DeepSeek's list for V3.2-Exp asks, per million tokens, 0.28 USD for input, 0.028
-# for input that its cache still has, and 0.42 for output, *the same at every position*. Three things people do with a
-# long context:
+# Costs are one thing and prices another. DeepSeek's list for V3.2-Exp asks, per million tokens, 0.28 USD for input,
+# 0.028 for input that its cache still has, and 0.42 for output, *the same at every position*. Three things people
+# do with a long context:
 #
 # * **a document** of 60,000 tokens, five questions about it;
 # * **a long chat**, 500 turns of 50 and 200 tokens;
@@ -586,9 +600,9 @@ guess.reveal(
 )
 
 # %% [markdown]
-# What does it cost to *compute*? Add up the published curves over the very positions that are computed: fresh tokens along
-# the prefill curve, written ones along the decode curve. (GPU time only. To keep a cache and to fetch it is not in the
-# figure, so here it is free.)
+# What does it cost to *compute*? Add up the published curves over the very positions that are computed: fresh
+# tokens along the prefill curve, written ones along the decode curve. (GPU time only. To keep a cache and to fetch
+# it is not in the figure, so here it is free.)
 
 # %%
 uses = {
@@ -632,9 +646,9 @@ claim(
 # %% [markdown]
 # ## What matters most
 #
-# A **tornado chart** moves one thing at a time and sorts by what that does to the cost. Here is GPU time of the three
-# uses, on the modelled curves: the cache's hit rate, the model, half the length, half the answers, another K, another
-# number of index heads.
+# A **tornado chart** moves one thing at a time and sorts by what that does to the cost. Here is GPU time of the
+# three uses, on the modelled curves: the cache's hit rate, the model, half the length, half the answers, another K,
+# another number of index heads.
 
 
 # %%
@@ -667,13 +681,15 @@ claim(
 )
 
 # %% [markdown]
-# Sparse attention is the second best thing that can happen to a long conversation. The best is not to read it again.
+# Sparse attention is the second best thing that can happen to a long conversation. The best is not to read it
+# again.
 #
 # ## Play with it
 #
-# One request: a prompt, part of which is cached from before, and 1,000 tokens of answer. **length** counts Ki tokens,
-# **top-k** is what each token keeps, **price** is what an hour of one GPU costs in cents, **cached** is the share of the
-# prompt that was read before. Before you move: does a cache make sparse attention more worth while, or less?
+# One request: a prompt, part of which is cached from before, and 1,000 tokens of answer. **length** counts Ki
+# tokens, **top-k** is what each token keeps, **price** is what an hour of one GPU costs in cents, **cached** is the
+# share of the prompt that was read before. Before you move: does a cache make sparse attention more worth while, or
+# less?
 
 # %%
 from dsa.show.panel import Panel, Slider, twins
@@ -694,7 +710,27 @@ Panel(
 base = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
 twins(draw, [base | {"cached": 90}])
 
+
+def gained(cached):
+    """Dense over sparse GPU time of the request at 64 Ki."""
+    call = prices.Call(65_536, 65_536 * cached // 100, 1000)
+    both = [
+        prices.computed([call], kernels["prefill", m], kernels["decode", m])
+        for m in (DENSE, SPARSE)
+    ]
+    return both[0].total / both[1].total
+
+
+claim(
+    "C11.29",
+    gained(90) > 1.3 * gained(0),
+    f"with 90 % of the prompt cached sparse takes {gained(90):.1f} times"
+    f" less GPU time, with nothing cached {gained(0):.1f} times",
+)
+
 # %% [markdown]
+# More: what is left to compute stands at the far end of the context, where the curves are widest apart.
+#
 # ## Exercises
 #
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
@@ -730,8 +766,8 @@ claim(
 # %% [markdown]
 # Who serves nothing else pays {C11.26} more for a feature that never comes into play.
 #
-# **Half a cache hit saves less than half.** A cache finds beginnings, and the first half of a prompt is the cheap half. In
-# the dense model much cheaper:
+# **Half a cache hit saves less than half.** A cache finds beginnings, and the first half of a prompt is the cheap
+# half. In the dense model much cheaper:
 
 # %%
 halves = {m: published["prefill", m].total(0, 50_000)
@@ -746,8 +782,8 @@ claim(
 )
 
 # %% [markdown]
-# **A cheaper indexer that is not cheaper.** Half the index heads are half its FLOP. In decoding, at these rates, the
-# indexer waits for memory, and the keys are as many bytes as before:
+# **A cheaper indexer that is not cheaper.** Half the index heads are half its FLOP. In decoding, at these rates,
+# the indexer waits for memory, and the keys are as many bytes as before:
 
 # %%
 half = real.replace(index_n_heads=32)
@@ -767,14 +803,15 @@ claim(
 # ## What you have proved
 #
 # 6 to 7 times holds in decoding from {C11.1} tokens and nowhere in prefill (C11.1); at the end of the figure it is
-# {C11.2} (C11.2); 2 to 3 times is not to be had at 7,000 (C11.4); below the crossover sparse is dearer (C11.6). Published
-# rates and four starts give every curve within {C11.9} (C11.9), and round shares of the peak do better (C11.14, C11.15),
-# so neither MTP nor the batch can be read off (C11.13, C11.16). Your machine shows the same shape (C11.19, C11.20). Of a
-# chat's bill {C11.22} is for cached tokens, and in every use the hit rate matters most (C11.25).
+# {C11.2} (C11.2); 2 to 3 times is not to be had at 7,000 (C11.4); below the crossover sparse is dearer (C11.6).
+# Published rates and four starts give every curve within {C11.9} (C11.9), and round shares of the peak do better
+# (C11.14, C11.15), so neither MTP nor the batch can be read off (C11.13, C11.16). Your machine shows the same shape
+# (C11.19, C11.20). Of a chat's bill {C11.22} is for cached tokens, and in every use the hit rate matters most
+# (C11.25).
 #
-# **What the report does not say, and what we chose.** The rates: as their authors state them, and 600 TFLOP/s for MHA.
-# Traffic of a score: 12 bytes, written once and read twice. The cache of the dense model: bf16. That fetching a cached
-# prompt is free: nothing is published. The three uses and their lengths are ours; put in your own.
+# **What the report does not say, and what we chose.** The rates: as their authors state them, and 600 TFLOP/s for
+# MHA. Traffic of a score: 12 bytes, written once and read twice. The cache of the dense model: bf16. That fetching
+# a cached prompt is free: nothing is published. The three uses and their lengths are ours; put in your own.
 #
 # **Five questions**
 # 1. The two models of the figure disagree about MTP. Which measurement would settle it?
@@ -786,14 +823,14 @@ claim(
 # <details><summary>Answers</summary>
 #
 # 1. The decoding speed at one length with MTP switched on and off, or with one, two and three drafts.
-# 2. Decode, right beyond the knee: there attention to K keys is nearly all of the slope's work. The price is paid in
-#    quality (chapter 04 measures what fewer keys keep), and in prefill the knee moves to half its place.
+# 2. Decode, right beyond the knee: there attention to K keys is nearly all of the slope's work. The price is paid
+#    in quality (chapter 04 measures what fewer keys keep), and in prefill the knee moves to half its place.
 # 3. No: both curves scale alike. It moves where a token costs more than its price.
 # 4. Dense decoding runs in MQA mode, 17 times the indexer's FLOP; dense prefill in MHA mode, 5 times.
-# 5. How long the *longest* chats are and how much is written in them; what share of input the cache finds; and whether
-#    the sparse model answers as well.
+# 5. How long the *longest* chats are and how much is written in them; what share of input the cache finds; and
+#    whether the sparse model answers as well.
 #
 # </details>
 #
-# **Next**: chapter 12 leaves DSA behind and sets it beside other ways of making attention cheaper. The
-# [README](../README.md) lists what is there.
+# **Next**: [chapter 12](12_beyond.ipynb) leaves DSA behind and sets it beside other ways of making attention
+# cheaper. The [README](../README.md) lists what is there.
