@@ -67,7 +67,7 @@ def test_changed_answers_are_refused(name, level, thinking):
                 inserted = chance.randrange(symbols.VOCAB)
                 assert not domains.correct(problem, (*right[:place], inserted, *right[place:])), "one too many"
         assert not domains.correct(problem, right[:-1]) and not domains.correct(problem, (*right, END))
-        assert not domains.correct(problem, ())
+        assert not domains.correct(problem, ()) and not domains.correct(problem, (END, *right))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -194,8 +194,8 @@ mine = torch.cat([my_advantage(hard), my_advantage(easy)])
 claim(
     "C10.3",
     torch.allclose(mine, both) and bool(mine[0] > 2 * mine[4]),
-    "by hand and in the package the same; a right answer to a hard question"
-    f" counts {float(mine[0] / mine[4]):.0f} times as much as to an easy one",
+    "by hand and in the package the same; a right answer counts"
+    f" {float(mine[0] / mine[4]):.0f} times as much where it is rare",
 )
 
 # %% [markdown]
@@ -298,7 +298,6 @@ twins(
     [
         {"size": 8, "right": "half", "high": 0.28, "beta": 0.0},
         {"size": 8, "right": "one", "high": 0.28, "beta": 0.0},
-        {"size": 8, "right": "all", "high": 0.28, "beta": 0.0},
         {"size": 8, "right": "half", "high": 0.28, "beta": 2.0},
     ],
     columns=1,
@@ -552,7 +551,7 @@ for r in runs:
     own.append(sum(r["specialists"][n][n] for n in names) / 5)
     taught.append(sum(r["models"]["student"][n] for n in names) / 5)
 apart = [b - a for a, b in zip(own, taught, strict=True)]
-mean = sum(apart) / len(apart)
+mean, right = sum(apart) / len(apart), sum(taught) / len(taught)
 guess.reveal(
     100 * mean,
     "imitating right answers is a lesson too: rejection sampling has thrown"
@@ -561,10 +560,10 @@ guess.reveal(
 claim(
     "C10.10",
     mean > -0.05,
-    f"one student has {sum(taught) / len(taught):.0%} right, the five specialists,"
-    f" each in its own domain, {sum(own) / len(own):.0%}",
+    f"one student has {right:.0%} right, the five specialists, each in its"
+    f" own domain, {right - mean:.0%}",
     kind="recorded",
-    value=f"{sum(taught) / len(taught):.0%}",
+    value=f"{right:.0%}",
 )
 
 # %% [markdown]
@@ -596,8 +595,8 @@ words = "; ".join(
 )
 show(
     fig,
-    "Stages in a row, three seeds; grey: the domain's own stage; dotted: the"
-    f" mixed stage. Base, end of the row and mixed: {words}.",
+    "Stages in a row, three seeds; grey: the domain's own stage; dotted:"
+    f" the mixed stage. Base, end of the row and mixed: {words}.",
 )
 
 # %%
@@ -649,31 +648,32 @@ claim(
 # alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds it near what it was:
 
 # %%
-fig, ax = plt.subplots(figsize=(6.8, 2.6))
-for i, (who, label) in enumerate(
-    (
-        ("mixed", "mixed"),
-        ("forget", "then maths alone"),
-        ("forget less", "the same, beta 0.1"),
-    )
-):
-    found = torch.tensor(
+stages = {
+    "mixed": "mixed",
+    "then maths alone": "forget",
+    "the same, beta 0.1": "forget less",
+}
+found = {
+    label: torch.tensor(
         [[r["models"][who][n] for n in names] for r in runs]
     )
+    for label, who in stages.items()
+}
+fig, ax = plt.subplots(figsize=(6.8, 2.6))
+for i, (label, each) in enumerate(found.items()):
     places = torch.arange(5) + 0.14 * (i - 1)
-    ax.errorbar(
-        places,
-        found.mean(0),
-        found.std(0),
-        fmt=MARKERS[i],
-        capsize=3,
-        label=label,
-    )
-    print(f"{label:20}", [f"{x:.2f}" for x in found.mean(0)])
+    look = {"fmt": MARKERS[i], "capsize": 3, "label": label}
+    ax.errorbar(places, each.mean(0), each.std(0), **look)
 ax.set_xticks(range(5), names)
 ax.set(ylabel="right answers", ylim=(0, 1.05))
 fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-show(fig, "Mean and deviation of three seeds, recorded, as printed above.")
+words = "; ".join(
+    f"{label} " + ", ".join(f"{x:.2f}" for x in each.mean(0))
+    for label, each in found.items()
+)
+show(fig, f"Means of three seeds with deviations, recorded: {words}.")
+
+# %%
 lost = [
     r["models"]["mixed"][n] - r["models"]["forget"][n]
     for r in runs
@@ -833,7 +833,8 @@ high = [row["reward"] for row in still.rows]
 claim(
     "C10.16",
     min(share) > 0.85 and min(high) > 0.9,
-    "the reward is above 90%, and more than 85% of the groups teach nothing",
+    "the reward is above 90%, and more than 85% of the groups teach"
+    " nothing",
 )
 
 # %% [markdown]
