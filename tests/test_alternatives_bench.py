@@ -1,4 +1,4 @@
-"""The bench treats all designs alike, a hybrid learns by imitation, and the record holds every run."""
+"""The bench treats all designs alike, a hybrid learns by imitation, and the records hold every run."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from dsa.training import alternatives
 from dsa.training.alternatives import DESIGNS
 
 DATA = Path(__file__).parent.parent / "data"
-RECORD = DATA / "measurements" / "alternatives.json"
+SUMMARIES = ("moba", "quest", "nsa")
 SMALL = Budget(keys=12, block=4, sinks=2)
 
 
@@ -92,11 +92,12 @@ def test_the_bench_examines_before_and_after(warmed, text):
         alternatives.of(runs, "moba", "recall", 1)
 
 
-def test_the_record_says_where_it_comes_from_and_holds_every_run():
-    record = json.loads(RECORD.read_text())
+@pytest.mark.parametrize(("name", "designs"), [("alternatives", DESIGNS), ("alternatives_longer", SUMMARIES)])
+def test_the_records_say_where_they_come_from_and_hold_every_run(name, designs):
+    record = json.loads((DATA / "measurements" / f"{name}.json").read_text())
     assert record["command"].startswith("python -m dsa.training.alternatives data/warmed")
     assert record["date"] and record["versions"]["torch"] and len(record["corpus"]["sha256"]) == 64
     seeds, steps = record["options"]["seeds"], record["options"]["steps"]
-    for design in DESIGNS:
-        assert len(alternatives.of(record["runs"], design, "recall", steps)) == len(seeds)
-    assert len(seeds) >= 3
+    for design in designs:
+        assert len(alternatives.of(record["runs"], design, "recall", steps)) == len(seeds) >= 3
+        assert alternatives.of(record["runs"], design, "recall", 0)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dsa
 from dsa.cost import alternatives, roofline
 from dsa.cost.alternatives import DESIGNS, REAL, bill
+from dsa.cost.storage import cache_bytes
 from dsa.model.alternatives import delta, moba, nsa, quest
 from dsa.model.alternatives.choosing import Budget
 
@@ -31,6 +32,10 @@ def test_dsa_is_billed_as_in_the_roofline():
         assert found.flops * layers == work.indexer_weights + work.scoring + work.attention
         dense = roofline.token_work(REAL_SIZES, keys, "dense", "decode")
         assert bill("dense", REAL_SIZES, keys).flops * layers == dense.attention
+        for name, kind in (("dense", "dense"), ("dsa", "sparse")):
+            traffic = roofline.decode_traffic(REAL_SIZES, keys, kind, "bf16")
+            assert 2 * bill(name, REAL_SIZES, keys).read * layers == traffic.cache
+            assert 2 * bill(name, REAL_SIZES, keys).stored * layers == cache_bytes(REAL_SIZES, "bf16", kind == "sparse")
 
 
 def test_the_proxies_are_billed_as_their_code_computes_them():

@@ -45,7 +45,7 @@ def gate(E=16):
 
 
 def test_balancing_evens_the_load_and_standing_still_does_not():
-    tokens = full_model.skewed_tokens(2000, 32)
+    tokens = full_model.skewed_tokens(2000, 32, skew=0.6)
     still, moved = (full_model.balance_over_steps(gate(), tokens, 150, 200, speed) for speed in (0.0, 0.01))
     last = [sum(full_model.imbalance(load) for load in loads[-20:]) / 20 for loads in (still, moved)]
     assert last[0] > 2 and last[1] < 1.6 and all(int(load.sum()) == 400 for load in moved)

@@ -314,3 +314,11 @@ def test_a_step_expands_the_selected_latents_and_no_others(monkeypatch):
         expanded.clear()
         model.hidden(small.tokens(2, 1), cache)
     assert expanded == 3 * [model.top_k]
+
+
+def test_an_empty_slot_stays_empty():
+    cache = eight_bit_model(128).new_cache(1, 9).layers[0]
+    written = torch.randn(1, 9, 28, generator=torch.Generator().manual_seed(0))
+    stored = cache.append_latent(0, written)
+    rows, places = cache.chosen_latents(torch.tensor([[[7, -1, 2]]]))
+    assert places.tolist() == [[[0, -1, 2]]] and torch.equal(rows[0, [0, 2]], stored[0, [7, 2]])

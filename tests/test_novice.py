@@ -104,7 +104,7 @@ def test_the_record_holds_what_the_chapter_says():
     assert record["command"].startswith("python -m dsa.training.post_training data/novice --work")
     assert record["date"] and record["versions"]["torch"] and "generated" in record["corpus"]["source"]
     options, runs = record["options"], record["runs"]
-    assert options["steps"] == post_training.STEPS and options["num_prompts"] == post_training.PROMPTS
+    assert options["steps"] == post_training.STEPS and options["prompts"] == post_training.PROMPTS
     assert [run["seed"] for run in runs] == options["seeds"] == list(post_training.SEEDS)
     mean = {name: [sum(run["models"][name].values()) / 5 for run in runs] for name in runs[0]["models"]}
     own = [sum(run["specialists"][name][name] for name in DOMAINS) / 5 for run in runs]

@@ -5,6 +5,9 @@ What has been measured on a GPU comes from a record with its provenance; while t
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +46,25 @@ def balance_over_steps(gate: Gate, tokens: Tensor, steps: int, batch: int, speed
     return loads
 
 
-def skewed_tokens(count: int, width: int, seed: int = 0, skew: float = 0.6) -> Tensor:
+def settle(config: Config, tokens: Tensor, speed: float, steps: int = 200, batch: int = 500) -> list[Tensor]:
+    """The loads (E,) of every step of a new router that is balanced at this speed; the same start for every speed."""
+    gate = Gate(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        gate.weight.copy_(torch.randn(gate.weight.shape, generator=generator) / config.hidden_size**0.5)
+    return balance_over_steps(gate, tokens, steps, batch, speed)
+
+
+def continued(folder: str, prompt: str, processes: int) -> str:
+    """What `python -m dsa.inference.generate` writes on so many processes of this machine."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = ["-m", "dsa.inference.generate", folder, "--prompt", prompt, "--max-new-tokens", "16", "--device", "cpu"]
+    start = [sys.executable, *(launch if processes > 1 else []), *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(start, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def skewed_tokens(count: int, width: int, seed: int = 0, skew: float = 0.2) -> Tensor:
     """Tokens (count, width) that have something in common, as hidden states have: some experts like all of them."""
     generator = torch.Generator().manual_seed(seed)
     common = torch.randn(width, generator=generator)
@@ -88,7 +109,7 @@ def _draw_memory(ax: Axes, found: Fit) -> None:
     for number, (name, size) in enumerate(parts):
         ax.barh([0], [size / 1e9], left=start, color=COLOURS[(0, 1, 5)[number]], height=0.5, label=name)
         start += size / 1e9
-    ax.axvline(found.memory / 1e9, color="black", linewidth=2, label="the GPU's memory")
+    ax.axvline(found.memory / 1e9, ymax=0.6, color="black", linewidth=2, label="the GPU's memory")
     ax.set(yticks=[], ylim=(-0.5, 1.1), xlabel="GB on each GPU", title="fits" if found.fits else "does not fit")
     ax.set_xlim(0, 1.08 * max(start, found.memory / 1e9))
     ax.legend(loc="upper left", ncols=4, fontsize=8, columnspacing=1, handlelength=1.2)

@@ -64,9 +64,8 @@ def _one_chunk(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, memory
     """Read and write one chunk (B, H, c, *): its outputs and the memory after it."""
     fade = log_a.cumsum(-1)  # from the chunk's start up to each token
     between = (fade[..., :, None] - fade[..., None, :]).tril().exp().tril()  # from token j to token i, 0 for j > i
-    write = b[..., None] * (k @ k.mT) * between
+    system = b[..., None] * (k @ k.mT) * between  # its diagonal is taken to be one
     found = fade.exp()[..., None] * (k @ memory)  # what the memory of before holds
-    system = write.tril(-1) + torch.eye(k.shape[2], dtype=k.dtype, device=k.device)
     corrections = torch.linalg.solve_triangular(system, b[..., None] * (v - found), upper=False, unitriangular=True)
     out = fade.exp()[..., None] * (q @ memory) + ((q @ k.mT) * between) @ corrections
     to_end = (fade[..., -1:] - fade).exp()[..., None]
