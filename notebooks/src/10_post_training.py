@@ -16,12 +16,13 @@
 # **You need** PyTorch, cross-entropy, and top-k selection ([04](04_token_selection.ipynb)).
 # [06](06_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
 #
-# **Routes.** 15 minutes: the figures, the ✓ lines and the two panels. 2 hours: predict each answer, exercises 10.1 to
-# 10.3. 2 days: exercise 10.4, the run on all five domains (set `FULL`), then `dsa/training/grpo.py` and the record's
-# `dsa/training/post_training.py`. Computing: about **60 s**.
+# **Routes.** 15 minutes: the figures, the ✓ lines and the two panels. 2 hours: predict each answer, exercises 10.1
+# to 10.3. 2 days: exercise 10.4, the run on all five domains (set `FULL`), then `dsa/training/grpo.py` and the
+# record's `dsa/training/post_training.py`. Computing: about **60 s**.
 #
-# Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's on
-# V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of the library TRL.
+# Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's
+# on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of the
+# library TRL.
 
 # %%
 import copy
@@ -53,9 +54,9 @@ style()
 # %% [markdown]
 # ## Five domains whose answers can be checked
 #
-# The report names five: mathematics, competitive programming, logical reasoning, agentic coding, agentic search. Ours
-# are the smallest tasks that deserve the comparison. Each has three levels, and each prompt says whether to think
-# first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
+# The report names five: mathematics, competitive programming, logical reasoning, agentic coding, agentic search.
+# Ours are the smallest tasks that deserve the comparison. Each has three levels, and each prompt says whether to
+# think first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
 
 # %%
 chance = Random(0)
@@ -66,15 +67,15 @@ for name in DOMAINS:
         print(f"{name:9} {read(problem.prompt):38} -> {written}")
 
 # %% [markdown]
-# `maths` adds digits below five; a thinker writes the running totals first. `sorting` sorts digits; a thinker sorts both
-# halves first. `brackets` closes what is open; a thinker lists what is open. These three end in `=`, the answer and a
-# full stop.
+# `maths` adds digits below five; a thinker writes the running totals first. `sorting` sorts digits; a thinker sorts
+# both halves first. `brackets` closes what is open; a thinker lists what is open. These three end in `=`, the
+# answer and a full stop.
 #
-# The other two are **agents**: they take several turns, and some of the tokens are not theirs. In `repair` the prompt is
-# a specification, eight lines `name value`. The agent runs the tests (`▸`); the tool names a line that is broken;
-# the agent writes what that line must be; the tool names the next one, or says `✓`. One wrong repair, and it says `✗`.
-# In `search` the agent asks (`?`) for a name and is given what stands under it, another name or the number
-# wanted. In brackets, what the tool said:
+# The other two are **agents**: they take several turns, and some of the tokens are not theirs. In `repair` the
+# prompt is a specification, eight lines `name value`. The agent runs the tests (`▸`); the tool names a line that is
+# broken; the agent writes what that line must be; the tool names the next one, or says `✓`. One wrong repair, and
+# it says `✗`. In `search` the agent asks (`?`) for a name and is given what stands under it, another name or the
+# number wanted. In brackets, what the tool said:
 
 # %%
 broken = dict(zip(write("b a"), write("2 1"), strict=True))
@@ -89,9 +90,9 @@ for said in ("▸ 2 1 .", "▸ 2 7 ."):
     print(f"{line:20} correct: {one.correct}")
 
 # %% [markdown]
-# The checker is the teacher here, and the only one. So it had better be right: it must accept what is right, and nothing
-# else. Let us try to fool it: every right answer, and then each of its tokens exchanged for each of the other 47
-# symbols (for thinkers only from `=` on: thoughts are free).
+# The checker is the teacher here, and the only one. So it had better be right: it must accept what is right, and
+# nothing else. Let us try to fool it: every right answer, and then each of its tokens exchanged for each of the
+# other 47 symbols (for thinkers only from `=` on: thoughts are free).
 
 # %%
 accepted, refused, fooled = 0, 0, 0
@@ -116,13 +117,12 @@ claim(
 # ## A model that knows, and is careless
 #
 # `data/novice` was trained like this course's large model: it copied first, then read worked solutions with dense
-# attention, then its indexers were warmed up, then it learned to live with K = 8 of up to 34 tokens. But two fifths of
-# the solutions it read have one symbol exchanged. A model that imitates them well is *careless*: it learns what
-# is right, and it learns to be wrong now and then. (Real base models are careless because people are. Ours was made so
-# on purpose, so that there is something to gain.)
+# attention, then its indexers were warmed up, then it learned to live with K = 8 of up to 34 tokens. But two fifths
+# of the solutions it read have one symbol exchanged. A model that imitates them well is *careless*: it learns what
+# is right, and it learns to be wrong now and then. (Real base models are careless because people are. Ours was made
+# so on purpose, so that there is something to gain.)
 #
-# Take its likeliest tokens, and it is nearly always right. And if its tokens are *drawn*, as it would say
-# them?
+# Take its likeliest tokens, and it is nearly always right. And if its tokens are *drawn*, as it would say them?
 
 # %%
 base = dsa.from_pretrained("../data/novice")
@@ -166,15 +166,15 @@ claim(
 )
 
 # %% [markdown]
-# That gap is what reinforcement learning lives on. The right answer is among the samples, so it can be rewarded; and
-# so are wrong ones, so there is something to tell it from. Where no sample is right there is nothing to learn
+# That gap is what reinforcement learning lives on. The right answer is among the samples, so it can be rewarded;
+# and so are wrong ones, so there is something to tell it from. Where no sample is right there is nothing to learn
 # *from*, and where all are right, nothing to learn.
 #
 # ## GRPO by hand: the group is the baseline
 #
 # Ask one question, sample G answers, reward each. How good is an answer that got 1? That depends on how easy the
-# question was. The older way, PPO, trains a second network to guess that. GRPO (Shao et al., 2024) looks at the other
-# answers of the **group**: what is better than their mean is made likelier, what is worse less likely.
+# question was. The older way, PPO, trains a second network to guess that. GRPO (Shao et al., 2024) looks at the
+# other answers of the **group**: what is better than their mean is made likelier, what is worse less likely.
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r_1 \dots r_G)}{\mathrm{std}(r_1 \dots r_G)}$$
 
@@ -199,10 +199,10 @@ claim(
 )
 
 # %% [markdown]
-# Every token of an answer gets the advantage of the answer. (Nobody knows which token was to blame.) Then the samples are
-# used for more than one update, and the model is soon no longer the one that wrote them. The *ratio*
-# $\rho = p_\mathrm{now} / p_\mathrm{sampled}$ corrects for that, and a **clip** sees to it that no token is pushed too
-# far on old evidence:
+# Every token of an answer gets the advantage of the answer. (Nobody knows which token was to blame.) Then the
+# samples are used for more than one update, and the model is soon no longer the one that wrote them. The *ratio*
+# $\rho = p_\mathrm{now} / p_\mathrm{sampled}$ corrects for that, and a **clip** sees to it that no token is pushed
+# too far on old evidence:
 #
 # $$J = \min\left(\rho A,\ \mathrm{clip}(\rho,\, 1 - \varepsilon,\, 1 + \varepsilon_\mathrm{high})\, A\right)$$
 #
@@ -221,9 +221,9 @@ for A in (1.0, -1.0):
     print(f"A {A:+.0f}:", [round(float(x), 2) for x in mine])
 
 # %% [markdown]
-# Read the last two lines: with A = +1 it stops growing at 1.28, with A = -1 it stops at 0.8. Beyond, the gradient is zero:
-# enough learned from this sample. On the *other* side nothing is clipped. A right token that has become half as
-# likely may be pushed back up.
+# Read the last two lines: with A = +1 it stops growing at 1.28, with A = -1 it stops at 0.8. Beyond, the gradient
+# is zero: enough learned from this sample. On the *other* side nothing is clipped. A right token that has become
+# half as likely may be pushed back up.
 #
 # And the gradient? At ratio 1 it is the plain policy gradient: $A$ times (one-hot minus softmax), the cross-entropy
 # gradient, with a sign and a weight that the reward decides. By hand, by autograd, and by finite differences:
@@ -272,9 +272,9 @@ claim(
 print(inspect.getsource(grpo.token_losses))
 
 # %% [markdown]
-# What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one what a
-# token gains when its probability moves, with the free range in grey. `beta` is the weight of a third term, the
-# divergence from the model at the start. Look for: a group in which all are right; one right among sixteen; a
+# What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
+# what a token gains when its probability moves, with the free range in grey. `beta` is the weight of a third term,
+# the divergence from the model at the start. Look for: a group in which all are right; one right among sixteen; a
 # large `beta`.
 
 # %%
@@ -306,10 +306,10 @@ twins(
 # %% [markdown]
 # ## The trap: who wrote this?
 #
-# Samples are written token by token, from a cache. The gradient reads the whole row at once. With sparse attention these
-# are two chances to select *other keys*, and then $\rho$ is not 1 where it must be: the gradient belongs to a model
-# that did not write the text. In real systems the sampler is another program, in other numbers. Here both run the
-# same operations. How often do they choose the same eight keys?
+# Samples are written token by token, from a cache. The gradient reads the whole row at once. With sparse attention
+# these are two chances to select *other keys*, and then $\rho$ is not 1 where it must be: the gradient belongs to a
+# model that did not write the text. In real systems the sampler is another program, in other numbers. Here both run
+# the same operations. How often do they choose the same eight keys?
 
 # %%
 problems = transcripts.draw(generator, names, 40)
@@ -318,13 +318,13 @@ same = rollout.selections_agree(base, written.tokens)
 claim(
     "C10.5",
     same > 0.999 and rollout.gap(base, written)["logprob"] < 1e-3,
-    f"token by token and all at once, {same:.1%} of the queries choose the"
-    " same keys, and log-probabilities agree to 0.001",
+    "token by token and all at once, more than 99.9% of the queries choose"
+    " the same keys, and log-probabilities agree to 0.001",
 )
 
 # %% [markdown]
-# And if they did not? Let the same text be read with other settings than it was written with, and look at the mean of
-# $|\rho - 1|$, which should be 0:
+# And if they did not? Let the same text be read with other settings than it was written with, and look at the mean
+# of $|\rho - 1|$, which should be 0:
 
 # %% tags=["nbval-ignore-output"]
 gaps = {"same": rollout.gap(base, written)["ratio"]}
@@ -343,14 +343,14 @@ claim(
 )
 
 # %% [markdown]
-# A clip at 20% has little left to guard if the ratio is off by that much before anything was learned. The
-# training table therefore has a column `logprob_difference`.
+# A clip at 20% has little left to guard if the ratio is off by that much before anything was learned. The training
+# table therefore has a column `logprob_difference`.
 #
 # ## Half a minute of GRPO
 #
-# Three domains, sparse attention, 30 steps of 16 prompts with 8 answers each. Nothing is shown to the model but its own
-# samples, and a 0 or 1 for each. The indexers go on learning beside it from Eq. 4 (chapter 06): no reward reaches
-# them, since selecting passes no gradient.
+# Three domains, sparse attention, 30 steps of 16 prompts with 8 answers each. Nothing is shown to the model but its
+# own samples, and a 0 or 1 for each. The indexers go on learning beside it from Eq. 4 (chapter 06): no reward
+# reaches them, since selecting passes no gradient.
 
 # %%
 guess = predict("By how much does the share of right answers rise?", 0.1)
@@ -374,8 +374,9 @@ guess.reveal(
 claim(
     "C10.7",
     rose > 0.1,
-    f"on new problems the share of right answers rises by {rose:.0%}",
-    value=f"{rose:.0%}",
+    f"on new problems the share of right answers rises by"
+    f" {100 * rose:.0f} points",
+    value=f"{100 * rose:.0f} points",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -398,8 +399,8 @@ words = "; ".join(
 show(fig, f"Means of five steps, first to last: {words}.")
 
 # %% [markdown]
-# The third picture is worth a habit. The better the model, the more groups are all right, and have nothing to teach. A
-# run ends by itself when this share nears 1, whatever the reward.
+# The third picture is worth a habit. The better the model, the more groups are all right, and have nothing to
+# teach. A run ends by itself when this share nears 1, whatever the reward.
 #
 # All five domains at once, 60 steps, two to four minutes: set `FULL = True` above.
 
@@ -413,9 +414,9 @@ if FULL:
 # %% [markdown]
 # ## Look at the answers
 #
-# A reward curve is a mean over thousands of texts that nobody has read. Read some. Each table is one group: one prompt,
-# eight samples, the reward and the advantage of each. Compare *before* with *after*, go to level 3, and look for the
-# group that teaches nothing.
+# A reward curve is a mean over thousands of texts that nobody has read. Read some. Each table is one group: one
+# prompt, eight samples, the reward and the advantage of each. Compare *before* with *after*, go to level 3, and
+# look for the group that teaches nothing.
 
 # %% tags=["nbval-ignore-output"]
 from dsa.show.groups import draw_group
@@ -456,8 +457,8 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
     )
 
 # %% [markdown]
-# A rubric pays for the way there. That helps where nothing is ever quite right, since then 0 or 1 is always 0. And it is an
-# invitation: every point that can be had without the task will be had without the task. We come to that.
+# A rubric pays for the way there. That helps where nothing is ever quite right, since then 0 or 1 is always 0. And
+# it is an invitation: every point that can be had without the task will be had without the task. We come to that.
 #
 # ## Specialists and their student
 #
@@ -478,7 +479,9 @@ claim(
     "what the student reads is right, all of it",
 )
 pupil = copy.deepcopy(base)
-student.sft(pupil, lessons, steps=40, learning_rate=1e-3, show=False)
+read_on = student.sft(
+    pupil, lessons, steps=40, learning_rate=1e-3, show=False
+)
 
 # %% tags=["nbval-ignore-output"]
 learned = rollout.accuracy(pupil, three, 120)
@@ -491,7 +494,7 @@ behind = sum(after[name] - learned[name] for name in three) / 3
 claim(
     "C10.9",
     abs(behind) < 0.15 and sum(learned.values()) / 3 > means["sampled"],
-    f"the student is within 15 points of its teacher ({-behind:+.0%})",
+    f"the student is within 15 points of its teacher: {-100 * behind:+.0f}",
 )
 
 # %% [markdown]
@@ -568,12 +571,27 @@ claim(
 
 # %% [markdown]
 # The report says that the student comes out only marginally below the specialists, and that reinforcement learning
-# afterwards closes the gap. Ours has {C10.10}.
-#
+# afterwards closes the gap. Ours comes out above them: they were trained briefly, and it reads nothing but their
+# right answers. So there is no gap to close, and a mixed stage after it, the report's third step, changes little:
+
+# %%
+polished = [
+    sum(r["models"]["student, mixed"][n] for n in names) / 5 for r in runs
+]
+more = [b - a for a, b in zip(taught, polished, strict=True)]
+claim(
+    "C10.19",
+    max(abs(x) for x in more) < 0.05,
+    "20 mixed steps after the student change less than 5 points (seeds:"
+    f" {', '.join(f'{x:+.2f}' for x in more)})",
+    kind="recorded",
+)
+
+# %% [markdown]
 # ## One mixed stage, or stages in a row?
 #
-# A stage in a row sees one domain and improves one domain. What happens to the others meanwhile, and to those that had
-# their turn? One line for each domain, a cross where its own stage ends:
+# A stage in a row sees one domain and improves one domain. What happens to the others meanwhile, and to those that
+# had their turn? One picture for each domain, a grey line where its own stage ends:
 
 # %%
 fig, axes = plt.subplots(1, 5, figsize=(9, 2.4), sharey=True)
@@ -637,10 +655,29 @@ claim(
 )
 
 # %% [markdown]
-# No collapse, then. The mixed stage ends {C10.12}, after fewer than half the steps; both have read about 16,000 samples.
-# In the row something does wear off: `maths`, the first, is lower when the last one ends than after its own stage. What
-# the mixed stage buys is plainer than the stories about forgetting: fewer steps, one run to watch instead of five, and a
-# model that is balanced at every moment. Stop it halfway, and no domain has been left out.
+# The mixed stage ends {C10.12}, after fewer than half the steps; both have read about 16,000 samples. And in the
+# row something wears off. How much does a domain lose between the end of its own stage and the end of the row?
+
+# %%
+worn = [
+    r["sequential"][n][name] - r["sequential"][-1][name]
+    for r in runs
+    for n, name in enumerate(names[:-1])
+]
+mean = sum(worn) / len(worn)
+claim(
+    "C10.20",
+    0 < mean < 0.1,
+    f"on average a domain loses {100 * mean:.0f} points after its own"
+    " stage",
+    kind="recorded",
+    value=f"{100 * mean:.0f} points",
+)
+
+# %% [markdown]
+# {C10.20}: no collapse. What the mixed stage buys is plainer than the stories about forgetting: fewer steps, one
+# run to watch instead of five, and a model that is balanced at every moment. Stop it halfway, and no domain has
+# been left out.
 #
 # ## What is forgotten
 #
@@ -689,16 +726,18 @@ claim(
 )
 
 # %% [markdown]
-# Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ. That
-# is gentle. Imitation is not: the texts come from elsewhere, and every token of them counts. Live: the model that we
-# trained above on three domains reads right answers to `maths` alone, 40 steps, at a rate of 0.005.
+# Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ.
+# That is gentle. Imitation is not: the texts come from elsewhere, and every token of them counts. Live: the model
+# that we trained above on three domains reads right answers to `maths` alone, 40 steps, at a rate of 0.005.
 
 # %%
 sums = student.rejection_sample(
     base, ["maths"], num_prompts=256, num_generations=3
 )
 narrow = copy.deepcopy(trained)
-student.sft(narrow, sums, steps=40, learning_rate=5e-3, show=False)
+read_on = student.sft(
+    narrow, sums, steps=40, learning_rate=5e-3, show=False
+)
 
 # %% tags=["nbval-ignore-output"]
 left = rollout.accuracy(narrow, three, 120)
@@ -708,7 +747,8 @@ lost = sum(after[name] - left[name] for name in three) / 3
 claim(
     "C10.18",
     lost > 0.05,
-    f"imitating sums alone costs the three other domains {lost:.0%}",
+    "imitating sums alone costs the three other domains"
+    f" {100 * lost:.0f} points",
 )
 
 # %% [markdown]
@@ -778,8 +818,8 @@ claim(
 # %% [markdown]
 # ## Where it fails
 #
-# **A checker with a leak.** This one pays for brackets as long as none closes what is not open. It never asks whether
-# everything was closed. 25 steps on `brackets`, live:
+# **A checker with a leak.** This one pays for brackets as long as none closes what is not open. It never asks
+# whether everything was closed. 25 steps on `brackets`, live:
 
 # %%
 print(inspect.getsource(rewards.nothing_closed_wrongly))
@@ -818,28 +858,28 @@ for one in found[:5]:
 
 # %% [markdown]
 # Who stops early closes nothing wrongly, and neither does an opening bracket. So it stops early and writes opening
-# brackets. Nobody told it to cheat: careless samples had such things in them, and they paid. The curve alone looks like success: only an exam that the reward does not know tells
-# the difference.
+# brackets. Nobody told it to cheat: careless samples had such things in them, and they paid. The curve alone looks
+# like success; only an exam that the reward does not know tells the difference.
 #
-# **Groups without variance.** Take what the model already does without a mistake, at a low temperature: every group is
-# all right, every advantage 0. Nothing moves, whatever the rate.
+# **Groups without variance.** Take what the model already does without a mistake, at a low temperature: every group
+# is all right, every advantage 0. Nothing moves, whatever the rate.
 
 # %%
 calm = copy.deepcopy(base)
-settings = GRPOConfig(num_prompts=8, temperature=0.2)
+settings = GRPOConfig(num_prompts=16, temperature=0.2)
 still = grpo.grpo(calm, ["search"], steps=3, config=settings, show=False)
 share = [row["frac_reward_zero_std"] for row in still.rows]
 high = [row["reward"] for row in still.rows]
 claim(
     "C10.16",
-    min(share) > 0.85 and min(high) > 0.9,
-    "the reward is above 90%, and more than 85% of the groups teach"
-    " nothing",
+    sum(share) / 3 > 0.75 and min(high) > 0.85,
+    "the reward is above 85%, and more than three quarters of the groups"
+    " teach nothing",
 )
 
 # %% [markdown]
-# **A rate too high.** Ten times ours, ten steps. There is no text to hold on to: the model learns from its own samples,
-# and once these are rubbish, all rewards are 0, all groups are without variance, and there is no way back.
+# **A rate too high.** Ten times ours, twelve steps. There is no text to hold on to: the model learns from its own
+# samples, and once these are rubbish, all rewards are 0, all groups are without variance, and there is no way back.
 
 # %% tags=["nbval-ignore-output"]
 broken = copy.deepcopy(base)
@@ -862,40 +902,40 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# GRPO's advantage and gradient by hand are the package's (C10.3, C10.4). Sampling and training select the same keys (C10.5).
-# Half a minute of reward on three domains gives {C10.7} more right answers, on problems it has not seen; one mixed
-# stage on five, with three seeds, {C10.11} (C10.11). A student of the specialists' right answers has {C10.10} right,
-# and is no worse than they are. Dense and sparse learn alike (C10.14). And a rising reward proves nothing by itself
-# (C10.15).
+# GRPO's advantage and gradient by hand are the package's (C10.3, C10.4). Sampling and training select the same keys
+# (C10.5). Half a minute of reward on three domains gives {C10.7} more right answers, on problems it has not seen;
+# one mixed stage on five raises their share by {C10.11}, with three seeds (C10.11). A student of the specialists'
+# right answers has {C10.10} right, and is no worse than they are. Dense and sparse learn alike (C10.14). And a
+# rising reward proves nothing by itself (C10.15).
 #
-# **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none, and
-# 0.001 falling to a tenth. Whether advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO.
-# Whether the indexers go on learning in this phase, and from what: we train them on, by Eq. 4. How many samples a
-# specialist gives: what is right of 128 prompts with four answers each, one for each prompt. What we could not
-# show: that several stages forget. At this size they do not.
+# **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
+# and 0.001 falling to a tenth. Whether advantages are divided by the deviation: yes, as in DeepSeek's first paper
+# on GRPO. Whether the indexers go on learning in this phase, and from what: we train them on, by Eq. 4. How many
+# samples a specialist gives: what is right of 128 prompts with four answers each, one for each prompt. What we
+# could not show: that stages in a row collapse. At this size they lose {C10.20}.
 #
 # **Five questions**
-# 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with
-#    G = 64, and what would a rubric change?
+# 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G
+#    = 64, and what would a rubric change?
 # 2. Why must the tool's tokens be left out of the loss, and why may they not be left out of the sequence?
 # 3. The student beats its teachers though it has only seen their texts. Where does that come from?
-# 4. Sampler and trainer select different keys. The clip is at 0.2. What do you see in the table of measures, and what
-#    do you do?
+# 4. Sampler and trainer select different keys. The clip is at 0.2. What do you see in the table of measures, and
+#    what do you do?
 # 5. A colleague shows you a reward curve that rises to 1. Which three things do you ask for?
 #
 # <details><summary>Answers</summary>
 #
-# 1. With G = 8 twelve groups of thirteen have no right answer and teach nothing; with 64 about half have one. A rubric
-#    gives rewards to what is nearly right, so groups have variance, and opens a door to cheating.
-# 2. The model did not choose them, so making them likelier teaches it to invent results. But its own next tokens depend
-#    on them, so they must be read.
+# 1. With G = 8 twelve groups of thirteen have no right answer and teach nothing; with 64 about half have one. A
+#    rubric gives rewards to what is nearly right, so groups have variance, and opens a door to cheating.
+# 2. The model did not choose them, so making them likelier teaches it to invent results. But its own next tokens
+#    depend on them, so they must be read.
 # 3. Rejection sampling: the teachers' mistakes are gone. It imitates what they are when they are right, in all
 #    domains, and what one domain teaches (be careful) helps in the others.
-# 4. `logprob_difference` is large in the first update of every batch, and `clip_ratio` is not 0 there. Make the sampler
-#    select as the trainer does: same numbers, same K, or hand the selection over.
+# 4. `logprob_difference` is large in the first update of every batch, and `clip_ratio` is not 0 there. Make the
+#    sampler select as the trainer does: same numbers, same K, or hand the selection over.
 # 5. Samples to read; an exam by another checker than the one that pays; and the share of groups without variance.
 #
 # </details>
 #
-# **Next**: what a token costs, with sparse attention and without, and what is left of the saving at your sizes. The
-# [README](../README.md) lists what is there.
+# **Next**: what a token costs, with sparse attention and without, and what is left of the saving at your sizes:
+# [11](11_cost_curves.ipynb).
