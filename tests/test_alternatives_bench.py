@@ -11,7 +11,7 @@ from dsa.cost.alternatives import DESIGNS as BILLED
 from dsa.model.alternatives.choosing import Budget
 from dsa.text.corpus import own_text
 from dsa.text.tasks import Needles
-from dsa.training import alternatives
+from dsa.training import alternatives, evaluate
 from dsa.training.alternatives import DESIGNS
 
 DATA = Path(__file__).parent.parent / "data"
@@ -101,3 +101,12 @@ def test_the_records_say_where_they_come_from_and_hold_every_run(name, designs):
     for design in designs:
         assert len(alternatives.of(record["runs"], design, "recall", steps)) == len(seeds) >= 3
         assert alternatives.of(record["runs"], design, "recall", 0)
+
+
+@pytest.mark.parametrize("design", ["window", "moba", "quest", "msa", "dsa"])
+def test_a_short_examination_sees_the_record_again(design, warmed, text):
+    """Untrained designs, on another text: needles do not depend much on what they stand in."""
+    record = json.loads((DATA / "measurements" / "alternatives.json").read_text())
+    exam = list(evaluate.needle_batches(text, 256, 32))
+    found = alternatives.examine(alternatives.build(design, warmed, Budget()), text, exam, 256)["recall"]
+    assert found == pytest.approx(alternatives.of(record["runs"], design, "recall", 0)[0], abs=0.15)

@@ -42,6 +42,7 @@ class Chat:
     words: Vocabulary
     max_new_tokens: int = 256
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -50,21 +51,21 @@ class Chat:
         """Add a turn and answer it piece by piece; what has been yielded when the reader stops is the answer.
 
         Raises:
-            ValueError: if the turn alone does not fit the context, or is empty for a model that only continues.
+            ValueError: if the turn does not fit context or memory, or is empty and the model has no template.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = self._prompt()
-        except ValueError:
-            self.messages.pop()
-            raise
+        turn = {"role": "user", "content": text}
+        self.messages.append(turn)
         pieces: list[str] = []
         try:
-            for piece in self._pieces(prompt):
+            for piece in self._pieces(self._prompt()):
                 pieces.append(piece)
                 yield piece
+        except ValueError:
+            self.messages.pop()  # refused: as if it had not been said
+            raise
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            if self.messages and self.messages[-1] is turn:
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def forget(self) -> None:
         """Begin anew."""
@@ -98,7 +99,7 @@ class Chat:
 
     def _tokens(self, prompt: list[int]) -> Iterator[int]:
         ids = torch.tensor([prompt], device=self.model.model.embed_tokens.weight.device)
-        for token in stream(self.model, ids, self.max_new_tokens, self.temperature, self.seed):
+        for token in stream(self.model, ids, self.max_new_tokens, self.temperature, self.seed, top_p=self.top_p):
             yield int(token)
 
 
@@ -155,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with parallel.processes(arguments.device) as mesh:
             model = command.load(arguments, mesh)
             words = vocabulary.of(arguments.folder, model.config.vocab_size)
-            limits = (arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.system)
-            talk(Chat(model, words, *limits), lambda: heard_by_all(_listen), _print)
+            names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
+            settings = {name: getattr(arguments, name) for name in names}
+            talk(Chat(model, words, **settings), lambda: heard_by_all(_listen), _print)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

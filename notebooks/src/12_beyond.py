@@ -29,14 +29,13 @@ from pathlib import Path
 import dsa
 import matplotlib.pyplot as plt
 import torch
-from dsa.kernels import ops
 from dsa.model import selection
 from dsa.model.alternatives import blocks, delta, moba, msa, quest, sparq
 from dsa.model.alternatives.choosing import Budget
 from dsa.show import alternatives as pictures
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, provenance, show, style
+from dsa.show.figures import COLOURS, show, style
 from dsa.show.predict import predict
 from dsa.text import corpus
 from dsa.text.tasks import Needles
@@ -88,7 +87,7 @@ fig, ax = plt.subplots(figsize=(6.4, 2.3))
 ax.bar(range(16), products, color=COLOURS[0], label="q . k")
 for n in range(4):
     ax.hlines(means[n], 4 * n - 0.4, 4 * n + 3.4, color=COLOURS[3], lw=2)
-ax.plot([], [], color=COLOURS[3], lw=2, label="mean of the block")
+ax.plot([], [], marker="", color=COLOURS[3], label="mean of a block")
 ax.set(xlabel="key", ylabel="product")
 ax.legend()
 show(
@@ -528,7 +527,8 @@ claim(
 #
 # **Who looks at each token recalls; who looks at summaries recalls less; who looks at places recalls what is
 # near.** MSA belongs to the first: it reads blocks, but it scores tokens. (NSA compares badly with MoBA here
-# partly because it spends one of its four blocks on the window.)
+# partly because it spends one of its four blocks on the window. And sinks are worth nothing in this small model:
+# four tokens more of window would have been as good.)
 #
 # **The short lessons did not mend the summaries.** A model could learn to write keys that stand out in a mean,
 # and MoBA's and NSA's authors report that models trained so from the start do well. Ours did not begin to in
