@@ -67,7 +67,7 @@ def test_changed_answers_are_refused(name, level, thinking):
                 inserted = chance.randrange(symbols.VOCAB)
                 assert not domains.correct(problem, (*right[:place], inserted, *right[place:])), "one too many"
         assert not domains.correct(problem, right[:-1]) and not domains.correct(problem, (*right, END))
-        assert not domains.correct(problem, ())
+        assert not domains.correct(problem, ()) and not domains.correct(problem, (END, *right))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -83,6 +83,18 @@ def test_the_agents_must_do_and_not_only_say(level):
     for problem in problems("search", level, True):
         answer = solve(problem)[-2]
         assert not domains.correct(problem, (ANSWER, answer, END)), "guessed without asking"
+
+
+def test_a_wrong_thought_does_no_harm():
+    for name, level in product(DOMAINS, LEVELS):
+        for problem in problems(name, level, True, 10):
+            right = solve(problem)
+            act = {ASK, RUN, ANSWER, END, *(DIGITS if name == "repair" else ())}
+            stop = counts_from(problem, right)
+            asked = {n + 1 for n, token in enumerate(right) if token == ASK}
+            for place in (n for n, token in enumerate(right[:stop]) if token not in act and n not in asked):
+                other = COLON if right[place] != COLON else NAMES[0]
+                assert domains.correct(problem, (*right[:place], other, *right[place + 1 :]))
 
 
 def test_tools_say_what_they_know_and_nothing_else():

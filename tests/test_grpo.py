@@ -206,7 +206,10 @@ def test_rewards_by_hand():
     assert rubric(sorting("= 4 8 2 .")) == pytest.approx(3 / 5)
     assert rubric.grades(sorting("= 2 4 .")) == {"digits only": 1, "in order": 1, "same items": pytest.approx(2 / 3)}
     assert rubric(sorting("= 2 4 8")) == 0, "who does not end has not answered"
-    assert rewards.LEAKY_SORTING(sorting("= 9 .")) == 1 and rewards.verified(sorting("= 9 .")) == 0
+    problem = domains.Problem("brackets", 1, False, write("§ D ( [ ]"), {})
+    found = [play(problem, write(text)) for text in ("= ) .", "= ( .", "= ] .", "= ) ) .")]
+    assert [rewards.nothing_closed_wrongly(one) for one in found] == [1, 1, 0, 0]
+    assert [rewards.verified(one) for one in found] == [1, 0, 0, 0]
     penalty = rewards.LengthPenalty(free=3, per_token=0.1, most=0.15)
     assert [penalty(sorting(text)) for text in ("= 1 .", "= 1 2 .", "= 1 2 3 .")] == pytest.approx([0, -0.1, -0.15])
     both = rewards.total([rewards.verified, penalty], [2.0, 1.0])

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 import dsa
+from dsa.show.groups import across
 from dsa.text.domains import DOMAINS
 from dsa.training import grpo, novice, post_training, rollout, student
 from dsa.training.grpo import GRPOConfig
@@ -78,7 +79,8 @@ def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
 def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
     steps = {"specialist": 1, "mixed": 2, "polish": 1, "student": 1, "forget": 1, "dense": 1}
     monkeypatch.setattr(post_training, "STEPS", steps)
-    monkeypatch.setattr(post_training, "CONFIG", GRPOConfig(num_prompts=2, num_generations=2))
+    monkeypatch.setattr(post_training, "CONFIG", GRPOConfig(num_generations=2))
+    monkeypatch.setattr(post_training, "PROMPTS", {"alone": 2, "together": 2})
     monkeypatch.setattr(post_training, "EXAM", 4)
     monkeypatch.setattr(post_training, "SAMPLES", {"num_prompts": 4, "num_generations": 2})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -95,3 +97,18 @@ def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
     assert (tmp_path / "work" / "5.json").stat().st_mtime_ns == made, "a finished seed is not run again"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert dsa.from_pretrained(FOLDER).attention == model.attention == "sparse"
+
+
+def test_the_record_holds_what_the_chapter_says():
+    record = json.loads((FOLDER.parent / "measurements" / "post_training.json").read_text())
+    assert record["command"].startswith("python -m dsa.training.post_training data/novice --work")
+    assert record["date"] and record["versions"]["torch"] and "generated" in record["corpus"]["source"]
+    options, runs = record["options"], record["runs"]
+    assert options["steps"] == post_training.STEPS and options["prompts"] == post_training.PROMPTS
+    assert [run["seed"] for run in runs] == options["seeds"] == list(post_training.SEEDS)
+    mean = {name: [sum(run["models"][name].values()) / 5 for run in runs] for name in runs[0]["models"]}
+    own = [sum(run["specialists"][name][name] for name in DOMAINS) / 5 for run in runs]
+    assert sum(mean["mixed"]) - sum(mean["base"]) > 0.2 * 3, "mixed GRPO raises its base by more than 0.2"
+    assert sum(mean["student"]) - sum(own) > -0.05 * 3, "the student is within 0.05 of the specialists"
+    sparse, dense = (across(runs, name, "reward").mean(0) for name in ("mixed", "mixed, dense"))
+    assert (sparse - dense).abs().max() < 0.15 and len(sparse) == options["steps"]["mixed"] // 5

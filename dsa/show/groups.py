@@ -99,7 +99,7 @@ def _sentence(given: Tensor, found: Tensor, high: float, beta: float) -> str:
         for reward, name in ((1, "right"), (0, "wrong"))
     ]
     held = f" (the KL term, weight {beta}, pulls back)" if beta else ""
-    return start + "; ".join(words) + held + "."
+    return start + ". ".join(words) + held + "."
 
 
 def group_of(

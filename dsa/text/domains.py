@@ -193,9 +193,8 @@ def _reply_repair(problem: Problem, own: Ids) -> Ids:
 
 
 def _holds_repair(problem: Problem, own: Ids) -> bool:
-    wanted = tuple(problem.world.values())
-    notes = {COLON, *problem.world} if problem.thinking else set()
-    return own[:1] == (RUN,) and _edits(own) == list(wanted) and set(own[1:]) <= {*wanted, *notes}
+    notes = {COLON, *NAMES} if problem.thinking else set()
+    return own[:1] == (RUN,) and _edits(own) == list(problem.world.values()) and set(own[1:]) <= {*DIGITS, *notes}
 
 
 # search: a chain of names that ends in a number; a thinker notes the name before asking -------------------------------

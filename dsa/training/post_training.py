@@ -19,7 +19,7 @@ kept in ``--work``, from where a stopped run goes on.
 import argparse
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -40,8 +40,9 @@ from dsa.training.rollout import accuracy
 
 NAMES = tuple(DOMAINS)
 SEEDS = (0, 1, 2)
-CONFIG = GRPOConfig(num_prompts=16, learning_rate=2e-3, epsilon_high=0.28)
-STEPS = {"specialist": 25, "mixed": 60, "polish": 30, "student": 80, "forget": 25, "dense": 150}
+CONFIG = GRPOConfig(epsilon_high=0.28)
+PROMPTS = {"alone": 16, "together": 32}  # groups a step with one domain, with all
+STEPS = {"specialist": 25, "mixed": 60, "polish": 20, "student": 80, "forget": 25, "dense": 150}
 SAMPLES = {"num_prompts": 128, "num_generations": 4}  # of each specialist
 ALONE, HELD = "maths", 0.1  # the domain trained alone in the end, and the beta that holds the rest
 EXAM = 150  # problems of each domain
@@ -80,7 +81,7 @@ class Study:
         self, name: str, model: Transformer, names: Sequence[str], steps: int, beta: float = 0.0
     ) -> Transformer:
         """A copy of ``model`` after GRPO on ``names``; its curve is kept under ``name``."""
-        settings = GRPOConfig(**{**asdict(CONFIG), "beta": beta})
+        settings = replace(CONFIG, beta=beta, num_prompts=PROMPTS["alone" if len(names) == 1 else "together"])
         pupil = copy.deepcopy(model)
         run = grpo(pupil, names, steps=steps, config=settings, seed=self.seed, show=False)
         self.curves[name] = curve(run)
@@ -145,7 +146,14 @@ def run(options: argparse.Namespace) -> Path:
         raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
     base, started = from_pretrained(options.folder), perf_counter()
     runs = [studied(base, seed, options.work) for seed in options.seeds]
-    settings = {"seeds": options.seeds, "steps": STEPS, "grpo": asdict(CONFIG), "samples": SAMPLES, "exam": EXAM}
+    settings = {
+        "seeds": options.seeds,
+        "steps": STEPS,
+        "grpo": asdict(CONFIG),
+        "prompts": PROMPTS,
+        "samples": SAMPLES,
+        "exam": EXAM,
+    }
     found = folder.provenance(options.command, settings, Generated(), perf_counter() - started)
     found["weights"] = f"the runs start from {options.folder}; what they trained is not kept"
     write_json(options.out, found | {"runs": runs})

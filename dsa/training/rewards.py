@@ -5,7 +5,7 @@ A reward function takes a :class:`Transcript` and returns a float; several are a
 checked, a length penalty, consistency of language (here: of mode), and for general tasks a rubric by which a generative
 model grades an answer on several points (here the points are rules).
 
-The rewards below that are called leaky pay for less than was asked. They are here to be found out.
+:func:`nothing_closed_wrongly` pays for less than was asked. It is here to be found out.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,7 +83,12 @@ def plain(one: Transcript) -> float:
 
 
 SORTING_RUBRIC = Rubric({"digits only": (1, plain), "in order": (2, ordered), "same items": (2, complete)})
-LEAKY_SORTING: Reward = ordered  # who writes one digit is always in order
+
+
+def nothing_closed_wrongly(one: Transcript) -> float:
+    """1 if no bracket closes what is not open. Leaky: it never asks whether everything was closed."""
+    answer = answer_of(one)
+    return float(bool(answer) and domains.still_open(one.problem.body + answer) is not None)
 
 
 def total(functions: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:

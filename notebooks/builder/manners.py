@@ -22,6 +22,7 @@ BUDGETS = MappingProxyType(  # seconds as a test, on two cores
         "06_training_the_indexer": 120,
         "07_sparse_training": 150,
         "09_the_full_model": 90,
+        "10_post_training": 150,
         "11_cost_curves": 150,
         "12_beyond": 90,
     }

@@ -22,6 +22,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "6": "teaching",
         "7": "adapting",
         "9": "full_model",
+        "10": "post_training",
         "11": "costs",
         "12": "alternatives",
     }
