@@ -8,7 +8,6 @@ import json
 
 import pytest
 import small
-import torch
 from transformers import AutoTokenizer
 
 import dsa
@@ -115,6 +114,14 @@ def test_what_does_not_fit_is_refused_and_not_remembered(folder):
     assert told.messages == []
 
 
+def test_what_memory_refuses_is_not_remembered_either(folder, monkeypatch):
+    told = chat.open_chat(folder, max_new_tokens=4)
+    monkeypatch.setattr("dsa.inference.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match="What would fit"):
+        list(told.say("Is it lit?"))
+    assert told.messages == []
+
+
 def test_the_courses_own_models_go_on_with_bytes():
     told = chat.open_chat("data/sparse", max_new_tokens=8)
     answer = "".join(told.say("def main():"))
@@ -170,9 +177,9 @@ def test_a_tokenizer_of_another_model_and_none_at_all_are_refused(folder, tmp_pa
         command.main(["data/sparse", "--prompt", "", "--device", "cpu"])
 
 
-def test_drawn_answers_follow_the_seed(folder):
-    answers = [
-        "".join(chat.open_chat(folder, max_new_tokens=9, temperature=1.0, seed=seed).say("lit?")) for seed in (1, 1, 2)
-    ]
+def test_drawn_answers_follow_the_seed_and_top_p(folder):
+    drawn = [{"temperature": 1.0, "seed": seed} for seed in (1, 1, 2)]
+    settings = [*drawn, {"temperature": 1.0, "top_p": 1e-6}, {}]
+    answers = ["".join(chat.open_chat(folder, max_new_tokens=9, **each).say("lit?")) for each in settings]
     assert answers[0] == answers[1] != answers[2]
-    assert torch.is_grad_enabled()
+    assert answers[3] == answers[4]  # the likeliest token only, and greedy

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from dsa.inference import command, parallel
 from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.generate import sample
+from dsa.inference.generate import stream
 from dsa.model.transformer import Transformer
 from dsa.text import vocabulary
 from dsa.text.vocabulary import Stream, Vocabulary
@@ -42,6 +42,7 @@ class Chat:
     words: Vocabulary
     max_new_tokens: int = 256
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -50,21 +51,21 @@ class Chat:
         """Add a turn and answer it piece by piece; what has been yielded when the reader stops is the answer.
 
         Raises:
-            ValueError: if the turn alone does not fit the context, or is empty for a model that only continues.
+            ValueError: if the turn does not fit context or memory, or is empty and the model has no template.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = self._prompt()
-        except ValueError:
-            self.messages.pop()
-            raise
+        turn = {"role": "user", "content": text}
+        self.messages.append(turn)
         pieces: list[str] = []
         try:
-            for piece in self._pieces(prompt):
+            for piece in self._pieces(self._prompt()):
                 pieces.append(piece)
                 yield piece
+        except ValueError:
+            self.messages.pop()  # refused: as if it had not been said
+            raise
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            if self.messages and self.messages[-1] is turn:
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def forget(self) -> None:
         """Begin anew."""
@@ -87,24 +88,19 @@ class Chat:
 
     def _pieces(self, prompt: list[int]) -> Iterator[str]:
         """The answer as text, as it comes."""
-        stream = Stream(self.words)
+        text = Stream(self.words)
         for token in self._tokens(prompt):
             if token in self.words.stops:
                 break
-            if piece := stream.add(token):
+            if piece := text.add(token):
                 yield piece
-        if piece := stream.rest():
+        if piece := text.rest():
             yield piece
 
-    @torch.no_grad()
     def _tokens(self, prompt: list[int]) -> Iterator[int]:
-        last = torch.tensor([prompt], device=self.model.model.embed_tokens.weight.device)
-        generator = torch.Generator(last.device).manual_seed(self.seed)
-        cache = self.model.new_cache(1, len(prompt) + self.max_new_tokens)
-        for _ in range(self.max_new_tokens):
-            hidden, _ = self.model.hidden(last, cache)
-            last = sample(self.model.lm_head(hidden[:, -1]).float(), self.temperature, generator)
-            yield int(last)
+        ids = torch.tensor([prompt], device=self.model.model.embed_tokens.weight.device)
+        for token in stream(self.model, ids, self.max_new_tokens, self.temperature, self.seed, top_p=self.top_p):
+            yield int(token)
 
 
 def open_chat(folder: str | Path, **settings) -> Chat:
@@ -160,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with parallel.processes(arguments.device) as mesh:
             model = command.load(arguments, mesh)
             words = vocabulary.of(arguments.folder, model.config.vocab_size)
-            limits = (arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.system)
-            talk(Chat(model, words, *limits), lambda: heard_by_all(_listen), _print)
+            names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
+            settings = {name: getattr(arguments, name) for name in names}
+            talk(Chat(model, words, **settings), lambda: heard_by_all(_listen), _print)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
