@@ -24,9 +24,7 @@ MODULES = MappingProxyType(
         "triton": "dsa.kernels.gpu.backend",
     }
 )
-PREFERRED = MappingProxyType(
-    {"meta": ("meta",), "cuda": ("triton",)}
-)  # by device type, the best first; then LAST_RESORT
+PREFERRED = MappingProxyType({"meta": ("meta",), "cuda": ("triton",)})  # by device type; then LAST_RESORT
 LAST_RESORT = "chunked"
 
 

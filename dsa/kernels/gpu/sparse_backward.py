@@ -159,8 +159,8 @@ def gradients(
     shared = {
         "q_ptr": q.contiguous(), "kv_ptr": parts.latent, "rope_ptr": parts.rope, "grad_ptr": grad.contiguous(),
         "selected_ptr": selected.contiguous(), "lse_ptr": lse, "delta_ptr": torch.empty_like(lse),
-        "T": T, "H": H, "K": K, "kv_batch_stride": parts.latent.stride(0), "kv_stride": parts.latent.stride(1), "scale": scale,
-        "LOG2_E": LOG2_E, "C": C, "R": width - C, "BLOCK_C": padded(C), "BLOCK_R": padded(width - C),
+        "T": T, "H": H, "K": K, "kv_batch_stride": parts.latent.stride(0), "kv_stride": parts.latent.stride(1),
+        "scale": scale, "LOG2_E": LOG2_E, "C": C, "R": width - C, "BLOCK_C": padded(C), "BLOCK_R": padded(width - C),
     }  # fmt: skip
     start(QUERY_GRADIENT, lambda tile: (B * T * triton.cdiv(H, tile["BLOCK_H"]),), out_ptr=out, dq_ptr=dq, **shared)
     start(LATENT_GRADIENT, lambda tile: (B * T * triton.cdiv(K, tile["BLOCK_K"]),), dkv_ptr=dkv, S=S, **shared)
