@@ -52,6 +52,10 @@ def test_balancing_evens_the_load_and_standing_still_does_not():
     assert full_model.imbalance(torch.tensor([3, 3, 3])) == 1 and full_model.imbalance(torch.tensor([4, 0])) == 2
 
 
+def test_what_the_command_writes_can_be_had_in_a_cell():
+    assert full_model.continued("data/sparse", "def ", 1).startswith("def ")
+
+
 def test_without_a_record_a_sentence_says_how_to_make_one(tmp_path):
     assert full_model.read_record(tmp_path / "none.json") is None
     assert full_model.RECORD_COMMAND in full_model.draw_record(None)

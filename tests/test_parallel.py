@@ -65,6 +65,8 @@ def worker(folder):
             model(small.tokens(1, 8), indexer_loss=True)
         with pytest.raises(ValueError, match="the model is split over processes"):
             dsa.save_pretrained(model, folder / "never")
+        with pytest.raises(ValueError, match="split already"):
+            parallel.split(model, mesh)
         lines = ["Is it lit?"] if mesh.get_local_rank() == 0 else []
         assert chat.heard_by_all(lambda: lines.pop()) == "Is it lit?"
 

@@ -21,9 +21,10 @@ MODULES = MappingProxyType(
         "reference": "dsa.kernels.reference",
         "chunked": "dsa.kernels.chunked",
         "meta": "dsa.kernels.shapes",
+        "triton": "dsa.kernels.gpu.backend",
     }
 )
-PREFERRED = MappingProxyType({"meta": ("meta",)})  # by device type, the best first; then LAST_RESORT
+PREFERRED = MappingProxyType({"meta": ("meta",), "cuda": ("triton",)})  # by device type; then LAST_RESORT
 LAST_RESORT = "chunked"
 
 
