@@ -119,8 +119,9 @@ def fit(
 def _step(config: Config, gpu: GPU, ranks: int, context: int, batch: int, precision: str, attention: str) -> float:
     """Seconds in which one GPU reads, or multiplies, what one token for each sequence needs."""
     traffic = decode_traffic(config, context, attention, precision, batch)
-    share = weight_bytes(config, precision, ranks) / weight_bytes(config, precision, 1)
-    read = (traffic.weights * share + traffic.cache) / gpu.bandwidth
+    kinds = [m for m in matrices(config) if not m.split and (m.part != "indexer" or attention == "sparse")]
+    whole = sum(m.used * m.bytes(precision) for m in kinds)  # read by every GPU, as the cache is
+    read = ((traffic.weights - whole) / ranks + whole + traffic.cache) / gpu.bandwidth
     return max(read, batch * _seconds(config, gpu, ranks, token_work(config, context, attention, "decode"), precision))
 
 

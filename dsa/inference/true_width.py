@@ -1,4 +1,4 @@
-"""Layers of true width: the published sizes, as many layers as the memory holds, random weights.
+"""Layers of true width: the published sizes, as many layers as the memory holds, random or loaded weights.
 
 A layer's speed and memory do not depend on what its weights say, and one layer does not know how many others there are.
 So a few layers of the real shape, filled with random numbers, tell what 61 of them would do, on one GPU and without a
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dsa.inference import layout
 from dsa.inference.files import write_json
-from dsa.inference.reading import set_dtype
+from dsa.inference.reading import fill, set_dtype
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
 from dsa.model.config import Config
@@ -59,6 +60,16 @@ def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: 
         _fill(name, tensor, numbers)
     for gate in [module for module in layers.modules() if isinstance(module, Gate)]:
         gate.load.zero_()
+    return layers
+
+
+def load(layers: nn.ModuleList, folder: Path) -> nn.ModuleList:
+    """Put a folder's weights into its first layers, FP8 expanded on the way. CheckpointError if any is missing."""
+    stored = layout.contents(folder)
+    target = {f"model.layers.{name}": tensor for name, tensor in layers.state_dict().items()}
+    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(layout.SCALE) in target}
+    layout.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
+    fill(target, mine, f"loading {folder.name}")
     return layers
 
 
@@ -183,15 +194,19 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     device = torch.device(arguments.device)
     on_gpu, dtype = device.type == "cuda", torch.bfloat16
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 8e9
-    config = first_layers(arguments.layers or layers_that_fit(memory, dtype))
+    published = layout.read_config(arguments.folder) if arguments.folder else None
+    config = first_layers(arguments.layers or layers_that_fit(memory, dtype, published), published)
     layers = build(config, dtype, device)
+    if arguments.folder:
+        load(layers, arguments.folder)
     held = sum(p.nbytes for p in layers.parameters())
     return {
         "command": command,
         "machine": torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()}, processor",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
         "date": datetime.now(UTC).date().isoformat(),
-        "weights": "random, bf16", "layers": config.num_hidden_layers, "dense_layers": config.first_k_dense_replace,
+        "weights": f"{f'of {arguments.folder.name}' if arguments.folder else 'random'}, bf16",
+        "layers": config.num_hidden_layers, "dense_layers": config.first_k_dense_replace,
         "parameters": sum(p.numel() for p in layers.parameters()), "weight_bytes": held,
         "top_k": config.index_topk, "chunk": CHUNK, "batch": 1,
         "runs": list(rows(layers, config, arguments.lengths)),
@@ -203,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("python -m dsa.inference.true_width", description="Measure layers of true width.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("--folder", type=Path, help="take the first layers of this model instead of random ones")
     parser.add_argument("--layers", type=int, help="how many; by default as many as fit")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="contexts in tokens")
     parser.add_argument("--device", default="cuda", help="cuda (the default), or cpu with few and short --lengths")
@@ -212,7 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {arguments.out} exists: choose another --out, or --replace it")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no GPU is visible to torch: install its CUDA build, or give --device cpu --lengths 256")
-    found = record(arguments, f"{parser.prog} {shlex.join(word for word in given if word != '--replace')}")
+    try:
+        found = record(arguments, f"{parser.prog} {shlex.join(word for word in given if word != '--replace')}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     write_json(arguments.out, found)
     print(f"made {arguments.out}")
 

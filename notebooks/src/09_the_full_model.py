@@ -440,8 +440,8 @@ claim(
 # %% [markdown]
 # So for one token every layer costs what this one does, and the whole model 61 times that.
 #
-# What a GPU makes of the same layers is recorded by one command. Here is its record, or the sentence that stands in
-# for it:
+# What a GPU makes of the same layers is recorded by one command, with random weights or, with `--folder`, with those of a
+# model. Here is its record, or the sentence that stands in for it:
 
 # %%
 record = full_model.read_record("../data/measurements/true_width.json")
