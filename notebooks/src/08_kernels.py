@@ -343,7 +343,7 @@ claim(
 )
 
 # %% [markdown]
-# The detail with the two zeros is a bug that we nearly shipped. A head weight may be negative, and a negative number
+# The detail with the two zeros is easily missed. A head weight may be negative, and a negative number
 # times 0 is -0. To a comparison it equals 0, to its bits it does not, and a tie would have been decided by a sign that
 # nobody can see. Here is the kernel against the rule of chapter 04, ties included.
 
