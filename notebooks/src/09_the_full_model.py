@@ -315,8 +315,8 @@ claim(
     "C9.6",
     round(active - parts["indexers"]) == 37,
     f"one token is multiplied with {active:.1f} billion,"
-    f" {active / total:.1%} of all; without indexers {active - parts['indexers']:.1f}, the"
-    " published 37",
+    f" {active / total:.1%} of all; without indexers"
+    f" {active - parts['indexers']:.1f}, the published 37",
     value=f"{active / total:.1%}",
 )
 
@@ -631,7 +631,8 @@ start, end = (f"{plans[n].weights / 1e9:.0f}" for n in (0, -1))
 show(
     fig,
     f"Modelled. From 1 to 32 GPUs the weights on each fall from {start} to"
-    f" {end} GB; the cache of 4 x 128K tokens stays {plans[0].cache / 1e9:.0f} GB.",
+    f" {end} GB; the cache of 4 x 128K tokens stays"
+    f" {plans[0].cache / 1e9:.0f} GB.",
 )
 
 # %% [markdown]
