@@ -666,11 +666,12 @@ claim(
 )
 
 # %% [markdown]
-# Read this carefully, in both directions. **It does not show a loss**: {C7.17}, and nothing stands out. **It
-# cannot rule one out** either: a table in which {C7.18} points would be chance cannot see 2 points. What supports
-# the report's claim is the sum: thirteen small differences and a rating that scatter around nought. What would support it
-# better is not given: the number of runs, their spread, the same questions compared one by one, and benchmarks
-# that are made to ask far back in long texts. The report itself explains three of the losses (GPQA, HLE, HMMT) by shorter reasoning.
+# Read this carefully, in both directions. **It does not show a loss**: {C7.17}, and nothing stands out. **It cannot
+# rule one out** either: a table in which {C7.18} points would be chance cannot see 2 points. What supports the
+# report's claim is the sum: thirteen small differences and a rating that scatter around nought. What would support it
+# better is not given: the number of runs, their spread, the same questions compared one by one, and benchmarks that
+# are made to ask far back in long texts. The report itself explains three of the losses (GPQA, HLE, HMMT) by shorter
+# reasoning.
 #
 # ## Our fourteen
 #
@@ -761,9 +762,9 @@ claim(
 #
 # **Ceiling and floor.** {C7.21} of ours are at 98% or more: there is *no* way to be better, and hardly one to be
 # worse. Random bytes are at the floor: neither model copies what is no key and no text, so both fail equally, and
-# "equal" means nothing. (The copying that the base model learned first is largely forgotten, in both.) **Fourteen tests at 95%** raise 0.7 false alarms on average. One outside is no scandal,
-# and none is no proof. **Three seeds** see only what is large. An interval of ±1 point allows a loss of one
-# point.
+# "equal" means nothing. (The copying that the base model learned first is largely forgotten, in both.) **Fourteen
+# tests at 95%** raise 0.7 false alarms on average. One outside is no scandal, and none is no proof. **Three seeds**
+# see only what is large. An interval of ±1 point allows a loss of one point.
 #
 # What it does show: where a model *can* fail, as the window proves, the sparse twin does not.
 #
@@ -831,9 +832,9 @@ claim(
 
 # %% [markdown]
 # It works, and the transition, the sudden rise, comes a little later, as one would fear: the indexer imitates an
-# attention that knows nothing yet, and attention learns from what that indexer shows it. But one seed is one seed, and at 16 of
-# 64 tokens chance helps: a quarter of all tokens is seen anyway. With 2,048 of 131,072 it is one of 64. The
-# report does not train from scratch; it had a dense model.
+# attention that knows nothing yet, and attention learns from what that indexer shows it. But one seed is one seed,
+# and at 16 of 64 tokens chance helps: a quarter of all tokens is seen anyway. With 2,048 of 131,072 it is one of 64.
+# The report does not train from scratch; it had a dense model.
 #
 # ## 943.7 billion tokens
 #
@@ -905,10 +906,10 @@ claim(
 # {exercise:E7.4}
 
 # %% [markdown]
-# The package has such a copy, too. With it: the training at 512 tokens, the length of the shipped models, and then
-# at one of your choice. Set `FULL = True` and `LENGTH`; at 512 it takes about two minutes (with eight sequences a step, as the
-# shipped model had). Above 512, first look what the model can do there before any training. (Recorded for 1,024
-# below.)
+# The package has such a copy, too. With it: the training at 512 tokens, the length of the shipped models, and then at
+# one of your choice. Set `FULL = True` and `LENGTH`; at 512 it takes about two minutes (with eight sequences a step,
+# as the shipped model had). Above 512, first look what the model can do there before any training. (Recorded for
+# 1,024 below.)
 
 # %%
 if FULL:

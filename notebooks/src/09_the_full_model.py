@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 09 The full model: what is around the attention, and what does it take to run it?
 #
-# Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than two
-# in a hundred belong to attention, and nearly all of the rest sleep while a token passes. This chapter looks at that
-# rest, puts the whole model together, and asks what it takes to run it: on one GPU, on eight, and on none.
+# Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than
+# two in a hundred belong to attention, and nearly all of the rest sleep while a token passes. This chapter looks at
+# that rest, puts the whole model together, and asks what it takes to run it: on one GPU, on eight, and on none.
 #
 # **You will be able to**
 # 1. route a token through groups of experts, and keep 256 experts equally busy without a loss term;
@@ -49,15 +49,16 @@ style()
 # %% [markdown]
 # ## What is around the attention
 #
-# A layer adds two things to the residual stream: what attention found in other tokens, and what a *feed-forward* network
-# makes of the token alone. This is the code of a layer, all of it:
+# A layer adds two things to the residual stream: what attention found in other tokens, and what a *feed-forward*
+# network makes of the token alone. This is the code of a layer, all of it:
 
 # %%
 print(inspect.getsource(Layer.forward))
 
 # %% [markdown]
 # `self.mlp` is one wide network in the first three layers. In the other 58 it is a **mixture of experts**: 256 narrow
-# networks, of which each token takes 8, and a shared one that every token takes. Much is stored and little is computed.
+# networks, of which each token takes 8, and a shared one that every token takes. Much is stored and little is
+# computed.
 #
 # ### Route one token by hand
 #
@@ -72,8 +73,8 @@ for name, row in (("scores", scores), ("biased", biased)):
     print(name, [round(float(x), 2) for x in row])
 
 # %% [markdown]
-# The bias has been learned, we shall see how, and it is there **to choose only**. All biased scores happen to be negative
-# here. Two groups are kept, by the sum of their best two; then two experts are chosen among what is left:
+# The bias has been learned, we shall see how, and it is there **to choose only**. All biased scores happen to be
+# negative here. Two groups are kept, by the sum of their best two; then two experts are chosen among what is left:
 
 # %%
 groups = biased.view(4, 2)
@@ -87,9 +88,9 @@ for fill in (float("-inf"), 0.0):
 
 # %% [markdown]
 # Masked with 0, the *dropped* groups win, because everything that was kept is negative. The model code that was first
-# published with V3's weights did that, and `transformers` still did in 2026 (its issue 45440 tells the story). Nothing
-# crashed: an expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a future token won
-# against a negative score.)
+# published with V3's weights did that, and `transformers` still did in 2026 (its issue 45440 tells the story).
+# Nothing crashed: an expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a future
+# token won against a negative score.)
 #
 # Now the weights of the chosen: their scores **without** the bias, normalised. And the same by the package:
 
@@ -186,8 +187,8 @@ claim(
 )
 
 # %% [markdown]
-# V3's report has 0.001 for most of the training. The slower, the finer the balance in the end, and the longer the way.
-# What it does to the 64 experts, sorted by load:
+# V3's report has 0.001 for most of the training. The slower, the finer the balance in the end, and the longer the
+# way. What it does to the 64 experts, sorted by load:
 
 # %%
 final = {}
@@ -321,7 +322,8 @@ claim(
 )
 
 # %% [markdown]
-# A token uses {C9.6} of what is stored. On the Hugging Face hub the model is listed with 685 billion: that counts one more layer, for *multi-token prediction* (below), with copies of embedding and head. Let us see:
+# A token uses {C9.6} of what is stored. On the Hugging Face hub the model is listed with 685 billion: that counts one
+# more layer, for *multi-token prediction* (below), with copies of embedding and head. Let us see:
 
 # %%
 D = full.config.hidden_size
@@ -339,8 +341,8 @@ del full, layers, indexers, routed, shared
 #
 # In bf16 671 billion parameters take 1.3 TB. One layer takes 1.2 GB if its feed-forward is dense, and that is a layer
 # of the real shape: 128 heads, width 7168, 64 index heads. Its *speed* does not depend on what the weights say, so
-# random ones will do. With a GPU the next cells take as many layers as fit, experts included (23 GB each in bf16), and
-# 8K to 128K tokens. Without one they take one dense layer and a few dozen tokens.
+# random ones will do. With a GPU the next cells take as many layers as fit, experts included (23 GB each in bf16),
+# and 8K to 128K tokens. Without one they take one dense layer and a few dozen tokens.
 
 # %% tags=["nbval-ignore-output"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,8 +365,8 @@ claim(
 )
 
 # %% [markdown]
-# (The dtype is fp32 or bf16, whichever this processor multiplies faster.) First, is it right? With no more than K tokens
-# sparse attention keeps all of them, so both modes must give the same, in the precision we compute in:
+# (The dtype is fp32 or bf16, whichever this processor multiplies faster.) First, is it right? With no more than K
+# tokens sparse attention keeps all of them, so both modes must give the same, in the precision we compute in:
 
 # %%
 outputs = {}
@@ -381,8 +383,8 @@ claim(
 )
 
 # %% [markdown]
-# Now the stopwatch. On a laptop the context is too short for sparse attention to be worth anything: at 100 tokens there
-# is nothing to leave out, and what differs between the two is mostly noise.
+# Now the stopwatch. On a laptop the context is too short for sparse attention to be worth anything: at 100 tokens
+# there is nothing to leave out, and what differs between the two is mostly noise.
 
 # %% tags=["nbval-ignore-output"]
 measured = [
@@ -406,11 +408,12 @@ del stack
 
 # %% [markdown]
 # To write one token every weight of the layer is read once, and little else happens. So the last number, measured
-# like the others, cannot exceed the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200 (published,
-# its data sheet). One thread of a busy processor, as when this page was made, stays well below. **A token costs at
-# least what it costs to read the weights it uses.** Reading a prompt spreads this over many tokens.
+# like the others, cannot exceed the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200
+# (published, its data sheet). One thread of a busy processor, as when this page was made, stays well below. **A token
+# costs at least what it costs to read the weights it uses.** Reading a prompt spreads this over many tokens.
 #
-# And a layer with experts? One expert has 2048 hidden units, a dense layer 18432. Nine experts are at work for a token:
+# And a layer with experts? One expert has 2048 hidden units, a dense layer 18432. Nine experts are at work for a
+# token:
 
 # %%
 c = dsa.Config.v32_exp()
@@ -427,8 +430,8 @@ claim(
 # %% [markdown]
 # So for one token every layer costs about what this one does, and the whole model 61 times that and its head.
 #
-# What a GPU makes of the same layers is recorded by one command, with random weights or, with `--folder`, with those of a
-# model. Here is its record, or the sentence that stands in for it:
+# What a GPU makes of the same layers is recorded by one command, with random weights or, with `--folder`, with those
+# of a model. Here is its record, or the sentence that stands in for it:
 
 # %%
 record = full_model.read_record("../data/measurements/true_width.json")
@@ -442,11 +445,11 @@ else:
 # ## Two tokens in one pass
 #
 # If a pass costs what it costs to read the weights, a pass that writes two tokens is half the price for each. (Not
-# quite: the second token brings experts of its own, unless so many sequences share the pass that all are read anyway.)
-# The extra layer of the 685 billion is for that: *multi-token prediction*. It takes the model's hidden state and the token the model
-# has just written, and guesses the one after it. The model then reads both in one pass and says whether it would have
-# written the same. If so, two tokens came out of one reading of the weights; if not, one did. As long as the model always
-# takes its likeliest token, which tokens come out does not depend on the guesses.
+# quite: the second token brings experts of its own, unless so many sequences share the pass that all are read
+# anyway.) The extra layer of the 685 billion is for that: *multi-token prediction*. It takes the model's hidden state
+# and the token the model has just written, and guesses the one after it. The model then reads both in one pass and
+# says whether it would have written the same. If so, two tokens came out of one reading of the weights; if not, one
+# did. As long as the model always takes its likeliest token, which tokens come out does not depend on the guesses.
 #
 # We give the course's dense model such a layer, and teach the layer alone, for half a minute at most:
 
@@ -498,8 +501,8 @@ claim(
 # ## Several GPUs
 #
 # On no single GPU is there room for 671 billion. So the model is dealt out, layer by layer, in two ways at once. Each
-# GPU gets some **heads** of every attention, and some **experts** of every mixture. All see all tokens; what they have
-# found is added up. Why may one add? Take attention's last step, a matrix over all heads side by side:
+# GPU gets some **heads** of every attention, and some **experts** of every mixture. All see all tokens; what they
+# have found is added up. Why may one add? Take attention's last step, a matrix over all heads side by side:
 
 # %%
 H, V, width = 8, 4, 16
@@ -548,8 +551,8 @@ claim(
 # {exercise:E9.3}
 
 # %% [markdown]
-# In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by rows
-# (each has some inputs, and there is a sum). Splitting, summing and gathering are PyTorch's own (`DTensor`).
+# In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by
+# rows (each has some inputs, and there is a sum). Splitting, summing and gathering are PyTorch's own (`DTensor`).
 
 # %%
 layer = Layer(small.replace(hidden_size=32, num_attention_heads=8), 3)
@@ -574,10 +577,10 @@ if FULL:
 # %% [markdown]
 # ## Does it fit, and how fast could it be?
 #
-# Memory can be counted. On each GPU lie its share of the weights, the whole cache of all sequences, and a reserve. For
-# speed there is a bound, the *roofline*: no GPU reads faster than its memory delivers, or multiplies faster than its
-# peak. Communication and imperfect kernels come on top, so the truth is slower. Sizes and rates of GPUs are from their
-# makers' data sheets.
+# Memory can be counted. On each GPU lie its share of the weights, the whole cache of all sequences, and a reserve.
+# For speed there is a bound, the *roofline*: no GPU reads faster than its memory delivers, or multiplies faster than
+# its peak. Communication and imperfect kernels come on top, so the truth is slower. Sizes and rates of GPUs are from
+# their makers' data sheets.
 
 # %%
 real = dsa.Config.v32_exp()
@@ -638,8 +641,8 @@ show(
 # %% [markdown]
 # It is the price of splitting by heads. Servers split by *sequences* as well ("data-parallel attention"):
 # then a GPU keeps the cache of its own sequences only. Move the controls. With the first settings dense attention
-# has the higher bound up to some 32K tokens: there the cache is short, and sparse attention makes every GPU read every indexer. (Below the
-# panel, for readers without a kernel, it stands still at four places.)
+# has the higher bound up to some 32K tokens: there the cache is short, and sparse attention makes every GPU read
+# every indexer. (Below the panel, for readers without a kernel, it stands still at four places.)
 
 # %%
 draw = full_model.draw_fit(real)
@@ -672,8 +675,8 @@ twins(
 # %% [markdown]
 # ## The real weights, step by step
 #
-# **1. Room.** The download has 163 files, some 690 GB (published). In FP8 you need eight GPUs of 141 GB (see the panel), or sixteen of
-# 80 GB in two machines. In bf16, twice as many.
+# **1. Room.** The download has 163 files, some 690 GB (published). In FP8 you need eight GPUs of 141 GB (see the
+# panel), or sixteen of 80 GB in two machines. In bf16, twice as many.
 #
 # **2. Fetch** them with the hub's own client. It goes on where it was stopped:
 #
@@ -691,8 +694,8 @@ looked = inventory.look(Path("../data/sparse"))
 print("\n".join(inventory.report(looked)))
 
 # %% [markdown]
-# The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory, or be
-# expanded on the way. In small, with this course's model written in the same format:
+# The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
+# or be expanded on the way. In small, with this course's model written in the same format:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -712,8 +715,8 @@ claim(
 )
 
 # %% [markdown]
-# **4. Run**, with a process for each GPU. Each reads its own experts and its own part of everything else; the FP8 codes
-# stay FP8:
+# **4. Run**, with a process for each GPU. Each reads its own experts and its own part of everything else; the FP8
+# codes stay FP8:
 #
 # ```sh
 # torchrun --nproc-per-node 8 -m dsa.inference.generate v32 --keep-fp8 --prompt "Sparse attention is"
@@ -727,13 +730,13 @@ claim(
 # | the same with `model.cache_precision = "fp8"`, `index_precision = "fp8"` | 6.3 GB |
 # | for a moment: the largest matrix, expanded | less than 0.1 GB |
 #
-# *Not tested here:* nobody has run this package on the real weights yet. Tested are the same files in small (FP8 blocks,
-# scales in other shards, a multi-token-prediction layer) and the same split on two and four processes. It will be slow:
-# FP8 matrices are expanded at every use, and every expert is a matrix product of its own.
+# *Not tested here:* nobody has run this package on the real weights yet. Tested are the same files in small (FP8
+# blocks, scales in other shards, a multi-token-prediction layer) and the same split on two and four processes. It
+# will be slow: FP8 matrices are expanded at every use, and every expert is a matrix product of its own.
 #
 # **5. Serve.** For many users take a server with fused kernels. What `dsa.save_pretrained` writes is the published
-# layout, `transformers` loads it (`tests/test_oracle.py`, `tests/test_checkpoint.py`), and these commands take the same
-# folder. They are from the servers' own documentation and *not tested here*:
+# layout, `transformers` loads it (`tests/test_oracle.py`, `tests/test_checkpoint.py`), and these commands take the
+# same folder. They are from the servers' own documentation and *not tested here*:
 #
 # ```sh
 # python -m sglang.launch_server --model v32 --tp 8 --dp 8 --enable-dp-attention
@@ -742,8 +745,8 @@ claim(
 #
 # ## Talk to it
 #
-# `open_chat` takes any folder that loads, with its tokenizer's files and its chat template. The course's own model has
-# read Python and needles, and nobody has taught it to converse: it goes on with what you write.
+# `open_chat` takes any folder that loads, with its tokenizer's files and its chat template. The course's own model
+# has read Python and needles, and nobody has taught it to converse: it goes on with what you write.
 
 # %% tags=["nbval-ignore-output"]
 chat = open_chat("../data/sparse", max_new_tokens=24)
@@ -756,8 +759,8 @@ for piece in chat.say("def main(self):\n        return self."):
 #
 # ## Where it fails
 #
-# **More GPUs do not make sparse reading faster for ever.** Attention is divided by the GPUs. The indexer is not: each of
-# them scores all pairs. Reading 128K tokens on H200s, by the roofline:
+# **More GPUs do not make sparse reading faster for ever.** Attention is divided by the GPUs. The indexer is not: each
+# of them scores all pairs. Reading 128K tokens on H200s, by the roofline:
 
 # %%
 many = [1, 2, 4, 8, 16]
@@ -813,9 +816,9 @@ claim(
 # ## What you have proved
 #
 # The router by hand is the package's (C9.1), and a bias that moves by the sign of the load keeps experts busy (C9.3).
-# The parts add up to 671.03 billion (C9.5) and 685 with the extra layer (C9.7), of which a token uses {C9.6}. A layer of
-# true width runs here, and dense and sparse agree in it (C9.9). Heads and experts may be dealt out, because both are
-# summed anyway (C9.10, C9.11). In FP8 it fits on eight H200 (C9.13), for {C9.12} long sequences.
+# The parts add up to 671.03 billion (C9.5) and 685 with the extra layer (C9.7), of which a token uses {C9.6}. A layer
+# of true width runs here, and dense and sparse agree in it (C9.9). Heads and experts may be dealt out, because both
+# are summed anyway (C9.10, C9.11). In FP8 it fits on eight H200 (C9.13), for {C9.12} long sequences.
 #
 # **What the report does not say, and what we chose.** How the model is dealt out to GPUs: by heads and experts, the
 # indexer on each, as the published inference code does. How long the bias moves in V3.2's training: V3's report has
