@@ -170,10 +170,10 @@ def replace_tensor(tensor):
 
 DAMAGE_OF_ONE_FILE = {
     "wrong shape": (replace_tensor(torch.ones(3, 5)), [SINGLE, NAME, r"\(3, 5\)", r"expected \(16, 48\)"]),
-    "FP8": (replace_tensor(torch.ones(16, 48).to(torch.float8_e4m3fn)), [SINGLE, NAME, "F8_E4M3", "BF16 first"]),
+    "FP8": (replace_tensor(torch.ones(16, 48).to(torch.float8_e4m3fn)), [SINGLE, NAME, "F8_E4M3", "found nowhere"]),
     "FP8 scale": (
         lambda f: edit_tensors(f / SINGLE, lambda t: t.update({NAME + "_scale_inv": torch.ones(1, 1)})),
-        [SINGLE, NAME + "_scale_inv", "FP8"],
+        [SINGLE, NAME + "_scale_inv", "needs none: expected F8_E4M3"],
     ),
     "whole numbers": (replace_tensor(torch.ones(16, 48).int()), [SINGLE, NAME, "stored as I32, expected one of F64"]),
     "unknown tensor": (

@@ -26,6 +26,13 @@ class Curve:
                 return low + (high - low) * (position - left) / (right - left)
         raise ValueError(f"position {position} is not on the curve: choose {self.positions[0]} to {self.positions[-1]}")
 
+    def total(self, start: float, end: float) -> float:
+        """USD for one token at each position from start up to end: the curve's integral. Raises ValueError outside."""
+        if end < start:
+            raise ValueError(f"from {start} to {end} is backwards: start at or before the end")
+        places = [start, *(place for place in self.positions if start < place < end), end]
+        return sum((b - a) * (self.at(a) + self.at(b)) / 2e6 for a, b in pairwise(places))
+
 
 def read_costs(path: str | Path) -> dict[tuple[str, str], Curve]:
     """Read costs.csv: (phase, model) -> its curve. Lines that begin with # are its provenance."""

@@ -5,6 +5,7 @@ linear): the cache is what turns sparse attention into less work.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -71,3 +72,7 @@ def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> Te
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+if __name__ == "__main__":
+    import_module("dsa.inference.command").main()

@@ -22,6 +22,7 @@ from dsa.kernels.fp8 import Codes
 from dsa.model import selection
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
+from dsa.model.fp8_linear import weight_of
 from dsa.model.indexer import Indexer
 from dsa.model.norm import RMSNorm
 from dsa.model.precision import FULL_PRECISION, Precision, latent_format
@@ -85,6 +86,7 @@ class Attention(nn.Module):
         self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
         self.o_proj = nn.Linear(self.heads * self.value, D, bias=False)
         self.indexer = Indexer(config) if config.index_topk is not None else None
+        self.all_heads = nn.Identity()  # where `inference.parallel` averages with the heads of other ranks
 
     def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Make queries: x (B, T, D) -> q (B, T, H, N + R), and the normed query latent (B, T, Q) for the indexer."""
@@ -102,9 +104,10 @@ class Attention(nn.Module):
         k_rope = rope.neighbours(k_rope.unsqueeze(2)).squeeze(2)  # one rotary key for all heads
         return torch.cat([self.kv_a_layernorm(latent), k_rope], dim=-1)
 
-    def up_projections(self) -> tuple[Tensor, Tensor]:
+    def up_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Each head's way from the latent to its key (H, N, C) and to its value (H, V, C)."""
-        w_k, w_v = self.kv_b_proj.weight.unflatten(0, (self.heads, -1)).split([self.nope, self.value], dim=1)
+        weight = weight_of(self.kv_b_proj, dtype).unflatten(0, (self.heads, -1))  # (H, N + V, C)
+        w_k, w_v = weight.split([self.nope, self.value], dim=1)
         return w_k, w_v
 
     def expand(self, kv: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +120,7 @@ class Attention(nn.Module):
     def absorb(self, q: Tensor) -> Tensor:
         """MQA mode: queries (B, T, H, N + R) -> queries against the latent itself (B, T, H, C + R)."""
         q_nope, q_rope = q.split([self.nope, self.rotary], dim=-1)
-        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, self.up_projections()[0])
+        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, self.up_projections(q.dtype)[0])
         return torch.cat([q_latent, q_rope], dim=-1)
 
     def attend_mha(self, q: Tensor, kv: Tensor) -> Tensor:
@@ -132,11 +135,11 @@ class Attention(nn.Module):
             attended = ops.dense_attention(absorbed, shared, shared, self.scale)[..., : self.latent]
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
-        return torch.einsum("bthc,hvc->bthv", attended, self.up_projections()[1])
+        return torch.einsum("bthc,hvc->bthv", attended, self.up_projections(q.dtype)[1])
 
     def mass(self, q: Tensor, kv: Tensor) -> Tensor:
         """Dense attention summed over heads: -> (B, T, S), rows sum to 1."""
-        return ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale)
+        return self.all_heads(ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale))
 
     @torch.no_grad()
     def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:

@@ -7,6 +7,8 @@ normalised before the scaling. The bias learns without a loss term: after each s
 few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,16 +90,26 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
             self.shared_experts = FeedForward(width, hidden * config.n_shared_experts)
+        self.all_experts = nn.Identity()  # where `inference.parallel` adds what experts on other ranks have found
+
+    def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.
+
+        The counts are read from the device once for all experts; asking each for its rows would halt it E times.
+        """
+        pairs, per_token = chosen.flatten(), chosen.shape[-1]
+        counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
+        for expert, mine in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
+            if expert is not None and (len(mine) or self.idle_experts_run):
+                yield expert, mine // per_token, mine % per_token
 
     def forward(self, x: Tensor) -> Tensor:
         """Send each token through its own experts only."""
         tokens = x.flatten(0, -2)  # (n, D)
         chosen, weights = self.gate(tokens)
         out = torch.zeros_like(tokens, dtype=weights.dtype)
-        for number, expert in enumerate(self.experts):
-            rows, slots = (chosen == number).nonzero(as_tuple=True)
-            if len(rows) or self.idle_experts_run:
-                out = out.index_add(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
+        for expert, rows, slots in self.visits(chosen):
+            out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
         if hasattr(self, "shared_experts"):
             out = out + self.shared_experts(tokens)
-        return out.to(x.dtype).view_as(x)
+        return self.all_experts(out).to(x.dtype).view_as(x)

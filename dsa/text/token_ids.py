@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,19 +65,24 @@ def _read(file: Path) -> np.ndarray:
     return np.concatenate(rows) if rows else np.empty(0, np.int32)
 
 
-def encoder(path: str | Path) -> Callable[[bytes], Tensor]:
-    """The tokenizer in a ``tokenizer.json``: UTF-8 bytes -> ids (n,) int32, without special tokens.
-
-    Raises ValueError if the file cannot be read or the ``tokenizers`` package is missing.
-    """
+def tokenizer_of(path: str | Path) -> Any:
+    """The ``tokenizers.Tokenizer`` in a ``tokenizer.json``; ValueError if it or the package cannot be had."""
     try:
-        made = import_module("tokenizers").Tokenizer.from_file(str(path))
+        return import_module("tokenizers").Tokenizer.from_file(str(path))
     except ImportError as error:
         raise ValueError(
             f"{path} needs the tokenizers package: pip install tokenizers, or give --corpus files of token ids (.npy)"
         ) from error
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer that can be read ({error})") from error
+
+
+def encoder(path: str | Path) -> Callable[[bytes], Tensor]:
+    """The tokenizer in a ``tokenizer.json``: UTF-8 bytes -> ids (n,) int32, without special tokens.
+
+    Raises ValueError if the file cannot be read or the ``tokenizers`` package is missing.
+    """
+    made = tokenizer_of(path)
 
     def encode(data: bytes) -> Tensor:
         lines = data.decode("utf-8", "ignore").splitlines(keepends=True)  # a split may have cut a character
