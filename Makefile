@@ -9,12 +9,13 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline  # no Python process reaches beyon
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab test notebooks models bench clean
+.PHONY: help lab test notebooks book models bench clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make test       check everything: style, types, tests, and each notebook run and compared"
 	@echo "make notebooks  build and execute all notebooks from notebooks/src"
+	@echo "make book       write the course as HTML pages into book/, to read without a kernel"
 	@echo "make models     train the models in data/ anew"
 	@echo "make bench      measure the kernels on this machine"
 	@echo "make clean      remove what these targets made, .venv included"
@@ -33,10 +34,14 @@ test: .venv/tests
 notebooks: .venv/tests
 	$(BIN)/python notebooks/build.py
 
+book: .venv/tests
+	$(BIN)/python notebooks/book.py
+
 models: .venv/course
 	$(BIN)/python -m dsa.training.pretrain --out data/base
 	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
 	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
+	$(BIN)/python -m dsa.training.novice --out data/novice
 
 bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py

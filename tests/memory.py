@@ -37,7 +37,8 @@ def peak_of_script(before: str, script: str, *arguments: object) -> int:
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak of a process is read from /proc, which only Linux has")
     source = f'{RESIDENT}\n{before}\nstart = resident("VmRSS")\n{script}\nprint(resident("VmHWM") - start)'
-    environment = os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (".", os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", source, *map(str, arguments)]
     done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
     return int(done.stdout)

@@ -30,7 +30,9 @@ class Seen:
 
 def load(folder: Path):
     """The folder as `transformers` reads it."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
 
 
 def expert_mask(chosen: Tensor, E: int) -> Tensor:

@@ -1,14 +1,16 @@
 """Two processes that share weights and batches train as one does: the same losses, the same weights, a whole folder.
 
-The processes are real ones, started by `torchrun` and joined through gloo. Training runs in fp64, so that what is left
-of differences is the order of sums. The two ranks see other tokens, load other experts and have other numbers of tokens
-that count.
+The processes are real ones, started by `torchrun` and joined through gloo; one of them is killed on the way. Training
+runs in fp64, so that what is left of differences is the order of sums. The two ranks see other tokens, load other
+experts and have other numbers of tokens that count.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +24,7 @@ from dsa.model.moe import MoE
 from dsa.text.corpus import own_text
 from dsa.text.tasks import Copy, Needles
 from dsa.training import distributed, indexer, pretrain, state
-from dsa.training.loop import Phase
+from dsa.training.loop import Phase, train
 from dsa.training.optimizers import adamw
 
 CONFIG = pretrain.dense_config(64).replace(**TINY)
@@ -62,6 +64,46 @@ def command(folder, name, *options):
         pretrain.main(["--out", str(folder / name), "--corpus", str(folder / "a.txt"), *options])
 
 
+def in_parts(text, work=None, resume=False, kill_after=None):
+    """A sharded run that saves every second step; rank 1 may kill itself after some steps."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = dsa.Transformer(CONFIG)
+        model.reset_parameters(0)
+        steps = count(1)
+        distributed.shard(model).train()
+
+        def after(whole):
+            pretrain.balance(whole)
+            if next(steps) == kill_after and distributed.rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        options = {"work": work, "resume": resume, "every": 2, "after": after, "show": False}
+        run = train(model, adamw(model.parameters(), 0.01), plan(text), **options)
+        return distributed.gather(model), run.rows, next(steps) - 1
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def killed(folder):
+    """Never returns: step 4 of 5 is the last one, and step 2 the last that was saved."""
+    with distributed.processes():
+        in_parts(own_text(folder / "a.txt"), folder / "killed", kill_after=4)
+
+
+def resumed(text, folder):
+    """Go on where the killed run was saved, and do the same without a stop: what each left."""
+    (one, rows, done), (two, wanted, _) = in_parts(text, folder / "killed", resume=True), in_parts(text)
+    same = all(torch.equal(one.state_dict()[name], tensor) for name, tensor in two.state_dict().items())
+    return {"same": same, "steps": done, "rows": rows == wanted}
+
+
+def indexed(folder):
+    """`python -m dsa.training.indexer` on what `pretrain` has made, then its sparse stage."""
+    common = ["--corpus", str(folder / "a.txt"), "--optimizer", "adamw", "--steps", "2", "--batch", "4", "--top-k", "8"]
+    indexer.main([str(folder / "made"), "--out", str(folder / "indexed"), "--then-sparse", "2", *common])
+
+
 def worker(folder):
     """What each of the two processes does."""
     with distributed.processes():
@@ -71,6 +113,11 @@ def worker(folder):
             (folder / "two.json").write_text(json.dumps(rows))
         save_again(folder / "two", folder / "again")
         command(folder, "made", "--optimizer", "adamw")
+        distributed.wait()  # rank 0 is the one that writes it
+        indexed(folder)
+        found = resumed(own_text(folder / "a.txt"), folder)
+        if distributed.rank() == 0:
+            (folder / "resumed.json").write_text(json.dumps(found))
         with pytest.raises(SystemExit, match="'muon' needs whole matrices, 2 processes have parts: use adamw"):
             command(folder, "refused")
 
@@ -81,8 +128,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "a.txt").write_text("".join(f"line {n} of a text\n" for n in range(2000)))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*start, __file__, str(folder)], capture_output=True, text=True, env=environment, timeout=240)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    ask = {"capture_output": True, "text": True, "env": environment, "timeout": 240}
+    stopped = subprocess.run([*start, str(folder), "killed"], **ask)
+    assert stopped.returncode != 0 and state.exists(folder / "killed"), stopped.stderr[-3000:]
+    done = subprocess.run([*start, str(folder)], **ask)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -123,6 +173,18 @@ def test_the_command_makes_one_whole_folder(trained):
     assert dsa.from_pretrained(trained / "made")(torch.arange(8)[None]).shape == (1, 8, CONFIG.vocab_size)
 
 
+def test_a_sharded_run_goes_on_after_a_kill_and_ends_bit_for_bit_alike(trained):
+    assert json.loads((trained / "resumed.json").read_text()) == {"same": True, "steps": 3, "rows": True}
+
+
+def test_the_indexer_command_makes_one_whole_folder(trained):
+    assert not (trained / "indexed.partial").exists()
+    record = json.loads((trained / "indexed" / "provenance.json").read_text())
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa.training.indexer ")
+    made = dsa.from_pretrained(trained / "indexed")
+    assert (made.attention, made.top_k) == ("sparse", 8) and made(torch.arange(20)[None]).shape[1] == 20
+
+
 def test_one_process_is_left_alone(alone):
     model = dsa.Transformer(CONFIG)
     assert distributed.shard(model) is model is distributed.gather(model)
@@ -147,4 +209,4 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    {1: worker, 2: killed}[len(sys.argv) - 1](Path(sys.argv[1]))

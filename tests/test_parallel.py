@@ -15,7 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 import dsa
-from dsa.inference import command, parallel
+from dsa.cost.fit import held_parameters
+from dsa.inference import chat, command, parallel
 
 SIZES = {
     "sparse": {"n_routed_experts": 12},  # by four processes: three experts each, and 61 words unevenly
@@ -26,7 +27,7 @@ SIZES = {
             "moe_intermediate_size": 512, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
             "num_hidden_layers": 2},  # by four processes: whole blocks of 128
 }  # fmt: skip
-PASSES = {"sparse": ("sparse", "dense", "oracle", "random"), "dense": ("dense", "window"), "fp8": ("sparse", "dense")}
+PASSES = {"sparse": ("sparse", "dense", "oracle"), "dense": ("dense", "window"), "fp8": ("sparse", "dense")}
 
 
 @torch.no_grad()
@@ -48,6 +49,7 @@ def passes(folder, mesh=None):
         found[name, kinds[0]]["drawn"] = dsa.generate(model, small.tokens(2, 15), 8, temperature=1.0, seed=3)
         local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in model.state_dict().values()]
         found[name, "held"] = sum(tensor.numel() for tensor in local)
+        found[name, "matrices"] = sum(tensor.numel() for tensor in local if tensor.ndim > 1)
         found[name, "experts"] = [n for n, expert in enumerate(model.model.layers[-1].mlp.experts) if expert]
     return found
 
@@ -63,6 +65,10 @@ def worker(folder):
             model(small.tokens(1, 8), indexer_loss=True)
         with pytest.raises(ValueError, match="the model is split over processes"):
             dsa.save_pretrained(model, folder / "never")
+        with pytest.raises(ValueError, match="split already"):
+            parallel.split(model, mesh)
+        lines = ["Is it lit?"] if mesh.get_local_rank() == 0 else []
+        assert chat.heard_by_all(lambda: lines.pop()) == "Is it lit?"
 
 
 def torchrun(ranks, *arguments):
@@ -128,6 +134,12 @@ def test_experts_are_dealt_out_and_each_rank_holds_its_share_of_the_weights(alon
     whole = alone[name, "held"]
     assert whole < sum(held) < 2.5 * whole  # indexer, router and first projections are on every rank
     assert max(held) < whole * (0.75 if len(ranks) == 2 else 0.6)
+
+
+@pytest.mark.parametrize("name", ["sparse", "dense"])
+def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name):
+    planned = held_parameters(small.config(**SIZES[name]), len(ranks))
+    assert max(found[name, "matrices"] for found in ranks) == pytest.approx(planned, rel=0.005)  # 61 words: unevenly
 
 
 def test_the_command_prints_once_what_it_prints_on_one_process(capsys):

@@ -1,11 +1,12 @@
 """Published costs are read as they are, and interpolated as the figure draws them."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
-from dsa.cost.published import Curve, crossing, read_costs
+from dsa.cost.published import Benchmark, Curve, crossing, read_benchmarks, read_costs
 
 FOLDER = Path(__file__).parent.parent / "data" / "published"
 COSTS = read_costs(FOLDER / "costs.csv")
@@ -36,3 +37,20 @@ def test_what_is_not_on_a_curve_is_refused():
         COSTS["decode", "V3.2-Exp"].at(131_072)
     with pytest.raises(ValueError, match="do not cross"):
         crossing(Curve((0, 10), (1.0, 2.0)), Curve((0, 10), (2.0, 3.0)))
+
+
+def test_the_fourteen_benchmarks():
+    table = {row.name: row for row in read_benchmarks(FOLDER / "benchmarks.csv")}
+    assert len(table) == 14 and sum(row.questions is None for row in table.values()) == 2
+    assert table["Codeforces-Div1"].difference == 75 and table["HMMT 2025"].difference == -2.5
+    assert [name for name, row in table.items() if row.questions is None] == ["LiveCodeBench", "Codeforces-Div1"]
+
+
+def test_chance_is_the_binomial_one():
+    rng = random.Random(0)
+    n, p = 50, 0.4
+    draw = [sum(rng.random() < p for _ in range(n)) for _ in range(4000)]
+    gaps = [100 * (a - b) / n for a, b in zip(draw[::2], draw[1::2], strict=True)]
+    half = Benchmark("a", 100 * p, 100 * p, n).chance()
+    assert 0.93 < sum(abs(gap) < half for gap in gaps) / len(gaps) < 0.975
+    assert Benchmark("rating", 2000, 2100, None).chance() is None

@@ -14,7 +14,7 @@ free, and neither bill knows the other's margin.
 Prices: DeepSeek's own list for V3.2-Exp.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,14 +71,13 @@ class Work:
         """Tokens of the whole conversation."""
         return self.opening + self.turns * (self.question + self.answer)
 
-    def calls(self) -> list[Call]:
+    def __iter__(self) -> Iterator[Call]:
         """What is sent and written, turn by turn."""
-        found, before, known = [], self.opening, 0
+        before, known = self.opening, 0
         for _ in range(self.turns):
-            found.append(Call(before + self.question, round(self.hit * known), self.answer))
+            yield Call(before + self.question, round(self.hit * known), self.answer)
             before += self.question + self.answer
             known = before
-        return found
 
 
 DOCUMENT = Work(opening=60_000, question=100, answer=900, turns=5)
@@ -101,19 +100,21 @@ class Bill:
         return self.fresh + self.cached + self.written
 
 
-def priced(work: Work, prices: Prices = LIST) -> Bill:
-    """The bill by the list."""
-    calls = work.calls()
-    fresh, cached = sum(c.prompt - c.cached for c in calls), sum(c.cached for c in calls)
-    written = sum(c.written for c in calls)
+def priced(calls: Iterable[Call], prices: Prices = LIST) -> Bill:
+    """The bill by the list, of a `Work` or of single calls."""
+    sent = list(calls)
+    fresh, cached = sum(c.prompt - c.cached for c in sent), sum(c.cached for c in sent)
+    written = sum(c.written for c in sent)
     return Bill(fresh * prices.fresh / 1e6, cached * prices.cached / 1e6, written * prices.written / 1e6)
 
 
-def computed(work: Work, prefill: Curve, decode: Curve) -> Bill:
-    """The bill in GPU time: each computed token at its own position."""
-    calls = work.calls()
-    fresh = sum(prefill.total(c.cached, c.prompt) for c in calls)
-    return Bill(fresh, 0.0, sum(decode.total(c.prompt, c.prompt + c.written) for c in calls))
+def computed(calls: Iterable[Call], prefill: Curve, decode: Curve, scale: float = 1.0) -> Bill:
+    """The bill in GPU time, times `scale`: each computed token at its own position."""
+    fresh = written = 0.0
+    for call in calls:
+        fresh += prefill.total(call.cached, call.prompt)
+        written += decode.total(call.prompt, call.prompt + call.written)
+    return Bill(scale * fresh, 0.0, scale * written)
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,7 @@ def modelled_bill(config: Config, starts: Mapping[tuple[str, str], float], case:
     scale = case.dollars_per_hour / H800.dollars_per_hour
     chosen = config.replace(index_topk=case.top_k, index_n_heads=case.index_heads)
     curves = modelled(chosen, starts, H800)
-    found = computed(case.work, curves["prefill", case.model], curves["decode", case.model])
-    return Bill(found.fresh * scale, 0.0, found.written * scale)
+    return computed(case.work, curves["prefill", case.model], curves["decode", case.model], scale)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""Costs as published: the curves of the report's Figure 3, dollars per million tokens by a token's position.
+"""What the report publishes: the cost curves of its Figure 3, and the benchmarks of its Table 1.
 
-They are kept as the corner points of piecewise linear curves (data/published/costs.csv), so what stands between two
-corners is interpolated, as the figure draws it. They are prices of one deployment that nobody outside can repeat:
-to be shown beside counts and measurements, as published, and never mixed with them.
+The curves are dollars per million tokens by a token's position. They are kept as the corner points of piecewise linear
+curves (data/published/costs.csv), so what stands between two corners is interpolated, as the figure draws it. They are
+prices of one deployment that nobody outside can repeat: to be shown beside counts and measurements, as published, and
+never mixed with them.
+
+The benchmarks (data/published/benchmarks.csv) come without any error. What chance alone can do follows from the number
+of questions, which is public for most of them: :meth:`Benchmark.chance`.
 """
 
 import csv
@@ -34,14 +38,56 @@ class Curve:
         return sum((b - a) * (self.at(a) + self.at(b)) / 2e6 for a, b in pairwise(places))
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """One line of Table 1: percent right of V3.1-Terminus (``dense``) and V3.2-Exp (``sparse``), or a rating.
+
+    ``questions`` is the size of the public set, None where it is not known or the number is no share.
+    """
+
+    name: str
+    dense: float
+    sparse: float
+    questions: int | None
+
+    @property
+    def difference(self) -> float:
+        """Points that the sparse model is ahead."""
+        return round(self.sparse - self.dense, 4)
+
+    def chance(self) -> float | None:
+        """Half width, in points, of the 95 % interval of the difference of two equal models; None without a size.
+
+        Each model answers every question once and by itself. Models that fail at the same questions differ less by
+        chance, and so does an average of several runs, so this is the generous end.
+        """
+        if self.questions is None:
+            return None
+        p = (self.dense + self.sparse) / 200
+        return 100 * 1.96 * (2 * p * (1 - p) / self.questions) ** 0.5
+
+
+def read_benchmarks(path: str | Path) -> list[Benchmark]:
+    """Read benchmarks.csv, in the order of the table."""
+    return [
+        Benchmark(
+            row["benchmark"], float(row["V3.1-Terminus"]), float(row["V3.2-Exp"]), int(row["questions"] or 0) or None
+        )
+        for row in csv.DictReader(_lines(path))
+    ]
+
+
 def read_costs(path: str | Path) -> dict[tuple[str, str], Curve]:
     """Read costs.csv: (phase, model) -> its curve. Lines that begin with # are its provenance."""
-    lines = [line for line in Path(path).read_text("utf-8").splitlines() if not line.startswith("#")]
     corners: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for row in csv.DictReader(lines):
+    for row in csv.DictReader(_lines(path)):
         corner = int(row["position"]), float(row["usd_per_million"])
         corners.setdefault((row["phase"], row["model"]), []).append(corner)
     return {key: Curve(*zip(*sorted(found), strict=True)) for key, found in corners.items()}
+
+
+def _lines(path: str | Path) -> list[str]:
+    return [line for line in Path(path).read_text("utf-8").splitlines() if not line.startswith("#")]
 
 
 def crossing(dense: Curve, sparse: Curve) -> float:

@@ -34,6 +34,7 @@ class Matrix:
     stored: int
     used: int
     fp8: bool = True  # in the published checkpoint; the others are bf16
+    split: bool = True  # over GPUs that share a model; each of them holds the whole of the others
 
     def bytes(self, precision: str) -> int:
         """Storage of one such matrix, scales included (published checkpoint: one for each 128 x 128 values)."""
@@ -49,9 +50,9 @@ def matrices(config: Config) -> Iterator[Matrix]:
     width, dense = c.qk_nope_head_dim + c.qk_rope_head_dim, c.first_k_dense_replace
     moe, E = layers - dense, c.n_routed_experts
     if c.q_lora_rank is not None:
-        yield Matrix("attention", c.q_lora_rank, D, layers, layers)
+        yield Matrix("attention", c.q_lora_rank, D, layers, layers, split=False)
     yield Matrix("attention", H * width, c.q_lora_rank or D, layers, layers)
-    yield Matrix("attention", c.kv_lora_rank + c.qk_rope_head_dim, D, layers, layers)
+    yield Matrix("attention", c.kv_lora_rank + c.qk_rope_head_dim, D, layers, layers, split=False)
     yield Matrix("attention", H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, layers, layers)
     yield Matrix("attention", D, H * c.v_head_dim, layers, layers)
     for outputs, inputs, count in ((c.intermediate_size, D, 2), (D, c.intermediate_size, 1)):
@@ -60,12 +61,13 @@ def matrices(config: Config) -> Iterator[Matrix]:
         yield Matrix("experts", outputs, inputs, E * count, c.num_experts_per_tok * count)
         shared = c.n_shared_experts * count
         yield Matrix("feed-forward", outputs, inputs, shared, shared)
-    yield Matrix("router", E, D, moe, moe, fp8=False)
+    yield Matrix("router", E, D, moe, moe, fp8=False, split=False)
     yield Matrix("head", c.vocab_size, D, 1, 1, fp8=False)
     if c.index_topk is not None:
-        yield Matrix("indexer", (c.index_n_heads or 0) * (c.index_head_dim or 0), c.q_lora_rank or D, layers, layers)
-        yield Matrix("indexer", c.index_head_dim or 0, D, layers, layers)
-        yield Matrix("indexer", c.index_n_heads or 0, D, layers, layers, fp8=False)
+        J, W, Q, each = c.index_n_heads or 0, c.index_head_dim or 0, c.q_lora_rank or D, (layers, layers)
+        yield Matrix("indexer", J * W, Q, *each, split=False)
+        yield Matrix("indexer", W, D, *each, split=False)
+        yield Matrix("indexer", J, D, *each, fp8=False, split=False)
 
 
 def active_parameters(config: Config) -> dict[str, int]:

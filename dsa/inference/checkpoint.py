@@ -5,8 +5,15 @@ tensor lies where. Our modules bear the published names, so there is no table of
 distrust: **every** name, shape and file length is held against the config before the first number is read, so that a
 broken folder is refused whole, with the file, the tensor, what was expected and what was found. Nothing is unpickled.
 (`layout` reads the headers, `reading` the numbers, `fp8_weights` knows what is stored how.)
+
+    python -m dsa.inference.checkpoint inspect FOLDER
+
+lists what a folder holds and what it would take, and says whether it will load, without loading it.
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,13 +23,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsa.inference import layout
+from dsa.inference import inventory, layout, prediction
 from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.inference.fp8_weights import Writer
 from dsa.inference.layout import CONFIG, INDEX, QUANTISATION, SINGLE, CheckpointError, Stored, read_config
 from dsa.inference.reading import fill, keep_codes, set_dtype
 from dsa.model.config import Config
 from dsa.model.fp8_linear import here
+from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "CheckpointError", "from_pretrained", "read_config", "save_pretrained"]
@@ -50,7 +58,8 @@ def from_pretrained(
 
     Raises:
         CheckpointError: before anything is loaded, if the folder is not whole; and for FP8 scales that are no positive
-            numbers. A multi-token-prediction layer (index `num_hidden_layers`) is passed over.
+            numbers. A multi-token-prediction layer (index `num_hidden_layers`) is passed over: see
+            `dsa.inference.prediction.load_mtp`.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -81,7 +90,12 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def save_pretrained(
-    model: Transformer, folder: str | Path, dtype: torch.dtype | None = None, *, fp8: bool = False
+    model: Transformer,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    fp8: bool = False,
+    mtp: MTP | None = None,
 ) -> None:
     """Write a folder that `from_pretrained` and `transformers` load: the model as it is now set.
 
@@ -94,6 +108,8 @@ def save_pretrained(
         dtype: of the stored matrices, by default the model's own. Norms and router biases are stored in fp32.
         fp8: store what the published checkpoint stores in FP8 so too, with a scale for each block of 128 x 128. What
             the model itself keeps in FP8 is stored as it is, bit for bit.
+        mtp: the multi-token-prediction layer attached to the model, to be stored as layer `num_hidden_layers`. Leave it
+            out for `transformers`, which does not know it.
 
     Raises:
         ValueError: if `model.attention` is a stand-in the format cannot express, an indexer has no query latent, or
@@ -104,7 +120,11 @@ def save_pretrained(
     if here(model.lm_head.weight) is not model.lm_head.weight:
         raise ValueError("the model is split over processes, each of which holds a part only: write an unsplit one")
     published = _published_config(_as_set(model), dtype)
-    writer = Writer(model.state_dict(), dtype, fp8)
+    state = model.state_dict()
+    if mtp is not None:
+        state |= prediction.as_stored(mtp)
+        published["num_nextn_predict_layers"] = 1
+    writer = Writer(state, dtype, fp8)
     if writer.quantised:
         published["quantization_config"] = QUANTISATION
     runs = writer.plan(SHARD_BYTES)
@@ -176,3 +196,21 @@ def _says(path: Path, published: dict[str, Any]) -> bool:
 
 def _from_1(items: list) -> range:
     return range(1, len(items) + 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m dsa.inference.checkpoint inspect FOLDER`."""
+    parser = argparse.ArgumentParser(prog="python -m dsa.inference.checkpoint", description="Look into a checkpoint.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="what a folder holds, what it takes, and whether it will load")
+    inspect.add_argument("folder", type=Path, metavar="FOLDER")
+    try:
+        found = inventory.look(parser.parse_args(argv).folder)
+    except CheckpointError as error:
+        sys.exit(f"it will NOT load: {error}")
+    print(*inventory.report(found), sep="\n")
+    sys.exit(found.problem is not None)
+
+
+if __name__ == "__main__":
+    main()

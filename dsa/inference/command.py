@@ -29,6 +29,7 @@ def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("folder", type=Path, help="a model folder: config.json, safetensors, and the tokenizer's files")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="how many tokens to add at most (256)")
     add("--temperature", type=float, default=0.0, help="0: always the likeliest token (the default)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that reach P together")
     add("--seed", type=int, default=0, help="of the drawing, above temperature 0")
     add("--attention", choices=("sparse", "dense"), help="who chooses the keys; by default as the folder says")
     add("--top-k", type=int, metavar="K", help="how many keys each query keeps")
@@ -55,7 +56,8 @@ def answer(arguments: argparse.Namespace, mesh) -> str:
     model = load(arguments, mesh)
     words = vocabulary.of(arguments.folder, model.config.vocab_size)
     prompt = words.prompt(arguments.prompt)
-    [tokens] = generate(model, [prompt], arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    settings = (arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    [tokens] = generate(model, [prompt], *settings, top_p=arguments.top_p, stop=words.stops)
     return words.decode(tokens[len(prompt) :].tolist())
 
 

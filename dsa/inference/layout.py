@@ -137,9 +137,9 @@ def _from_shard(path: Path, names: list[str]) -> dict[str, Stored]:
 
 
 def header(path: Path) -> dict[str, Stored]:
-    """Read a file's table of contents. The library checks it against the file's length."""
+    """Read a file's table of contents. The library checks it against the file's length, and maps it read-only."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:

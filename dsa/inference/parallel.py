@@ -38,7 +38,7 @@ from torch.distributed.tensor.parallel import (
 
 from dsa.kernels import fp8
 from dsa.model.config import Config
-from dsa.model.fp8_linear import FP8Linear
+from dsa.model.fp8_linear import FP8Linear, here
 from dsa.model.moe import FeedForward, MoE
 from dsa.model.transformer import Layer, Transformer
 
@@ -146,8 +146,10 @@ def split(model: Transformer, mesh: DeviceMesh) -> Transformer:
     """Leave of a model this rank's part, in place; on the meta device that costs nothing, and loading fills it.
 
     Raises:
-        ValueError: if heads or feed-forward widths cannot be shared evenly.
+        ValueError: if heads or feed-forward widths cannot be shared evenly, or the model is split already.
     """
+    if here(model.lm_head.weight) is not model.lm_head.weight:
+        raise ValueError("this model is split already: load it anew to split it otherwise")
     check_shares(model.config, mesh.size())
     for layer in [module for module in model.modules() if isinstance(module, Layer)]:
         if isinstance(layer.mlp, MoE):

@@ -5,6 +5,7 @@ from its file. So the most that is needed at any time is the model and what is m
 (see `dsa.model.fp8_linear`) or are expanded on the way, a few rows at a time.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -54,7 +55,8 @@ def fill(target: Mapping[str, Tensor], stored: Mapping[str, Stored], title: str)
     for name, tensor in wanted.items():
         shards.setdefault(tensor.path, []).append(name)
     size = sum(tensor.nbytes for tensor in wanted.values())
-    with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=len(shards) == 1) as bar:
+    silent = len(shards) == 1 or os.environ.get("RANK", "0") != "0"  # of several processes the first shows the bar
+    with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=silent) as bar:
         for path, names in shards.items():
             _fill_from(path, names, target, stored, bar)
 

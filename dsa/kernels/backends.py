@@ -20,9 +20,11 @@ MODULES = MappingProxyType(
         "chunked": "dsa.kernels.chunked",
         "cpu": "dsa.kernels.cpu.backend",
         "meta": "dsa.kernels.shapes",
+        "triton": "dsa.kernels.gpu.backend",
     }
 )
-PREFERRED = MappingProxyType({"cpu": ("cpu",), "meta": ("meta",)})  # by device type, the best first; then LAST_RESORT
+# by device type, the best first; then LAST_RESORT
+PREFERRED = MappingProxyType({"cpu": ("cpu",), "meta": ("meta",), "cuda": ("triton",)})
 LAST_RESORT = "chunked"
 
 

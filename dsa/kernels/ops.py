@@ -9,6 +9,7 @@ already. A backend that multiplies codes gets them as they are, any other gets t
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from dsa.kernels.backends import choose
@@ -65,10 +66,11 @@ def _index_backend(
     """Check the factors of Eq. 1 and choose who multiplies them: the backend, and q and k as it takes them."""
     vectors = k.numbers if isinstance(k, Codes) else k
     _check_shapes(q=(q, "B T J W"), k=(vectors, "B S W"), w=(w, "B T J"))
-    module = choose(operation, (q, vectors, w), forced)
-    if isinstance(k, Codes) and not getattr(module, "MULTIPLIES_CODES", False):
-        return module, q.float(), k.expand()
-    return module, q, k
+    if not isinstance(k, Codes):
+        return choose(operation, (q, k, w), forced), q, k
+    as_numbers = [w.new_empty(1, dtype=torch.float32).expand(codes.shape) for codes in (q, vectors)]  # takes no memory
+    module = choose(operation, (*as_numbers, w.float()), forced)
+    return (module, q, k) if getattr(module, "MULTIPLIES_CODES", False) else (module, q.float(), k.expand())
 
 
 def index_scores(q: Tensor, k: Tensor | Codes, w: Tensor, *, backend: str | None = None) -> Tensor:

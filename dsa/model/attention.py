@@ -44,6 +44,11 @@ class Step:
     record: str | None = None  # None, "trace" or "indexer_loss"
     precision: Precision = FULL_PRECISION  # of index vectors and of what the cache holds
 
+    def reads_few(self, queries: int) -> bool:
+        """Whether only selected latents are looked at: then an FP8 cache need not be expanded as a whole."""
+        chosen_elsewhere = self.attention in ("sparse", "window", "random")
+        return self.precision.cache != "full" and queries == 1 and chosen_elsewhere and self.record is None
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -144,7 +149,7 @@ class Attention(nn.Module):
     @torch.no_grad()
     def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:
         """Select the keys of every query: -> (B, T, min(K, S)), or None for all of them."""
-        sizes = (q.shape[0], q.shape[1], kv.shape[1], step.top_k)
+        sizes = (q.shape[0], q.shape[1], step.start + q.shape[1], step.top_k)
         match step.attention:
             case "sparse":
                 assert index is not None
@@ -188,14 +193,20 @@ class Attention(nn.Module):
         """
         q, query_latent = self.queries(x, step.rope)
         kv = self.latents(x, step.rope)
+        few = cache is not None and step.reads_few(x.shape[1])
         if cache is None:
             kv = latent_format(step.precision, self.latent, kv.dtype).rounded(kv)
+        elif few:
+            cache.latents.write(step.start, kv)
         else:
             kv = cache.append_latent(step.start, kv)
         index = None
         if self.indexer is not None and (step.attention == "sparse" or step.record):
             index = self.indexer(x, query_latent, step.rope, cache, step.start, step.precision)
         selected = self.choose(step, q, kv, index)
+        if few:
+            assert cache is not None and selected is not None
+            kv, selected = cache.chosen_latents(selected)
         expanded = selected is None and x.shape[1] > 1  # dense prefill; dense decode stays on the latents
         heads = self.attend_mha(q, kv) if expanded else self.attend_mqa(q, kv, selected)
         record: Trace | Tensor | None = None

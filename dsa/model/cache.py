@@ -25,12 +25,20 @@ class Store:
         self.form = form
         self.parts = [part.new_zeros(len(like), capacity, part.shape[-1]) for part in form.encode(like)]
 
+    def write(self, start: int, x: Tensor) -> None:
+        """Store x (B, T, width) at `start`."""
+        for part, new in zip(self.parts, self.form.encode(x), strict=True):
+            part[:, start : start + x.shape[1]] = new
+
     def append(self, start: int, x: Tensor) -> Any:
         """Write x (B, T, width) at `start` and read all so far (B, start + T, width), as the format gives it."""
-        end = start + x.shape[1]
-        for part, new in zip(self.parts, self.form.encode(x), strict=True):
-            part[:, start:end] = new
-        return self.form.decode(*(part[:, :end] for part in self.parts))
+        self.write(start, x)
+        return self.form.decode(*(part[:, : start + x.shape[1]] for part in self.parts))
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Read some vectors of each sequence: chosen (B, K) -> (B, K, width). Only these are expanded."""
+        first = torch.arange(len(chosen), device=chosen.device)[:, None]
+        return self.form.decode(*(part[first, chosen] for part in self.parts))
 
     def read(self) -> Any:
         """All of it (B, capacity, width), as the format gives it; in full precision the memory itself."""
@@ -77,6 +85,24 @@ class LayerCache:
         """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R)."""
         return self.latents.append(start, latent)
 
+    def chosen_latents(self, selected: Tensor) -> tuple[Tensor, Tensor]:
+        """Read what one query a sequence selected: (B, 1, K) -> latents (B, K, C + R), and where they now stand.
+
+        The cost does not depend on how much the cache holds. Empty slots (-1) stay empty.
+        """
+        places = torch.arange(selected.shape[-1], device=selected.device).expand_as(selected)
+        rows = self.latents.rows(selected[:, 0].clamp(min=0))
+        return rows, places.where(selected >= 0, selected)
+
+    def rewind(self, length: int) -> None:
+        """Forget what comes after the first `length` tokens; the next to come overwrite it."""
+        self.index_length = min(self.index_length, length)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes."""
+        return self.latents.nbytes + self.index_keys.nbytes
+
     def append_index_key(self, start: int, key: Tensor) -> Tensor | Codes:
         """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
 
@@ -92,6 +118,15 @@ class LayerCache:
         return self.index_keys.append(start, key)
 
 
+def check_capacity(config: Config, capacity: int) -> None:
+    """Refuse more tokens than the model's context has."""
+    if capacity > config.max_position_embeddings:
+        raise ValueError(
+            f"a cache for {capacity} tokens exceeds the model's max_position_embeddings="
+            f"{config.max_position_embeddings}: ask for fewer new tokens or shorten the prompt"
+        )
+
+
 class Cache:
     """The memory of one generation, for all layers: allocated once, filled by the model's forward passes.
 
@@ -100,6 +135,7 @@ class Cache:
         batch: B, prompts side by side.
         capacity: most tokens a prompt and its continuation may have together.
         precision: in which numbers; it must stay the model's own.
+        layers: how many layers remember; by default all of the model's.
     """
 
     def __init__(
@@ -110,17 +146,26 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         precision: Precision = FULL_PRECISION,
+        layers: int | None = None,
     ):
-        if capacity > config.max_position_embeddings:
-            raise ValueError(
-                f"a cache for {capacity} tokens exceeds the model's max_position_embeddings="
-                f"{config.max_position_embeddings}: ask for fewer new tokens or shorten the prompt"
-            )
+        check_capacity(config, capacity)
         self.batch, self.capacity, self.precision = batch, capacity, precision
         self.length = 0  # tokens read so far
-        self.layers = [
-            LayerCache(config, batch, capacity, dtype, device, precision) for _ in range(config.num_hidden_layers)
-        ]
+        count = config.num_hidden_layers if layers is None else layers
+        self.layers = [LayerCache(config, batch, capacity, dtype, device, precision) for _ in range(count)]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes, all layers together."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`; what comes next overwrites them."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"the cache cannot go back from {self.length} tokens to {length}: give 0 to that many")
+        self.length = length
+        for layer in self.layers:
+            layer.rewind(length)
 
     def check_room(self, batch: int, length: int, precision: Precision) -> None:
         """Refuse, before anything is written, a pass over `length` tokens that does not fit."""

@@ -5,6 +5,7 @@ reading a file needs no table of names. The residual stream is fp32 whatever the
 unrounded sum. `model.attention`, `model.top_k` and the two precisions may be switched at any time.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -38,6 +39,17 @@ class Layer(nn.Module):
         attended, record = self.self_attn(self.input_layernorm(x, step.dtype), step, cache)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x, step.dtype)), record
+
+
+@torch.no_grad()
+def draw_weights(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> None:
+    """Draw named matrices anew; see `Transformer.reset_parameters`."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in parameters:
+        if p.ndim < 2:
+            continue  # norms stay at one
+        std = 1.0 if "embed_tokens" in name else (3 * p.shape[1]) ** -0.5 * (1.7 if "self_attn" in name else 1)
+        p.copy_(torch.randn(p.shape, generator=generator) * std)
 
 
 class Decoder(nn.Module):
@@ -124,10 +136,10 @@ class Transformer(nn.Module):
         """The precision of the matrix products."""
         return self.model.embed_tokens.weight.dtype
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
-        """Make room for `batch` sequences of at most `capacity` tokens."""
+    def new_cache(self, batch: int, capacity: int, layers: int | None = None) -> Cache:
+        """Make room for `batch` sequences of at most `capacity` tokens, in all layers or so many."""
         device = self.model.embed_tokens.weight.device
-        return Cache(self.config, batch, capacity, self.dtype, device, self._precision)
+        return Cache(self.config, batch, capacity, self.dtype, device, self._precision, layers)
 
     def gates(self) -> list[Gate]:
         """List the routers, one for each layer of experts."""
@@ -139,13 +151,12 @@ class Transformer(nn.Module):
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Draw all weights anew: normal, deviation (3 * inputs)^-0.5, in attention 1.7 times that, embedding 1."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if p.ndim < 2:
-                continue  # norms stay at one
-            std = 1.0 if "embed_tokens" in name else (3 * p.shape[1]) ** -0.5 * (1.7 if "self_attn" in name else 1)
-            with torch.no_grad():
-                p.copy_(torch.randn(p.shape, generator=generator) * std)
+        draw_weights(self.named_parameters(), seed)
+
+    def step(self, start: int, length: int, device: torch.device, record: str | None = None) -> Step:
+        """One pass over the positions `start ... start + length - 1`, as the model is now set."""
+        rope = Rope.at(self.config, start, length, device)
+        return Step(rope, start, self.attention, self.top_k, self.dtype, record, self._precision)
 
     def hidden(
         self, tokens: Tensor, cache: Cache | None = None, record: str | None = None
@@ -155,8 +166,7 @@ class Transformer(nn.Module):
         self.check_tokens(tokens, start)
         if cache is not None:
             cache.check_room(tokens.shape[0], tokens.shape[1], precision=self._precision)
-        rope = Rope.at(self.config, start, tokens.shape[1], tokens.device)
-        step = Step(rope, start, self.attention, self.top_k, self.dtype, record, self._precision)
+        step = self.step(start, tokens.shape[1], tokens.device, record)
         x = self.model.embed_tokens(tokens)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         records = []

@@ -21,7 +21,7 @@ LOOKS = {
     "kept": ('<mark style="background:#56B4E9;color:#000"><b>', "</b></mark>"),
     "looking": ('<b style="outline:2px solid #D55E00">', "</b>"),
     "dropped": ('<span style="opacity:.65">', "</span>"),
-    "unread": ('<i style="opacity:.35">', "</i>"),
+    "unread": ('<i style="opacity:.65">', "</i>"),
 }
 LEGEND = (
     f"{LOOKS['kept'][0]}kept{LOOKS['kept'][1]} · {LOOKS['dropped'][0]}dropped{LOOKS['dropped'][1]} · "

@@ -73,7 +73,7 @@ def reader(model: Transformer) -> Callable[[str], Reading]:
 
     @lru_cache(maxsize=8)
     def read(text: str) -> Reading:
-        ids = _readable(text)
+        ids = readable(text)
         last = tokenizer.last_tokens(ids, model.config.max_position_embeddings)
         return read_ids(model, last, left_out=len(ids) - len(last))
 
@@ -118,7 +118,7 @@ def head_weights(model: Transformer, ids: list[int]) -> Tensor:
     return torch.stack(found)
 
 
-def _readable(text: str) -> list[int]:
+def readable(text: str) -> list[int]:
     """Turn the reader's text into tokens, or say what is wrong with it."""
     if not isinstance(text, str):
         raise ValueError(f"the text is a {type(text).__name__}: give a string")

@@ -18,6 +18,7 @@ from dsa.model import rope
 from dsa.model.attention import Attention
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope
+from dsa.training import ablations
 
 # ---- the indexer's query, key and weights
 
@@ -80,11 +81,7 @@ def raw_query_latent(self: Attention, x: Tensor, angles: Rope, right: Any = Atte
     return right(self, x, angles)[0], self.q_a_proj(x)
 
 
-def attached(self: Indexer, x, query_latent, angles, cache=None, start=0, precision=None):
-    """Indexer.forward without detaching its inputs, in full precision."""
-    q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), angles)
-    k, w = self._key(x, angles), self.weights_proj(x) * (self.heads * self.width) ** -0.5
-    return q, k if cache is None else cache.append_index_key(start, k), w
+attached = ablations.attached  # the indexer with inputs that are not detached: chapter 07 trains with it, too
 
 
 # ---- scores and selection

@@ -71,21 +71,24 @@ class Copy:
     """A segment of distinct random keys and values, repeated until ``length`` tokens are full.
 
     The segment's own length is drawn anew for each sequence, between an eighth and a half of ``length``: a model
-    cannot learn "look 20 back", it must find the symbol it sees and answer what followed it.
+    cannot learn "look 20 back", it must find the symbol it sees and answer what followed it. ``first`` and ``symbols``
+    say which ids are drawn: keys and values, unless the model has another alphabet.
     """
 
     length: int = 64
+    first: int = tokenizer.FIRST_KEY
+    symbols: int = tokenizer.KEYS + tokenizer.VALUES
 
     def __post_init__(self) -> None:
-        most = 2 * (tokenizer.KEYS + tokenizer.VALUES)
+        most = 2 * self.symbols
         if not 16 <= self.length <= most:
             raise ValueError(f"copy length must lie in 16 to {most} (twice the distinct symbols), not {self.length}")
 
     def generate(self, generator: torch.Generator, size: int) -> Episodes:
         """``size`` sequences; every token of a repeat but its very first is a question."""
         half = self.length // 2
-        noise = torch.rand(size, tokenizer.KEYS + tokenizer.VALUES, generator=generator)
-        symbols = tokenizer.FIRST_KEY + noise.argsort(1)  # (B, 48), each symbol once
+        noise = torch.rand(size, self.symbols, generator=generator)
+        symbols = self.first + noise.argsort(1)  # (B, symbols), each once
         period = torch.randint(self.length // 8, half + 1, (size, 1), generator=generator)
         place = torch.arange(self.length)
         tokens = symbols.gather(1, place % period)  # (B, T)

@@ -26,29 +26,35 @@ def record(
     seeds: Sequence[int],
     steps: int,
     plan: dict[str, Any],
+    designs: Sequence[str] = (),
+    weights: str = "the frozen model is {}; the warmed-up variants are not kept",
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run ``python -m PROGRAM FOLDER --out FILE``.
 
-    ``rows(model, corpus, seeds=, steps=)`` measures; ``plan`` holds the settings that the record is to name besides.
+    ``rows(model, corpus, seeds=, steps=)`` measures; ``plan`` holds the settings that the record is to name besides;
+    ``designs``, if there are any, may be narrowed down by ``--designs`` and reach ``rows`` under this name;
+    ``weights`` says, around the folder's name, which models were made of which.
     The command refuses to overwrite FILE without ``--replace``.
     """
     parser = argparse.ArgumentParser(f"python -m {program}", description=description)
-    parser.add_argument("folder", type=Path, help="the model folder whose attention is imitated")
+    parser.add_argument("folder", type=Path, help="the model folder to begin with")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--steps", type=int, default=steps)
+    if designs:
+        parser.add_argument("--designs", nargs="+", choices=designs, default=list(designs), metavar="NAME")
     parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
 
     def run(options: argparse.Namespace) -> Path:
         if options.out.exists() and not options.replace:
             raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
         model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
-        runs = rows(model, corpus, seeds=options.seeds, steps=options.steps)
-        made = {"seeds": options.seeds, "steps": options.steps, **plan}
-        found = folder.provenance(options.command, made, corpus, perf_counter() - started)
-        found["weights"] = f"the frozen model is {options.folder}; the warmed-up variants are not kept"
+        asked = {"seeds": options.seeds, "steps": options.steps, **({"designs": options.designs} if designs else {})}
+        runs = rows(model, corpus, **asked)
+        found = folder.provenance(options.command, asked | plan, corpus, perf_counter() - started)
+        found["weights"] = weights.format(options.folder)
         write_json(options.out, found | {"runs": runs})
         return options.out
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ from dsa.training import distributed, state
 from dsa.training.evaluate import Claim, measure
 from dsa.training.loop import Run, write_table
 from dsa.training.optimizers import OPTIMIZERS
+
+
+class Described(Protocol):
+    """What a model learned from: a corpus, or tasks that are generated."""
+
+    def describe(self) -> dict[str, object]:
+        """What provenance records of it."""
 
 
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -92,7 +99,7 @@ def finish(
     *,
     made_by: str,
     options: dict[str, Any],
-    corpus: Corpus,
+    corpus: Described,
     claims: Sequence[Claim] = (),
     exam: dict[str, Any] | None = None,
     also: Callable[[Path, Transformer], dict[str, Any]] | None = None,
@@ -109,7 +116,7 @@ def finish(
     shutil.rmtree(whole, ignore_errors=True)
     save_pretrained(model, whole, dtype=dtype)
     stored = from_pretrained(whole)
-    measures = {} if exam is None else measure(stored, corpus, **exam)
+    measures = measure(stored, corpus, **exam) if exam is not None and isinstance(corpus, Corpus) else {}
     checked = [claim.check(measures) for claim in claims]
     record = provenance(made_by, options, corpus, run.seconds, dtype)
     record |= {"training_processor_seconds": round(run.processor_seconds, 1), "claims": checked, "measures": measures}
@@ -124,7 +131,7 @@ def finish(
 
 
 def provenance(
-    made_by: str, options: dict[str, Any], corpus: Corpus, seconds: float, dtype: torch.dtype = torch.bfloat16
+    made_by: str, options: dict[str, Any], corpus: Described, seconds: float, dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, Any]:
     """What it takes to make the folder anew, and where and when it was made."""
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") + " (norms and router biases fp32)"

@@ -20,6 +20,11 @@ BUDGETS = MappingProxyType(  # seconds as a test, on two cores
         "04_token_selection": 90,
         "05_fp8": 40,
         "06_training_the_indexer": 120,
+        "07_sparse_training": 150,
+        "09_the_full_model": 90,
+        "10_post_training": 150,
+        "11_cost_curves": 150,
+        "12_beyond": 90,
     }
 )
 BYTES, LINES, COLUMNS = 300_000, 25, 76

@@ -290,7 +290,8 @@ claim(
 # * [03 Lightning indexer](03_lightning_indexer.ipynb) builds the scorer, and a museum of its mistakes;
 # * [04 Token selection](04_token_selection.ipynb) builds the choice by hand and measures what it keeps;
 # * [05 FP8](05_fp8.ipynb) asks how much precision a ranking needs;
-# * [06 Training the indexer](06_training_the_indexer.ipynb) teaches one, live.
+# * [06 Training the indexer](06_training_the_indexer.ipynb) teaches one, live;
+# * [07 Sparse training](07_sparse_training.ipynb) trains the model to live with what is chosen.
 #
 # The rest, with what is still to come, is listed in the [README](../README.md). Chapters start cold, in any order.
 #

@@ -997,5 +997,5 @@ claim(
 #
 # **Next**: [02 Multi-head latent attention](02_multi_head_latent_attention.ipynb) shows why the two modes are the
 # same attention, [03 The lightning indexer](03_lightning_indexer.ipynb) how 16,384 FLOP can rank like 278,528, and
-# [04 Token selection](04_token_selection.ipynb) what the K tokens keep. The [README](../README.md) lists what else
-# is there.
+# [04 Token selection](04_token_selection.ipynb) what the K tokens keep. [11 Cost curves](11_cost_curves.ipynb) takes
+# the published figure apart and turns it into bills. The [README](../README.md) lists what else is there.

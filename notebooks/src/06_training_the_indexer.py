@@ -901,5 +901,5 @@ claim(
 #
 # </details>
 #
-# **Next**: the model itself learns to live with what is chosen, from two losses at once. The [README](../README.md)
-# lists what is there.
+# **Next**: [07](07_sparse_training.ipynb), in which the model itself learns to live with what is chosen, from two losses
+# at once.

@@ -93,9 +93,9 @@ class Reader:
         self.page.goto(self.lab.page_of(notebook))
         self.page.wait_for_function(IDLE)
 
-    def run_all(self) -> None:
-        """Run every cell, and wait until the last one has."""
+    def run_all(self, seconds: int = SECONDS) -> None:
+        """Run every cell, and wait until the last one has; a chapter that trains needs more `seconds` than others."""
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
         self.page.evaluate(RUN_ALL)
-        expect(prompts.last).to_have_text(f"[{prompts.count()}]:", timeout=1000 * SECONDS)
+        expect(prompts.last).to_have_text(f"[{prompts.count()}]:", timeout=1000 * seconds)
         self.page.wait_for_function(IDLE)

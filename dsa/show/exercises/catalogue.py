@@ -20,6 +20,11 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "4": "selection",
         "5": "fp8",
         "6": "teaching",
+        "7": "adapting",
+        "9": "full_model",
+        "10": "post_training",
+        "11": "costs",
+        "12": "alternatives",
     }
 )
 

@@ -1,0 +1,230 @@
+"""GRPO: reinforcement learning in which the other answers to the same question are the baseline.
+
+For each prompt the model writes a group of G completions, and rules give each a reward. What is better than the group's
+mean is made more likely, what is worse less likely (report section 2.2; Shao et al. 2024, "DeepSeekMath"):
+
+    A_i  = r_i - mean(r_1 ... r_G)                                          (divided by the group's deviation, if asked)
+    L    = - mean over own tokens of  min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)  +  beta KL
+    rho  = p_now(token) / p_sampled(token)
+
+The usual alternative, PPO, trains a second network to guess the mean. Names and meanings are TRL's (``GRPOConfig``),
+and so are the defaults where size does not forbid; what differs is said in :class:`GRPOConfig`. As in TRL, ``beta=0``
+means that no reference model is kept.
+
+A group whose rewards are all equal teaches nothing: its advantages are zero. The share of such groups is measured
+(``frac_reward_zero_std``), because a run in which it nears 1 stands still and looks calm.
+
+The sparse model's indexers learn on beside it from the divergence over what was selected (Eq. 4), since no reward
+reaches them: selecting passes no gradient.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsa.model.transformer import Transformer
+from dsa.text import domains, transcripts
+from dsa.text.domains import Problem
+from dsa.training import rewards
+from dsa.training.loop import Phase, Run, train
+from dsa.training.optimizers import adamw
+from dsa.training.rewards import Reward
+from dsa.training.rollout import Rollout, logprobs_of, sample
+
+SCALES = ("group", "batch", "none")
+LOSSES = ("grpo", "dapo", "dr_grpo")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """How to train; names, and defaults except those of size, as in TRL's class of this name.
+
+    - ``num_generations`` G: completions of each prompt; ``num_prompts``: groups a step (TRL gives the product).
+    - ``num_iterations``: updates from one batch of samples; the clip acts from the second on.
+    - ``epsilon``, ``epsilon_high``: the ratio may fall to 1 - epsilon and rise to 1 + epsilon_high (None: epsilon).
+    - ``beta``: weight of the divergence from the model as it was at the start.
+    - ``scale_rewards``: divide advantages by the deviation in the "group", in the "batch", or by nothing ("none").
+    - ``loss_type``: "grpo" averages over a completion and then over completions, "dapo" over all own tokens, "dr_grpo"
+      divides their sum by the most tokens there could be, so that length changes no weight.
+    - ``learning_rate`` falls linearly to a tenth. TRL's 1e-6 is for models with a thousand times the weights.
+    """
+
+    num_generations: int = 8
+    num_prompts: int = 32
+    num_iterations: int = 1
+    max_completion_length: int = transcripts.COMPLETION
+    temperature: float = 1.0
+    learning_rate: float = 1e-3
+    beta: float = 0.0
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    scale_rewards: str = "group"
+    loss_type: str = "dapo"
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_generations >= 2, f"num_generations={self.num_generations} must be at least 2: one has no group"
+        )
+        _require(self.num_prompts >= 1, f"num_prompts={self.num_prompts} must be at least 1")
+        _require(self.num_iterations >= 1, f"num_iterations={self.num_iterations} must be at least 1")
+        _require(self.temperature > 0, f"temperature={self.temperature} must be above 0: equal samples teach nothing")
+        _require(0 <= self.epsilon < 1, f"epsilon={self.epsilon} must lie in 0 (nothing may change) to 1")
+        _require(self.beta >= 0, f"beta={self.beta} must be at least 0; 0 keeps no reference")
+        _require(self.scale_rewards in SCALES, f"scale_rewards={self.scale_rewards!r}: use one of {', '.join(SCALES)}")
+        _require(self.loss_type in LOSSES, f"loss_type={self.loss_type!r}: use one of {', '.join(LOSSES)}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def advantages(reward: Tensor, num_generations: int, scale_rewards: str = "group") -> Tensor:
+    """Reward less its group's mean, scaled: rewards (groups * G,), a group's in a row -> (groups * G,)."""
+    groups = reward.unflatten(0, (-1, num_generations))  # (groups, G)
+    centred = groups - groups.mean(1, keepdim=True)
+    if scale_rewards == "group":
+        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
+    elif scale_rewards == "batch":
+        centred = centred / (reward.std() + 1e-4)
+    return centred.flatten()
+
+
+def token_losses(
+    now: Tensor, old: Tensor, advantage: Tensor, epsilon: float = 0.2, epsilon_high: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The clipped objective of each token: log-probabilities (B, T), advantage (B,) -> losses, clipped (B, T)."""
+    ratio, A = (now - old).exp(), advantage[:, None]
+    high = epsilon if epsilon_high is None else epsilon_high
+    held = ratio.clamp(1 - epsilon, 1 + high)
+    return -torch.minimum(ratio * A, held * A), held * A < ratio * A
+
+
+def divergence(now: Tensor, reference: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(now || reference) from sampled tokens: never negative, right on average."""
+    return (reference - now).exp() - (reference - now) - 1
+
+
+def averaged(losses: Tensor, own: Tensor, loss_type: str, longest: int) -> Tensor:
+    """One number from the losses of own tokens: (B, T) -> a scalar; ``longest`` is the most a completion may have."""
+    losses = losses * own
+    if loss_type == "grpo":
+        return (losses.sum(1) / own.sum(1).clamp(min=1)).mean()
+    return losses.sum() / (own.sum().clamp(min=1) if loss_type == "dapo" else len(own) * longest)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A rollout with its rewards and advantages (B,), and the reference's log-probabilities (B, T) if beta asks."""
+
+    rollout: Rollout
+    rewards: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+
+
+Draw = Callable[[torch.Generator, int], list[Problem]]
+
+
+class Objective:
+    """What the training loop asks for a loss: it samples, grades, and is differentiated ``num_iterations`` times.
+
+    ``watch(graded)``, if given, sees each batch of samples.
+    """
+
+    def __init__(
+        self, config: GRPOConfig, draw: Draw, reward: Reward, reference: Transformer | None = None,
+        watch: Callable[[Graded], None] | None = None,
+    ):  # fmt: skip
+        self.config, self.draw, self.reward, self.reference, self.watch = config, draw, reward, reference, watch
+        self._batch: Graded | None = None
+        self._used = 0
+
+    def __call__(self, model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one update, and its measures by TRL's names."""
+        assert isinstance(model, Transformer)
+        if self._batch is None or self._used == self.config.num_iterations:
+            self._batch, self._used = self.collect(model, chance), 0
+            if self.watch is not None:
+                self.watch(self._batch)
+        self._used += 1
+        return self.loss(model, self._batch)
+
+    def collect(self, model: Transformer, chance: torch.Generator) -> Graded:
+        """Sample ``num_prompts`` groups and grade them."""
+        config = self.config
+        problems = [p for p in self.draw(chance, config.num_prompts) for _ in range(config.num_generations)]
+        rollout = sample(
+            model, problems, chance,
+            temperature=config.temperature, max_completion_length=config.max_completion_length,
+        )  # fmt: skip
+        found = torch.tensor([self.reward(one) for one in rollout.transcripts()])
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = logprobs_of(self.reference(rollout.tokens), rollout.tokens, config.temperature)
+        return Graded(rollout, found, advantages(found, config.num_generations, config.scale_rewards), reference)
+
+    def loss(self, model: Transformer, graded: Graded) -> tuple[Tensor, dict[str, float]]:
+        """The clipped objective on a graded batch, the indexers' divergence added under sparse attention.
+
+        Rows without an advantage have no part in it and are not read, unless the reference asks for them.
+        """
+        config, rollout = self.config, graded.rollout
+        rows = (graded.advantages != 0) | (graded.reference is not None)
+        tokens = rollout.tokens[rows if rows.any() else ~rows]
+        found = model(tokens, indexer_loss=True) if model.attention == "sparse" else (model(tokens), None)
+        now = rollout.logprobs.index_put((rows,), logprobs_of(found[0], tokens, config.temperature)[: rows.sum()])
+        losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
+        kl = None if graded.reference is None else divergence(now, graded.reference)
+        if kl is not None:
+            losses = losses + config.beta * kl
+        loss = averaged(losses, rollout.own, config.loss_type, config.max_completion_length)
+        measures = _measures(graded, now.detach(), clipped, config.num_generations)
+        if kl is not None:
+            measures["kl"] = kl.detach()[rollout.own].mean().item()
+        return loss if found[1] is None else loss + found[1].sum(), measures
+
+
+def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:
+    own, rollout = graded.rollout.own, graded.rollout
+    groups = graded.rewards.unflatten(0, (-1, num_generations))
+    return {
+        "reward": graded.rewards.mean().item(),
+        "completions/mean_length": rollout.lengths.float().mean().item(),
+        "frac_reward_zero_std": (groups.std(1) == 0).float().mean().item(),
+        "clip_ratio": clipped[own].float().mean().item(),
+        "entropy": -rollout.logprobs[own].mean().item(),
+        "logprob_difference": (now - rollout.logprobs)[own].abs().max().item(),
+    }
+
+
+def grpo(
+    model: Transformer,
+    names: Sequence[str] = tuple(domains.DOMAINS),
+    *,
+    steps: int = 100,
+    config: GRPOConfig | None = None,
+    reward_funcs: Sequence[Reward] = (rewards.verified,),
+    reward_weights: Sequence[float] | None = None,
+    level: int | None = None,
+    seed: int = 0,
+    watch: Callable[[Graded], None] | None = None,
+    show: bool = True,
+) -> Run:
+    """Train ``model``, in place and under the attention it is set to, on problems of the domains ``names``.
+
+    Each row of the run's table holds the measures by TRL's names: reward, completions/mean_length and so on.
+    """
+    config = config or GRPOConfig()
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
+    reward = rewards.total(reward_funcs, reward_weights)
+    objective = Objective(config, lambda g, n: transcripts.draw(g, names, n, level), reward, reference, watch)
+    model.eval()  # routers keep their biases
+    optimizers = adamw(model.parameters(), config.learning_rate)
+    plan = [Phase("grpo", steps, objective, rates=(1.0, 0.1), warmup=min(5, steps // 4))]
+    return train(model, optimizers, plan, seed=seed, clip=config.max_grad_norm, show=show)

@@ -1,0 +1,36 @@
+"""The course as pages in a real browser: nothing serious for a screen reader, light and dark, on a telephone too."""
+
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from builder.book import build_book
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    out = tmp_path_factory.mktemp("book")
+    build_book(ROOT / "notebooks", out)
+    return out
+
+
+def complaints(browser, page_file, width, scheme):
+    """What axe finds on a page at a width, in a colour scheme; the page must fit and fetch nothing."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, fetched = context.new_page(), []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(page_file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
+    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+    found = Axe().run(page).response["violations"]
+    context.close()
+    return [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_can_be_read_wide_and_light_narrow_and_dark(browser, book, name):
+    assert complaints(browser, book / f"{name}.html", 1000, "light") == []
+    assert complaints(browser, book / f"{name}.html", 390, "dark") == []

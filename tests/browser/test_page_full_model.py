@@ -1,0 +1,21 @@
+"""Chapter 09 in a browser: another GPU is taken, and what fits changes with it."""
+
+import pytest
+from harness import Panel, Reader
+from playwright.sync_api import expect
+
+
+@pytest.mark.slow
+def test_a_reader_looks_for_gpus_that_are_large_enough(reader: Reader):
+    reader.open("09_the_full_model")
+    reader.run_all()
+    panel = Panel(reader.page, "how many")
+
+    expect(panel.sentence).to_contain_text("8 x H200 141 GB, 1 x 128K tokens")
+    expect(panel.sentence).to_contain_text("it fits; there is room for 7")
+    before = panel.pictures()
+    panel.control("GPU").field.select_option("H100 80 GB")
+    expect(panel.sentence).to_contain_text("it does not fit; not one sequence has room")
+    panel.changed(before)
+
+    assert reader.complaints == []

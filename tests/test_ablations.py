@@ -1,0 +1,76 @@
+"""Each ablation changes what it says and nothing else; the record holds all of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import tiny
+
+from dsa.text.corpus import own_text
+from dsa.training import ablations
+
+RECORD = Path(__file__).parent.parent / "data" / "measurements" / "sparse_ablations.json"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
+    return own_text(path)
+
+
+def reached(model):
+    """Names outside the indexers that the divergence moves."""
+    tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(2))
+    model.attention, model.top_k = "sparse", 4
+    model(tokens, indexer_loss=True)[1].sum().backward()
+    return [name for name, p in model.named_parameters() if p.grad is not None and ".indexer." not in name]
+
+
+def test_attached_says_the_same_and_leaks():
+    plain, leaking = tiny(), ablations.attach(tiny())
+    tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(plain(tokens), leaking(tokens))
+    assert reached(plain) == [] and len(reached(leaking)) > 5
+
+
+def test_a_copy_is_its_own_and_reads_further():
+    model = tiny()
+    model.attention, model.top_k = "window", 3
+    longer = ablations.copied(model, 1024)
+    assert (longer.attention, longer.top_k, longer.config.max_position_embeddings) == ("window", 3, 1024)
+    tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(2))
+    before = model(tokens)
+    assert torch.allclose(longer(tokens), before, atol=1e-6)
+    with torch.no_grad():
+        for p in longer.parameters():
+            p.add_(1)
+    assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_from_scratch_both_kinds_start_alike(text, kind, monkeypatch):
+    fresh = tiny(3, dense=True)
+    monkeypatch.setattr(ablations.pretrain, "dense_config", lambda: fresh.config)
+    monkeypatch.setattr(ablations, "SCRATCH_LENGTH", 64)
+    started = []
+    train = ablations.train
+
+    def spied(model, *arguments, **options):
+        started.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return train(model, *arguments, **options)
+
+    monkeypatch.setattr(ablations, "train", spied)
+    found = ablations.from_scratch(text, kind, seed=3, steps=12, cap=11)
+    assert found["copy_steps"] == 11 and len(found["copy"]) == len(found["recall"]) == 2
+    assert all(torch.equal(started[0][name], tensor) for name, tensor in fresh.state_dict().items())
+    assert any(".indexer." in name for name in started[0]) == (kind == "sparse")
+
+
+def test_the_record_is_whole():
+    record = json.loads(RECORD.read_text())
+    assert record["command"].startswith("python -m dsa.training.ablations data/warmed")
+    kinds = {(run["ablation"], run["kind"]) for run in record["runs"]}
+    assert kinds == {("detach", "detached"), ("detach", "attached"), ("longer", "sparse"), ("scratch", "dense"),
+                     ("scratch", "sparse")}  # fmt: skip

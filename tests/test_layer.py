@@ -1,0 +1,69 @@
+"""What is timed is what is counted: the calls' FLOP, taken in the clock's place, are the roofline's."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsa.cost import layer, roofline
+from dsa.model.config import Config
+
+REAL = Config.v32_exp()
+SMALL = Config.mini()
+
+
+def flops(call, repeats):
+    """A clock that counts products, attention's included."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("phase", roofline.PHASES)
+def test_a_token_is_timed_with_all_its_heads_and_nothing_else(monkeypatch, phase):
+    monkeypatch.setattr(layer, "cpu_seconds", flops)
+    keys = 2304
+    dense, sparse = layer.token_seconds(REAL, phase, keys)
+    pair = roofline.dense_pair_flops(REAL, phase)
+    padded = 2 * 128 * 64 if phase == "decode" or dense > keys * pair else 0  # values taken as wide as keys
+    assert dense == pytest.approx(keys * (pair + padded))
+    scores = roofline.index_pair_flops(REAL) + roofline.head_sum_pair_flops(REAL)
+    assert sparse == pytest.approx(keys * scores + 2048 * roofline.mqa_pair_flops(REAL), rel=1e-3)
+
+
+def test_what_comes_out_has_the_shape_of_attention():
+    assert layer.sparse_call(SMALL, 40, 3)().shape == (1, 3, SMALL.num_attention_heads, SMALL.kv_lora_rank)
+    assert layer.dense_call(SMALL, "prefill", 40, 3, 2)().shape == (1, 3, 2, SMALL.v_head_dim)
+
+
+def test_the_median_leaves_out_the_first_run(monkeypatch):
+    ticks = iter([0, 90, 100, 101, 200, 205, 300, 302])
+    monkeypatch.setattr(layer, "process_time", lambda: next(ticks))
+    assert layer.cpu_seconds(lambda: None, 3) == 2
+
+
+def test_threads_are_as_they_were():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), layer.one_thread():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_writes_what_the_figure_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(layer, "token_seconds", lambda config, phase, keys, repeats: (keys / 1e6, 0.5))
+    out = tmp_path / "cpu_test.json"
+    layer.main(["--out", str(out), "--lengths", "8", "16"])
+    record = json.loads(out.read_text())
+    assert record["machine"].endswith("one core") and record["date"] and record["versions"]["torch"]
+    assert record["rows"][0] == {"phase": "prefill", "attention": "dense", "keys": 8, "seconds": 8e-6}
+    assert len(record["rows"]) == 8 and "decode" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="phase='both' is unknown"):
+        layer.token_seconds(SMALL, "both", 64)
+    with pytest.raises(ValueError, match="keys=8: a block needs room"):
+        layer.token_seconds(SMALL, "decode", 8)

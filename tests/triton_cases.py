@@ -1,0 +1,191 @@
+"""Runs every Triton kernel in the interpreter and prints one error a line: `name error`.
+
+A script and no test file: kernels are interpreted in the whole process or not at all, so it has one of its own.
+`test_triton_interpreter` starts it. Every number that a kernel forgets to write is NaN here, and NaN counts as
+infinitely wrong.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+import sys
+
+import torch
+
+from dsa.kernels import fp8, ops, reference
+from dsa.kernels.gpu import backend, index_logits
+from dsa.kernels.gpu.sparse_attention import Latents, attend
+
+torch.use_deterministic_algorithms(True)  # torch.empty is then full of NaN
+torch.manual_seed(0)
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def error(found, expected):
+    """Largest distance in units of the answer's own size, infinite where -inf or NaN differ."""
+    seen = expected > -torch.inf
+    if found.shape != expected.shape or not torch.equal(found > -torch.inf, seen) or found[seen].isnan().any():
+        return float("inf")
+    return float((found[seen].double() - expected[seen].double()).norm() / expected[seen].double().norm())
+
+
+def different(found, expected):
+    """How many rows choose another set."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.sort(-1).values != expected.sort(-1).values).any(-1).sum())
+
+
+def index(B=2, T=5, S=40, J=4, W=32, kind=torch.float32):
+    return [x.to(kind) for x in (torch.randn(B, T, J, W), torch.randn(B, S, W), torch.randn(B, T, J))]
+
+
+def attention(B=2, T=5, S=40, H=6, K=24, C=64, R=16, kind=torch.float32):
+    selected = torch.stack([torch.randperm(S)[:K] for _ in range(B * T)]).view(B, T, K)
+    selected[0, 0, K // 3 :] = -1  # an early query
+    selected[0, -1, 3] = -1  # and a hole
+    return torch.randn(B, T, H, C + R).to(kind), torch.randn(B, S, C + R).to(kind), selected
+
+
+@case
+def scores_of_a_prompt():
+    inputs = index(T=40)
+    return error(ops.index_scores(*inputs, backend="triton"), reference.index_scores(*inputs))
+
+
+@case
+def scores_of_odd_sizes_from_a_part_of_a_cache():
+    q, k, w = index(T=3, S=37, J=5, W=24)
+    k = torch.cat([k, torch.full_like(k, torch.nan)], dim=1)[:, :37]  # what lies behind must not be touched
+    return error(ops.index_scores(q, k, w, backend="triton"), reference.index_scores(q, k, w))
+
+
+@case
+def scores_in_fp16():
+    inputs = index(kind=torch.float16)
+    return error(ops.index_scores(*inputs, backend="triton"), reference.index_scores(*inputs))
+
+
+@case
+def scores_in_fp8():
+    q, k, w = index(J=8, W=128)
+    codes = (*fp8.quantise(q), *fp8.quantise(k), w)
+    return error(index_logits.index_logits_fp8(*codes), fp8.index_scores(*codes))
+
+
+@case
+def top_k_with_ties_and_unseen_keys():
+    scores = reference.index_scores(*index(B=1, T=6, S=1500)).round()
+    scores[0, 0, 5:900], scores[0, 0, 300:600] = 0.0, -0.0  # equal, whatever their sign
+    scores[0, 1] = scores[0, 1].abs() * -1e-30
+    scores[0, 2, 20:] = -torch.inf  # fewer than are wanted
+    scores[0, 3] = 7.0
+    return sum(different(ops.select(scores, k, backend="triton"), reference.select(scores, k)) for k in (1, 64))
+
+
+@case
+def top_k_of_everything():
+    scores = reference.index_scores(*index(T=8))
+    return sum(different(ops.select(scores, k, backend="triton"), reference.select(scores, k)) for k in (40, 99))
+
+
+@case
+def scores_and_top_k_in_tiles():
+    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    inputs = index(T=8)
+    return different(ops.index_topk(*inputs, 7, backend="triton"), reference.index_topk(*inputs, 7))
+
+
+@case
+def sparse_attention():
+    inputs = attention()
+    with torch.no_grad():
+        return error(ops.sparse_attention(*inputs, 0.2, 64, backend="triton"),
+                     reference.sparse_attention(*inputs, 0.2, 64))  # fmt: skip
+
+
+@case
+def sparse_attention_of_odd_sizes():
+    q, kv, selected = attention(T=2, H=19, K=23, C=40, R=8)
+    kv = torch.cat([kv, torch.full_like(kv, torch.nan)], dim=1)[:, :40]
+    return error(ops.sparse_attention(q, kv, selected, 0.2, 40, backend="triton"),
+                 reference.sparse_attention(q, kv, selected, 0.2, 40))  # fmt: skip
+
+
+@case
+def sparse_attention_in_fp16():
+    inputs = attention(kind=torch.float16)
+    exact = reference.sparse_attention(inputs[0].double(), inputs[1].double(), inputs[2], 0.2, 64)
+    return error(ops.sparse_attention(*inputs, 0.2, 64, backend="triton"), exact)
+
+
+def gradients(backend):
+    torch.manual_seed(1)
+    q, kv, selected = attention()
+    q.requires_grad_(), kv.requires_grad_()
+    ops.sparse_attention(q, kv, selected, 0.2, 64, backend=backend).backward(torch.randn(2, 5, 6, 64))
+    return q.grad, kv.grad
+
+
+@case
+def gradient_of_queries():
+    return error(gradients("triton")[0], gradients("reference")[0])
+
+
+@case
+def gradient_of_latents():
+    return error(gradients("triton")[1], gradients("reference")[1])
+
+
+@case
+def decode_in_four_parts():
+    q, kv, selected = attention(T=1, S=300, K=256)
+    selected[1, 0, 64:128] = -1  # a part without any token
+    out, lse = attend(q, Latents.of(kv, 64), selected, 0.2, splits=4)
+    whole = attend(q, Latents.of(kv, 64), selected, 0.2)
+    return max(error(out, reference.sparse_attention(q, kv, selected, 0.2, 64)), error(lse, whole[1]))
+
+
+@case
+def decode_from_an_fp8_cache():
+    q, kv, selected = attention(T=1, S=90, K=70, C=256)
+    codes, scale = fp8.quantise(kv[..., :256])
+    rope = kv[..., 256:].half()
+    out, _ = attend(q.half(), Latents(codes, rope, scale), selected, 0.1, splits=2)
+    read = torch.cat([fp8.dequantise(codes, scale), rope.float()], dim=-1)
+    return error(out, reference.sparse_attention(q.half().float(), read, selected, 0.1, 256))
+
+
+@case
+def dense_decode():
+    q, kv, _ = attention(T=1, S=300, K=24)
+    k = kv[:, :, None]
+    return error(ops.dense_attention(q, k, k[..., :64], 0.2, backend="triton"),
+                 reference.dense_attention(q, k, k[..., :64], 0.2))  # fmt: skip
+
+
+@case
+def a_query_without_any_token_gets_zeros():
+    q, kv, selected = attention(T=1)
+    out = ops.sparse_attention(q, kv, selected.fill_(-1), 0.2, 64, backend="triton")
+    return float(out.abs().max()) if out.isfinite().all() else float("inf")
+
+
+@case
+def bf16_is_refused():
+    try:
+        ops.sparse_attention(*attention(kind=torch.bfloat16), 0.2, 64, backend="triton")
+    except ValueError as refusal:
+        return 0.0 if "bf16" in str(refusal) and "chunked" in str(refusal) else 1.0
+    return float("inf")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or CASES:
+        print(name, CASES[name](), flush=True)
