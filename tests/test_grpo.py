@@ -257,15 +257,16 @@ def test_samples_are_used_as_often_as_asked_and_the_reference_holds_back():
         drawn.append(count)
         return transcripts.draw(generator, ALL, count)
 
-    config = GRPOConfig(num_prompts=3, num_generations=2, num_iterations=3, beta=0.5, epsilon=0.01)
+    config = GRPOConfig(num_prompts=3, num_generations=8, num_iterations=3, beta=0.5, epsilon=0.01)
     model = small()
     objective = Objective(config, draw, says_one, small(7))
     found = [objective(model, seeded(n))[1] for n in range(6)]
     assert drawn == [3, 3] and found[0]["kl"] > 0 and found[0]["clip_ratio"] == 0
+    objective(model, seeded(9))  # a fresh batch, and the model moves after it
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
-    moved = objective(model, seeded(9))[1]  # a fresh batch
-    assert moved["clip_ratio"] == 0 and len(drawn) == 3
+    moved = objective(model, seeded(10))[1]
+    assert len(drawn) == 3 and moved["clip_ratio"] > 0 and moved["kl"] > found[0]["kl"]
 
 
 def test_only_the_divergence_teaches_the_indexers():

@@ -21,6 +21,7 @@ BUDGETS = MappingProxyType(  # seconds as a test, on two cores
         "05_fp8": 40,
         "06_training_the_indexer": 120,
         "07_sparse_training": 150,
+        "08_kernels": 90,
         "09_the_full_model": 90,
         "10_post_training": 150,
         "11_cost_curves": 150,

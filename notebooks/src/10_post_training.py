@@ -166,9 +166,35 @@ claim(
 )
 
 # %% [markdown]
-# That gap is what reinforcement learning lives on. The right answer is among the samples, so it can be rewarded;
-# and so are wrong ones, so there is something to tell it from. Where no sample is right there is nothing to learn
-# *from*, and where all are right, nothing to learn.
+# Does thinking help? The same problems with `T` and with `D`:
+
+# %% tags=["nbval-ignore-output"]
+helps = {}
+for name in names:
+    right, spoken = [], []
+    for thinking in (False, True):
+        ps = [generate(Random(n), name, None, thinking) for n in range(200)]
+        done = rollout.sample(base, ps, torch.Generator().manual_seed(0))
+        right.append(sum(o.correct for o in done.transcripts()) / 200)
+        spoken.append(float(done.lengths.float().mean()))
+    helps[name] = right[1] - right[0]
+    print(
+        f"{name:9} direct {right[0]:.0%}, thinking {right[1]:.0%};"
+        f" own tokens {spoken[0]:.1f}, {spoken[1]:.1f}"
+    )
+claim(
+    "C10.21",
+    helps["maths"] + helps["sorting"] > 0.04,
+    "thinking helps at maths and sorting, for nearly twice the tokens",
+)
+
+# %% [markdown]
+# It helps where the thought does part of the work: a running total, a sorted half. Repeating what one already sees
+# gives a careless writer one more occasion to slip.
+#
+# Back to the gap between likeliest and sampled. It is what reinforcement learning lives on. The right answer is
+# among the samples, so it can be rewarded; and so are wrong ones, so there is something to tell it from. Where no
+# sample is right there is nothing to learn *from*, and where all are right, nothing to learn.
 #
 # ## GRPO by hand: the group is the baseline
 #
@@ -275,7 +301,7 @@ print(inspect.getsource(grpo.token_losses))
 # What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
 # what a token gains when its probability moves, with the free range in grey. `beta` is the weight of a third term,
 # the divergence from the model at the start. Look for: a group in which all are right; one right among sixteen; a
-# large `beta`.
+# large `beta`. Below the panel are three of its positions, for readers without a kernel.
 
 # %%
 from dsa.show.groups import RIGHT, draw_objective
@@ -288,9 +314,6 @@ Panel(
     high=Choice("epsilon_high", [0.2, 0.28, 0.5], 0.28),
     beta=Choice("beta", [0.0, 0.5, 2.0], 0.0),
 )
-
-# %% [markdown]
-# The same for readers without a kernel:
 
 # %%
 twins(
@@ -355,13 +378,11 @@ claim(
 # %%
 guess = predict("By how much does the share of right answers rise?", 0.1)
 
-# %%
+# %% tags=["nbval-ignore-output"]
 three = ("sorting", "repair", "search")
 config = GRPOConfig(num_prompts=16, epsilon_high=0.28)
 trained = copy.deepcopy(base)
 run = grpo.grpo(trained, three, steps=30, config=config, show=False)
-
-# %% tags=["nbval-ignore-output"]
 after = rollout.accuracy(trained, three, 120)
 rose = sum(after[name] - sampled[name] for name in three) / 3
 print(f"{run.seconds:.0f} seconds on this machine")
@@ -416,7 +437,8 @@ if FULL:
 #
 # A reward curve is a mean over thousands of texts that nobody has read. Read some. Each table is one group: one
 # prompt, eight samples, the reward and the advantage of each. Compare *before* with *after*, go to level 3, and
-# look for the group that teaches nothing.
+# look for the group that teaches nothing. Below the panel is one group before and after, for readers without a
+# kernel.
 
 # %% tags=["nbval-ignore-output"]
 from dsa.show.groups import draw_group
@@ -429,9 +451,6 @@ Panel(
     level=Choice("level", list(LEVELS), 2),
     mode=Choice("mode", ["direct", "think"], "direct"),
 )
-
-# %% [markdown]
-# For readers without a kernel, the same group before and after:
 
 # %% tags=["nbval-ignore-output"]
 at = {"domain": "repair", "level": 2, "mode": "direct"}
@@ -730,7 +749,7 @@ claim(
 # That is gentle. Imitation is not: the texts come from elsewhere, and every token of them counts. Live: the model
 # that we trained above on three domains reads right answers to `maths` alone, 40 steps, at a rate of 0.005.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 sums = student.rejection_sample(
     base, ["maths"], num_prompts=256, num_generations=3
 )
@@ -738,8 +757,6 @@ narrow = copy.deepcopy(trained)
 read_on = student.sft(
     narrow, sums, steps=40, learning_rate=5e-3, show=False
 )
-
-# %% tags=["nbval-ignore-output"]
 left = rollout.accuracy(narrow, three, 120)
 for name in three:
     print(f"{name:8} {after[name]:.0%} -> {left[name]:.0%}")
@@ -784,7 +801,7 @@ plt.close(fig)  # shown below
 
 # %%
 sparse, dense = (across(runs, name, "reward") for name in both.values())
-apart = (sparse.mean(0) - dense.mean(0)).abs()
+apart = (sparse - dense).abs()  # (seeds, 12)
 show(
     fig,
     "Means of five steps over three seeds, with deviations. Reward from"
@@ -794,7 +811,8 @@ show(
 claim(
     "C10.14",
     bool(apart.max() < 0.15),
-    f"the two reward curves are at most {apart.max():.2f} apart",
+    f"with no seed are the two reward curves more than {apart.max():.2f}"
+    " apart",
     kind="recorded",
 )
 
@@ -837,6 +855,8 @@ hack = grpo.grpo(
 )
 
 # %% tags=["nbval-ignore-output"]
+from dsa.show.groups import group_of
+
 paid = averaged([row["reward"] for row in hack.rows])
 honest = rollout.accuracy(hacked, ["brackets"], 150)["brackets"]
 guess.reveal(honest, "it did what it was paid for.")
@@ -846,10 +866,6 @@ claim(
     f"the reward rises from {paid[0]:.0%} to {paid[-1]:.0%}, the right"
     f" answers fall from {sampled['brackets']:.0%} to {honest:.0%}",
 )
-
-# %% tags=["nbval-ignore-output"]
-from dsa.show.groups import group_of
-
 found, _, _ = group_of(hacked, "brackets", 2, False)
 print("prompt", read(found[0].problem.prompt))
 for one in found[:5]:

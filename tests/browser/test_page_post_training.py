@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 @pytest.mark.slow
 def test_a_reader_changes_the_group_and_reads_answers(reader):
     reader.open("10_post_training")
-    reader.run_all()
+    reader.run_all(seconds=300)
     panel = Panel(reader.page, "group size G")
     expect(panel.sentence).to_contain_text("4 of 8 answers are right")
     before = panel.pictures()

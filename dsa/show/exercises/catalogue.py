@@ -21,6 +21,7 @@ CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
         "5": "fp8",
         "6": "teaching",
         "7": "adapting",
+        "8": "tiles",
         "9": "full_model",
         "10": "post_training",
         "11": "costs",

@@ -1,0 +1,34 @@
+"""The memory that counts, counts; and the tiles' figure says what an independent count says."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from dsa.show.panel import Choice, Panel, Slider
+from dsa.show.traffic import HEADS, Memory, draw_tiles, tile_traffic
+
+
+def test_every_number_read_or_written_is_counted():
+    memory = Memory({"a": np.zeros((5, 3))})
+    row = memory.read("a", 1)
+    row += 1  # a copy: the memory does not change
+    assert memory.read("a", slice(0, 9)).sum() == 0
+    memory.write("a", slice(0, 2), 7.0)
+    assert (memory.size("a"), memory.reads, memory.writes, memory.traffic) == (5, 18, 6, 24)
+
+
+def test_every_group_of_heads_fetches_the_tokens_again():
+    for heads in HEADS:
+        moved, intensity = tile_traffic(2048, heads)
+        assert moved == 128 // heads * 2048 * 576 * 2 + 128 * 576 * 2 + 128 * 512 * 2
+        assert intensity == pytest.approx(2 * 128 * 2048 * 1088 / moved)
+
+
+def test_the_panel_draws_everywhere_and_refuses_what_does_not_exist():
+    panel = Panel(draw_tiles, top_k=Slider("top-k", 64, 2048, 2048, step=64), heads=Choice("heads", list(HEADS), 64))
+    for values in panel.grid():
+        fig, words = draw_tiles(**values)
+        assert f"top-k {values['top_k']} and {values['heads']} heads" in words
+        plt.close(fig)
+    with pytest.raises(ValueError, match="3 heads"):
+        draw_tiles(2048, 3)
