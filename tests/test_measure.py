@@ -62,7 +62,7 @@ def test_a_token_is_a_share_of_its_block(narrow, monkeypatch):
     narrow(False)
     monkeypatch.setattr(measure, "_cpu_seconds", lambda call, often: 12.0)
     queries, few, heads = layer.block(MINI, "prefill", 256)
-    assert (queries, heads, few) == (64, 1, 1024 // MINI.index_n_heads)
+    assert (queries, heads, few) == (64, 1, 64)
     found = measure.token_seconds(MINI, "prefill", 256)
     assert found["dense"] == 12.0 * MINI.num_attention_heads / 64 and found["sparse"] == 12.0 / few
 

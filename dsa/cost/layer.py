@@ -80,7 +80,7 @@ def block(config: Config, phase: str, keys: int) -> tuple[int, int, int]:
     """What one call computes: queries of dense attention, queries of sparse attention, heads of dense attention."""
     if phase == "decode":
         return 1, 1, config.num_attention_heads
-    return min(BLOCK, keys // 4), FEW // (config.index_n_heads or 1), HEADS
+    return min(BLOCK, keys // 4), min(FEW // (config.index_n_heads or 1), keys // 4), HEADS
 
 
 def check(phase: str, keys: int) -> None:

@@ -517,8 +517,8 @@ claim(
 )
 
 # %% [markdown]
-# (In prefill that is more than the count's 4.0: a FLOP of dense attention took longer here than one of sparse, and a
-# better dense kernel would narrow it.)
+# (The count says 4.0 and 13.4. Choosing and fetching rows take time and make no FLOP, and in decoding there is little
+# else to hide them behind. With index vectors in eight bits the gain is larger: `python -m dsa.cost.measure` says it.)
 #
 # The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
 # depends on 5 to 1 and 17 to 1, on K, and only a little on who multiplies.
