@@ -120,7 +120,7 @@ def _curves(ax: Axes, curves: Costs, scale: float) -> None:
     lowest = scale * min(curve.dollars[0] for curve in curves.values())
     ax.set(yscale="log", title="a token", ylabel="$ per million tokens", ylim=(lowest / 3, None))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend(fontsize=7, ncols=2, loc="lower right")
+    ax.legend(fontsize=7, ncols=2, loc="lower right", frameon=True, framealpha=1, edgecolor="none")
 
 
 def _calculated(call: Call, bills: Mapping[str, Bill], curves: Costs, top_k: int) -> str:

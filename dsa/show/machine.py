@@ -66,7 +66,7 @@ def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = 
         )
         words.append(_machine_in_words(phase, seconds))
     axes[0][0].legend(fontsize=8)
-    return fig, f"One layer on this machine, {kind}: {'; '.join(words)}."
+    return fig, f"One layer{' on this machine' * (kind == 'measured')}, {kind}: {'; '.join(words)}."
 
 
 def _machine_in_words(phase: str, seconds: Seconds) -> str:
@@ -101,11 +101,11 @@ def layer_seconds(record: Mapping[str, Any]) -> dict[str, dict[int, tuple[float,
     """
     found: dict[tuple[str, int], dict[str, float]] = {}
     for row in record.get("rows", []):
-        if not {"phase", "attention", "keys", "seconds"} <= set(row):
+        if not {"phase", "attention", "keys", "seconds"} <= set(row) or row["phase"] not in PHASES:
             continue
         found.setdefault((row["phase"], row["keys"]), {})[row["attention"]] = row["seconds"]
     pairs: dict[str, dict[int, tuple[float, float]]] = {}
-    for (phase, keys), times in sorted(found.items()):
+    for (phase, keys), times in sorted(found.items(), key=lambda item: (PHASES.index(item[0][0]), item[0][1])):
         if {"dense", "sparse"} <= set(times):
             pairs.setdefault(phase, {})[keys] = (times["dense"], times["sparse"])
     return pairs

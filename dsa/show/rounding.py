@@ -155,7 +155,8 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
     @lru_cache(maxsize=512)
     def kept(power: int, block: str, name: str, turn: bool) -> float:
         changed = round_factors(with_outlier(factors, 2.0**power), name, BLOCKS[block], turn)
-        return overlap(ops.index_topk(*(x.double() for x in changed), top_k), exact, first)
+        q, k, w = (x.double() for x in changed)
+        return overlap(ops.index_topk(q, k, w, top_k), exact, first)
 
     def draw(outlier: int, block: str, format: str) -> tuple[Figure, str]:
         checked("outlier", outlier, 0, 12, "the factor is 2 to this power")
