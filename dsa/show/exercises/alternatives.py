@@ -70,7 +70,7 @@ def _check_bound(answer) -> None:
 
 
 def my_blocks(scores: Tensor, t: int, size: int, count: int) -> list[int]:
-    """The blocks that the query at position t reads, in order.
+    """The blocks that the query at position t reads, in rising order.
 
     scores (N,), one for each block. Its own block always, and the
     count - 1 best of those that end before its own begins (fewer, if
@@ -175,7 +175,7 @@ def my_meeting(key: int, block: int, size: int, fixed: int) -> float:
 
     Both attend alike. Scoring tokens costs `key` for each; scoring
     blocks costs `block` for each `size` keys, and `fixed` besides.
-    Return infinity if blocks never cost less.
+    Do not round. Return infinity if blocks never cost less.
     """
     saved = key - block / size
     return fixed / saved if saved > 0 else float("inf")
