@@ -233,3 +233,27 @@ def test_the_operating_system_sees_less_than_200_mb_at_32k():
     """The last 4,096 queries of a prompt of 32,768, the most demanding ones; a T x S matrix of one head is 512 MB."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 200
+
+
+@pytest.mark.parametrize("operation", ["index_topk", "sparse_attention", "dense_attention"])
+def test_many_short_sequences_are_done_together(operation, monkeypatch):
+    from dsa.kernels.cpu import backend
+
+    random = torch.Generator().manual_seed(0)
+    make = {
+        "index_topk": lambda B: (*(torch.randn(B, *n, generator=random) for n in ((1, 2, 8), (40, 8), (1, 2))), 4),
+        "sparse_attention": lambda B: (
+            torch.randn(B, 1, 2, 8, generator=random), torch.randn(B, 40, 8, generator=random),
+            torch.arange(4).expand(B, 1, 4), 0.3, 6,
+        ),
+        "dense_attention": lambda B: (
+            torch.randn(B, 1, 2, 8, generator=random), *[torch.randn(B, 40, 1, 8, generator=random)] * 2, 0.3
+        ),
+    }[operation]  # fmt: skip
+    called = []
+    together = getattr(backend.chunked, operation)
+    monkeypatch.setattr(backend.chunked, operation, lambda *given: called.append(1) or together(*given))
+    getattr(ops, operation)(*make(backend.MANY - 1))
+    assert not called
+    getattr(ops, operation)(*make(backend.MANY))
+    assert called == [1]
