@@ -7,7 +7,7 @@
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `builder.draft` makes
 its cells, this file runs them, `builder.prose` fills the numbers they proved into the text, and `builder.manners`
-says what else a notebook must keep.
+says what else a notebook must keep. With all notebooks goes the README's ledger of statements (`builder.ledger`).
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nbformat
 from builder.draft import BuildError, drafted, metadata
+from builder.ledger import with_ledger
 from builder.manners import faults
 from builder.prose import fill
 from nbclient import NotebookClient
@@ -141,6 +142,22 @@ def _difference(draft: NotebookNode, committed: NotebookNode) -> str:
     return "its metadata or layout is not what the builder writes: build the notebook anew"
 
 
+def ledger(root: Path, write: bool) -> list[str]:
+    """Bring the README's ledger up to date, or complain that it is not."""
+    readme = root / "README.md"
+    if not (root / "data/ledger.csv").exists():  # a course that judges no statements
+        return []
+    old = readme.read_text("utf-8")
+    new, complaints = with_ledger(old, root)
+    if write and not complaints:
+        readme.write_text(new, "utf-8")
+    elif new != old:
+        complaints.append(
+            "its ledger is not what data/ledger.csv and the notebooks give: run notebooks/build.py --keep"
+        )
+    return [f"README.md, {complaint}" for complaint in complaints]
+
+
 def main(arguments: list[str]) -> int:
     """Build or check the notebooks named on the command line; 1 if anything is to be complained about."""
     parser = argparse.ArgumentParser(description="Build the course's notebooks from notebooks/src.")
@@ -158,6 +175,8 @@ def main(arguments: list[str]) -> int:
             found = [str(error)]
         print(f"{name}: {len(found)} complaints" if found else f"{name}: fine", flush=True)
         complaints += [f"{name}, {complaint}" for complaint in found]
+    if not chosen.names:
+        complaints += ledger(ROOT, write=not chosen.check)
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints and (chosen.check or chosen.run) else 0

@@ -37,7 +37,7 @@ def test_the_sentence_divides_by_raw_bytes(models):
     raw = len(STORY.encode()) - int(tokenizer.byte_count(torch.tensor(ids[:1])))
     full, few = (float(adapting.bits(models["b"], ids, *how).sum()) / raw for how in (("dense", 64), ("sparse", 2)))
     assert f"b: {full:.2f} with all keys, {few:.2f} with 2" in words
-    assert words.startswith(f"{len(ids)} tokens, 2 of them by indexer")
+    assert words.startswith(f"{len(ids)} tokens, K = 2, chooser: indexer")
     plt.close("all")
 
 
@@ -57,7 +57,7 @@ def test_it_draws_everywhere(models):
     )
     for values in panel.grid(60):
         fig, words = panel.draw(**values)
-        assert f"{values['top_k']} of them by {values['who']}" in words and len(fig.axes[0].lines) == 3
+        assert f"K = {values['top_k']}, chooser: {values['who']}." in words and len(fig.axes[0].lines) == 3
         plt.close(fig)
 
 
@@ -88,10 +88,19 @@ def test_a_line_of_a_sweep():
     plt.close(fig)
 
 
+def test_a_run_from_scratch_recalls_after_it_has_copied():
+    fig, ax = plt.subplots()
+    adapting.draw_scratch(ax, {"dense": {"copy_steps": 20, "copy": [0.1, 0.9], "recall": [0.5, 1.0]}})
+    copied, recalled = ax.lines
+    assert list(copied.get_xdata()) == [5, 15] and list(recalled.get_xdata()) == [25, 35]
+    assert copied.get_label() == "dense: copy" and list(recalled.get_ydata()) == [0.5, 1.0]
+    plt.close(fig)
+
+
 def test_differences_and_published_points_stand_where_they_should():
     fig, (ours, theirs) = plt.subplots(2)
     table = [{"benchmark": "a", "difference": 0.01, "half": 0.02}, {"benchmark": "b", "difference": -0.5, "half": 0.1}]
-    adapting.draw_differences(ours, table)
+    adapting.draw_differences(ours, table, "a", 0)
     assert ours.lines[0].get_xdata().tolist() == pytest.approx([1, -50])
     assert [label.get_text() for label in ours.get_yticklabels()] == ["a", "b"]
     adapting.draw_published(theirs, [Benchmark("a", 50, 52, 100), Benchmark("rating", 2046, 2121, None)])

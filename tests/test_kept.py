@@ -172,6 +172,6 @@ def test_a_dense_model_is_refused_with_a_remedy():
 
 def test_the_environment_is_one_line_and_names_the_models():
     line = environment("data")
-    assert "\n" not in line and "base, sparse, warmed" in line
+    assert "\n" not in line and "base, novice, sparse, warmed" in line
     with pytest.raises(ValueError, match="no models under"):
         environment("notebooks")

@@ -76,12 +76,10 @@ def _figure(full: Mapping[str, Tensor], cut: Mapping[str, Tensor]) -> Figure:
 
 
 def _sentence(full: Mapping[str, Tensor], cut: Mapping[str, Tensor], top_k: int, who: str, raw: int) -> str:
-    parts = [
-        f"{name}: {float(full[name].sum()) / raw:.2f} with all keys, {float(cut[name].sum()) / raw:.2f} with {top_k}"
-        for name in cut
-    ]
+    paid = {name: [float(cost[name].sum()) / raw for cost in (full, cut)] for name in cut}
+    parts = [f"trained {name}: {a:.2f} with all keys, {b:.2f} with {top_k}" for name, (a, b) in paid.items()]
     tokens = len(next(iter(cut.values()))) + 1
-    return f"{tokens} tokens, {top_k} of them by {who}, bits per byte. " + "; ".join(parts) + "."
+    return f"{tokens} tokens, K = {top_k}, chooser: {who}. Bits per byte, " + "; ".join(parts) + "."
 
 
 def along(rows: Sequence[Row], model: str, attention: str, measure: str) -> dict[int, list[float]]:
@@ -113,15 +111,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
-def draw_differences(
-    ax: Axes, table: Sequence[Row], colour: str = COLOURS[0], marker: str = "o", shift: float = 0
-) -> None:
-    """Our benchmarks: the difference to the dense twin in points, with its 95 % interval, one line each."""
-    places = [shift - n for n in range(len(table))]
+def draw_differences(ax: Axes, table: Sequence[Row], label: str, number: int) -> None:
+    """Our benchmarks: one model's difference to the dense twin in points, with its 95 % interval, one line each."""
+    places = [0.15 - 0.3 * number - n for n in range(len(table))]
     gaps, halves = ([100 * row[key] for row in table] for key in ("difference", "half"))
-    ax.errorbar(gaps, places, xerr=halves, fmt=marker, color=colour, capsize=2, linewidth=1)
+    look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
+    ax.errorbar(gaps, places, xerr=halves, label=label, capsize=2, elinewidth=1, **look)
     ax.axvline(0, color="#8a8a8a", linewidth=1)
     ax.set_yticks([-n for n in range(len(table))], [row["benchmark"] for row in table])
+
+
+def draw_scratch(ax: Axes, runs: Mapping[str, Row]) -> None:
+    """Recorded runs from random weights, by name: the share copied, then the share of needles, every ten steps."""
+    for number, (name, row) in enumerate(runs.items()):
+        look: dict[str, Any] = {"color": COLOURS[number], "linestyle": LINES["recorded"]}
+        for start, task, marker in ((0, "copy", "o"), (row["copy_steps"], "recall", "^")):
+            at = [start + 10 * n + 5 for n in range(len(row[task]))]
+            label = f"{name}: {'needles' if task == 'recall' else task}"
+            ax.plot(at, row[task], marker=marker, label=label, **look)
+    ax.set(xlabel="step", ylabel="right")
 
 
 def draw_published(ax: Axes, table: Sequence[Benchmark]) -> None:

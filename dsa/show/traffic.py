@@ -34,6 +34,7 @@ class Memory:
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self._arrays = {name: np.array(array, dtype=float) for name, array in arrays.items()}
         self.reads = self.writes = 0
+        self.most = 0  # rows that one read has fetched
 
     def size(self, name: str) -> int:
         """How many rows an array has; asking costs nothing."""
@@ -43,6 +44,7 @@ class Memory:
         """A copy of one row or a slice of rows: each number counts as one read."""
         found = np.array(self._arrays[name][where])
         self.reads += found.size
+        self.most = max(self.most, len(found) if isinstance(where, slice) else 1)
         return found
 
     def write(self, name: str, where: int | slice, value: np.ndarray | float) -> None:

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 08 Kernels: what does it take to really do less?
 #
-# A formula with fewer terms is not yet less work. Most code that is called sparse attention computes every score,
-# throws most of them away, and takes as long as before. This chapter follows the numbers: which are read, how often,
-# and what a chip could have computed meanwhile. Then it takes the kernels of this package apart, runs them on your
-# laptop and compiles them for graphics processors that you may not have.
+# A formula with fewer terms is not yet less work. Much code that is called sparse attention computes every score,
+# throws most of them away, and takes as long as before. This chapter follows the numbers: which are read, how
+# often, and what a chip could have computed meanwhile. Then it takes the kernels of this package apart (a *kernel*
+# is a function that a chip runs in many copies at once), runs them on your laptop and compiles them for graphics
+# processors that you may not have.
 #
 # **You will be able to**
 # 1. count what a kernel reads and writes, and tell from that whether it can be fast;
@@ -17,8 +18,9 @@
 # **Routes.** 15 minutes: the ✓ lines and the panel. 2 hours: predict each answer, exercises 8.1 to 8.3. 2 days:
 # `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **40 s**.
 #
-# The first cell asks Triton to *interpret* kernels, step by step on the CPU. That must be said before Triton is
-# loaded. Triton is made for Linux; elsewhere the cells that need it say so and the rest of the chapter works.
+# *Triton* is a language for kernels, written as Python. The first cell asks it to *interpret* kernels, step by step
+# on the CPU. That must be said before Triton is loaded. Triton is made for Linux; elsewhere the cells that need it
+# say so and the rest of the chapter works.
 
 # %%
 import os
@@ -26,7 +28,6 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import inspect
-import resource
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -113,12 +114,23 @@ claim(
 
 
 # %%
+COUNTED = find_spec("resource") is not None  # not on Windows
+
+
+def count():
+    if not COUNTED:
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def faults(work, times=8):
     work()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = count()
     for _ in range(times):
         work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return count() - before
 
 
 a = torch.ones(4096, 4096)  # 64 MB
@@ -128,9 +140,12 @@ reused = faults(lambda: torch.add(a, a, out=buffer))
 
 # %% tags=["nbval-ignore-output"]
 print(f"page faults in 8 rounds: {fresh:,} fresh, {reused:,} reused")
-claim(
-    "C8.3", fresh > 10 * reused, "a fresh result faults, a buffer does not"
-)
+if COUNTED:
+    claim(
+        "C8.3",
+        fresh > 10 * reused,
+        "a fresh result faults, a buffer does not",
+    )
 
 # %% [markdown]
 # ## Reads, writes and the roofline
@@ -139,7 +154,9 @@ claim(
 # at least the longer of the two times. Their ratio is the chip's *ridge*, in FLOP a byte. A kernel that does
 # fewer FLOP for each byte it moves waits for memory, however clever its arithmetic is.
 #
-# We take the speeds measured on an H200, 790 TFLOP/s in bf16 and 4.3 TB/s, and three jobs at the real shape.
+# We take for an H200 790 TFLOP/s in bf16 and 4.3 TB/s, 80 % and nine tenths of what its maker promises, and two jobs
+# at the real shape: attention, where a fetched row serves one, 64 or 128 heads, and index scores. What follows from
+# these speeds is *modelled*. (Index scores are computed in FP8, twice as fast: their ridge is twice as far off.)
 
 # %%
 rates = curves.H200
@@ -161,9 +178,10 @@ fig, ax = plt.subplots(figsize=(6.4, 3.2))
 x = np.logspace(0, 3, 100)
 roof = np.minimum(x * rates.bandwidth, rates.mqa) / 1e12
 ax.plot(x, roof, marker="", label="the roof", **provenance("modelled"))
-for mark, (name, at) in zip("os^D", jobs.items(), strict=True):
+marks = zip("os^D", (8, 13, 8, 6), jobs.items(), strict=True)
+for mark, size, (name, at) in marks:
     height = min(at * rates.bandwidth, rates.mqa) / 1e12
-    ax.plot([at], [height], mark, markersize=8, label=name)
+    ax.plot([at], [height], mark, markersize=size, label=name)
 ax.set(xscale="log", yscale="log", xlabel="FLOP a byte")
 ax.set_ylabel("TFLOP/s at best")
 ax.legend(fontsize=8)
@@ -201,7 +219,7 @@ claim(
 # ## Tiles
 #
 # A program keeps one tile of queries on the chip and lets keys pass by. The taller the tile, the fewer programs
-# fetch the same rows again. Here are the two times for one query, over the number of heads in a tile.
+# fetch the same rows again. Here are the two times for one query, modelled, over the number of heads in a tile.
 
 # %%
 Panel(
@@ -224,7 +242,7 @@ claim(
 
 # %% [markdown]
 # Taller is better until the registers are full. The answer of 128 heads is 128 x 512 numbers in fp32: 256 KB, as much
-# as all registers of a processor. So our kernel takes 64.
+# as all registers of one of the chip's 132 processors. So our kernel takes 64.
 
 # %% [markdown]
 # {exercise:E8.1}
@@ -270,15 +288,16 @@ show(
 claim(
     "C8.6",
     shares[1] > shares[4] > shares[16],
-    f"single tokens keep {shares[1] - shares[16]:.0%} more of the mass",
-    value=f"{shares[1] - shares[16]:.0%}",
+    "single tokens keep"
+    f" {100 * (shares[1] - shares[16]):.0f} points more of the mass",
+    value=f"{100 * (shares[1] - shares[16]):.0f} points",
 )
 
 # %% [markdown]
-# Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries choose
-# different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block that 64
-# neighbouring queries share is fetched once for all of them. DSA can afford it because MLA has 128 heads on one key; a
-# model with 8 heads could not.
+# Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries
+# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block
+# that 64 neighbouring queries share is fetched once for all of them. DSA can afford it because MLA has 128 heads on
+# one key; a model with 8 heads would wait for memory.
 #
 # ## A kernel, line by line
 #
@@ -293,8 +312,9 @@ if TRITON:
     print("\n".join(source.splitlines()[:24]))
 
 # %% [markdown]
-# `tl.program_id` says who this copy is: BLOCK_S keys of one sequence, and BLOCK_T queries to meet them. The first
-# loop treats queries that see none of these keys: -inf, and no product. That is half of all tiles of a prompt.
+# `tl.constexpr` marks what is known when the kernel is compiled. `tl.program_id` says who this copy is: BLOCK_S
+# keys of one sequence, and BLOCK_T queries to meet them. The first loop treats queries that see none of these keys:
+# -inf, and no product. In a prompt that is half of all pairs.
 
 # %%
 if TRITON:
@@ -317,11 +337,12 @@ expected = fp8.index_scores(*codes)
 found = index_logits.index_logits_fp8(*codes) if TRITON else expected
 seen = expected > -torch.inf
 error = (found[seen] - expected[seen]).norm() / expected[seen].norm()
-claim(
-    "C8.7",
-    torch.equal(found > -torch.inf, seen) and error < 1e-6,
-    "the interpreted kernel gives the reference's scores",
-)
+if TRITON:
+    claim(
+        "C8.7",
+        torch.equal(found > -torch.inf, seen) and error < 1e-6,
+        "the interpreted kernel gives the reference's scores",
+    )
 
 # %% [markdown]
 # ## The K best without sorting
@@ -343,9 +364,9 @@ claim(
 )
 
 # %% [markdown]
-# The detail with the two zeros is easily missed. A head weight may be negative, and a negative number
-# times 0 is -0. To a comparison it equals 0, to its bits it does not, and a tie would have been decided by a sign that
-# nobody can see. Here is the kernel against the rule of chapter 04, ties included.
+# The detail with the two zeros is easily missed. A head weight may be negative, and a negative number times 0 is
+# -0. To a comparison it equals 0, to its bits it does not, and a tie would have been decided by a sign that nobody
+# can see. Here is the kernel against the rule of chapter 04, ties included.
 
 # %%
 scores = reference.index_scores(q, k, w).round()
@@ -353,11 +374,13 @@ scores[0, -1, 10:30], scores[0, -1, 15:20] = 0.0, -0.0
 backend = "triton" if TRITON else "chunked"
 ours = ops.select(scores, 16, backend=backend)
 rule = reference.select(scores, 16)
-claim(
-    "C8.9",
-    torch.equal(ours.sort(-1).values, rule.sort(-1).values),
-    "the radix select chooses as the rule does, ties included",
-)
+same = torch.equal(ours.sort(-1).values, rule.sort(-1).values)
+if TRITON:
+    claim(
+        "C8.9",
+        same,
+        "the radix select chooses as the rule does, ties included",
+    )
 
 # %% [markdown]
 # ## Compiled for a GPU that is not here
@@ -400,7 +423,8 @@ for name, row in zip(names, machine, strict=True):
 
 # %% [markdown]
 # Each line: the GPU (`sm_90` Hopper, `sm_100` Blackwell, `gfx942` AMD's MI300X), the instruction that multiplies,
-# bytes a thread spilled from registers to memory, kilobytes of shared memory, and whether that is as much as there is.
+# bytes a thread spilled from registers to memory, kilobytes of shared memory, and whether that is as much as there
+# is.
 
 # %%
 units = [row[1] for row in machine]
@@ -415,8 +439,9 @@ if TRITON:
 
 # %% [markdown]
 # The compiler found mistakes that the interpreter had accepted. The gradient of the latents was first written
-# upright, 64 tokens by 512 numbers. It was right, and 7,328 bytes a thread would have overflowed into memory.
-# Lying on its side the same sum overflows by 96. What was tried, and why it was dropped, is told in the docstrings beside the code.
+# upright, 64 tokens by 512 numbers. It was right, and 7,328 bytes a thread would have overflowed into memory. Lying
+# on its side the same sum overflows by 96. (Recorded: read off the compiler when the kernel was written.) What was
+# tried, and why it was dropped, is told in the docstrings beside the code.
 #
 # What is **not** shown here is a single measured time on a GPU: none was at hand. Rates that others published
 # are in [11 Cost curves](11_cost_curves.ipynb).
@@ -471,14 +496,14 @@ def bytes_read(kind, keys):
     return roofline.decode_traffic(real, keys, kind, "deployed").cache
 
 
-lengths = range(256, 8193, 256)
+lengths = range(1, 8193)
 cheaper = next(
     n for n in lengths if bytes_read("sparse", n) < bytes_read("dense", n)
 )
 claim(
     "C8.14",
     bytes_read("sparse", 2048) > bytes_read("dense", 2048),
-    f"at 2,048 tokens sparse reads more; from about {cheaper:,} less",
+    f"at 2,048 tokens sparse reads more; from {cheaper:,} on less",
     value=f"{cheaper:,}",
 )
 
@@ -504,8 +529,8 @@ claim(
 # C8.12). Tensors without numbers work at full size (C8.13). Short texts and small K lose (C8.14, C8.15).
 #
 # **What the report does not say, and what we chose.** How the selection is computed: here a radix select, ties to
-# the later key. In which tiles: 64 heads, 32 keys. How gradients of shared latents are summed: here by atomic addition,
-# so their last digits may differ from run to run.
+# the later key. In which tiles: 64 heads, 32 keys. How gradients of shared latents are summed: here by atomic
+# addition, so their last digits may differ from run to run.
 #
 # **Five questions**
 # 1. A kernel reaches 90 % of memory bandwidth and 5 % of peak FLOP. Is it slow?

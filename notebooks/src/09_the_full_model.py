@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 09 The full model: what is around the attention, and what does it take to run it?
 #
-# Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than two
-# in a hundred belong to attention, and nearly all of the rest sleep while a token passes. This chapter looks at that
-# rest, puts the whole model together, and asks what it takes to run it: on one GPU, on eight, and on none.
+# Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than
+# two in a hundred belong to attention, and nearly all of the rest sleep while a token passes. This chapter looks at
+# that rest, puts the whole model together, and asks what it takes to run it: on one GPU, on eight, and on none.
 #
 # **You will be able to**
 # 1. route a token through groups of experts, and keep 256 experts equally busy without a loss term;
@@ -31,7 +31,7 @@ import torch
 from dsa.cost.fit import GPUS, fit
 from dsa.inference import inventory, parallel, true_width
 from dsa.inference.chat import open_chat
-from dsa.model.moe import FeedForward, Gate, MoE, route
+from dsa.model.moe import Gate, MoE, route
 from dsa.model.transformer import Layer
 from dsa.show import full_model
 from dsa.show.claims import claim
@@ -49,15 +49,16 @@ style()
 # %% [markdown]
 # ## What is around the attention
 #
-# A layer adds two things to the residual stream: what attention found in other tokens, and what a *feed-forward* network
-# makes of the token alone. This is the code of a layer, all of it:
+# A layer adds two things to the residual stream: what attention found in other tokens, and what a *feed-forward*
+# network makes of the token alone. This is the code of a layer, all of it:
 
 # %%
 print(inspect.getsource(Layer.forward))
 
 # %% [markdown]
 # `self.mlp` is one wide network in the first three layers. In the other 58 it is a **mixture of experts**: 256 narrow
-# networks, of which each token takes 8, and a shared one that every token takes. Much is stored and little is computed.
+# networks, of which each token takes 8, and a shared one that every token takes. Much is stored and little is
+# computed.
 #
 # ### Route one token by hand
 #
@@ -72,8 +73,8 @@ for name, row in (("scores", scores), ("biased", biased)):
     print(name, [round(float(x), 2) for x in row])
 
 # %% [markdown]
-# The bias has been learned, we shall see how, and it is there **to choose only**. All biased scores happen to be negative
-# here. Two groups are kept, by the sum of their best two; then two experts are chosen among what is left:
+# The bias has been learned, we shall see how, and it is there **to choose only**. All biased scores happen to be
+# negative here. Two groups are kept, by the sum of their best two; then two experts are chosen among what is left:
 
 # %%
 groups = biased.view(4, 2)
@@ -86,10 +87,10 @@ for fill in (float("-inf"), 0.0):
     print(f"masked with {fill:4}:", sorted(left.topk(2).indices.tolist()))
 
 # %% [markdown]
-# Masked with 0, the *dropped* groups win, because everything that was kept is negative. The first
-# published model code did that, and `transformers` did until 2026 (its issue 45440 tells the story). Nothing crashed: an
-# expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a
-# future token won against a negative score.)
+# Masked with 0, the *dropped* groups win, because everything that was kept is negative. The model code that was first
+# published with V3's weights did that, and `transformers` still did in 2026 (its issue 45440 tells the story).
+# Nothing crashed: an expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a future
+# token won against a negative score.)
 #
 # Now the weights of the chosen: their scores **without** the bias, normalised. And the same by the package:
 
@@ -97,8 +98,6 @@ for fill in (float("-inf"), 0.0):
 left = groups.masked_fill(dropped[:, None], float("-inf")).flatten()
 chosen = left.topk(2).indices
 weights = scores[chosen] / scores[chosen].sum()
-
-# %%
 small = dsa.Config.v32_exp().replace(
     n_routed_experts=8,
     n_group=4,
@@ -120,8 +119,9 @@ claim(
 # %% [markdown]
 # ## The bias that keeps 256 experts busy
 #
-# Nobody tells a router to be fair. Hidden states have something in common, and whoever likes that gets everybody.
-# We make such tokens, and a router of the real kind: 64 experts, each token takes 4.
+# Nobody tells a router to be fair. Hidden states have something in common, and an expert that likes it gets nearly
+# every token. We draw such tokens at random, and a new router of the real kind: 64 experts in eight groups of which
+# four are kept, and each token takes 4 experts. It routes 500 tokens a step.
 
 # %%
 sizes = {
@@ -133,8 +133,6 @@ sizes = {
 }
 config = dsa.Config.v32_exp().replace(**sizes)
 tokens = full_model.skewed_tokens(4000, 64)
-
-# %%
 guess = predict(
     "The fullest expert has how many times its fair share?",
     2.0,
@@ -173,8 +171,6 @@ history = {
     for v, steps in loads.items()
 }
 last = {v: sum(line[-20:]) / 20 for v, line in history.items()}
-
-# %%
 fig, ax = plt.subplots(figsize=(7, 2.9))
 for speed, line in history.items():
     ax.plot(line, label=f"{speed:g}", markevery=20, linewidth=1.2)
@@ -183,8 +179,6 @@ ax.set(xlabel="step", ylabel="fullest expert / fair share", ylim=(0, 13))
 ax.legend(title="speed of the bias", ncols=4, loc="upper right")
 words = "; ".join(f"speed {v:g}: {last[v]:.1f}" for v in speeds)
 show(fig, f"Fullest expert against its share, last 20 steps. {words}.")
-
-# %%
 claim(
     "C9.3",
     max(last[0.001], last[0.01]) < 2 < 2.4 < last[0.1] < last[0.0],
@@ -193,16 +187,14 @@ claim(
 )
 
 # %% [markdown]
-# V3's report has 0.001 for most of the training. The slower, the finer the balance in the end, and the longer the way.
-# What it does to the 64 experts, sorted by load:
+# V3's report has 0.001 for most of the training. The slower, the finer the balance in the end, and the longer the
+# way. What it does to the 64 experts, sorted by load:
 
 # %%
 final = {}
 for speed in (0.0, 0.001):
     late = torch.stack(loads[speed][-20:]).double().mean(0)
     final[speed] = (late / late.mean()).sort().values
-
-# %%
 fig, ax = plt.subplots(figsize=(7, 2.4))
 ax.plot(final[0.0], label="no bias", markersize=3)
 ax.plot(final[0.001], label="after 200 steps of 0.001", markersize=3)
@@ -218,19 +210,23 @@ show(
 )
 
 # %% [markdown]
-# And it costs the tokens nothing but a different choice: for the same choice the weights are the same.
+# A bias changes which experts a token gets, and nothing else: a token that keeps its experts keeps their weights.
 
 # %%
-x = torch.randn(100, 64, generator=torch.Generator().manual_seed(1))
-logits = x @ torch.randn(64, 64) / 8
-even = torch.full((64,), 0.7)
-ids, plain = route(logits, torch.zeros(64), config)
-again, moved = route(logits, even, config)
+chance = torch.Generator().manual_seed(1)
+logits = torch.randn(100, 64, generator=chance)
+bias = 0.02 * torch.randn(64, generator=chance)
+before, plain = route(logits, torch.zeros(64), config)
+after, moved = route(logits, bias, config)
+before, order = before.sort(-1)
+after, again = after.sort(-1)
+same = (before == after).all(-1)
+plain, moved = plain.gather(-1, order), moved.gather(-1, again)
 claim(
     "C9.4",
-    torch.equal(ids, again) and torch.equal(plain, moved),
-    "a bias that is the same for all experts changes neither choice nor"
-    " weights",
+    10 < int(same.sum()) < 90 and torch.allclose(plain[same], moved[same]),
+    f"a random bias leaves {int(same.sum())} of 100 tokens their experts,"
+    " and with them their weights",
 )
 
 # %% [markdown]
@@ -253,9 +249,9 @@ for number, gate in enumerate(model.gates(), 1):
 model = model.eval()
 
 # %% [markdown]
-# No expert is idle, on a prose that none of them was trained on. Equal they are not: the training text was code.
-
-# %% [markdown]
+# **Measured**: no expert is idle, though this is prose and they were trained on code. Equal they are not: their bias
+# was balanced on that code.
+#
 # ## 671 billion, part by part
 #
 # Now the real thing, whole. The *meta* device knows shapes and allocates nothing, so a laptop can build it:
@@ -266,7 +262,6 @@ with torch.device("meta"):
 guess = predict("What share of the parameters is in attention?", 0.2)
 
 
-# %%
 def billions(modules):
     """Parameters of some modules, in units of 10^9."""
     return sum(p.numel() for m in modules for p in m.parameters()) / 1e9
@@ -290,8 +285,6 @@ parts = {
 used = dict(parts)
 used["routed experts"] *= 8 / 256
 used["embedding and head"] /= 2  # of the embedding a token reads one row
-
-# %%
 fig, ax = plt.subplots(figsize=(7, 2.9))
 names = list(parts)[::-1]
 for shift, part, label in ((0.2, parts, "stored"), (-0.2, used, "used")):
@@ -311,6 +304,7 @@ guess.reveal(
     "256 experts a layer are stored, and eight are used.",
 )
 norms = billions([full]) - total
+active = sum(used.values())
 claim(
     "C9.5",
     round(total - parts["indexers"] + norms, 2) == 671.03
@@ -318,19 +312,18 @@ claim(
     "the parts add up to the published 671.03 billion, and 61 indexers of"
     f" {1000 * parts['indexers']:.1f} million together",
 )
-
-# %%
 claim(
     "C9.6",
-    round(sum(used.values())) == 37,
-    f"one token is multiplied with {sum(used.values()):.1f} billion, the"
-    f" published 37: {sum(used.values()) / total:.1%} of all",
-    value=f"{sum(used.values()) / total:.1%}",
+    round(active - parts["indexers"]) == 37,
+    f"one token is multiplied with {active:.1f} billion,"
+    f" {active / total:.1%} of all; without indexers"
+    f" {active - parts['indexers']:.1f}, the published 37",
+    value=f"{active / total:.1%}",
 )
 
 # %% [markdown]
-# A token uses {C9.6} of what is stored. On the hub the model is listed with 685 billion: that counts one more layer, for
-# *multi-token prediction*, with copies of embedding and head. Let us see:
+# A token uses {C9.6} of what is stored. On the Hugging Face hub the model is listed with 685 billion: that counts one
+# more layer, for *multi-token prediction* (below), with copies of embedding and head. Let us see:
 
 # %%
 D = full.config.hidden_size
@@ -346,10 +339,10 @@ del full, layers, indexers, routed, shared
 # %% [markdown]
 # ## A layer of true width
 #
-# 671 billion parameters take 1.3 TB in bf16. One layer takes 1.2 GB if its feed-forward is dense, and that is a layer
+# In bf16 671 billion parameters take 1.3 TB. One layer takes 1.2 GB if its feed-forward is dense, and that is a layer
 # of the real shape: 128 heads, width 7168, 64 index heads. Its *speed* does not depend on what the weights say, so
-# random ones will do. With a GPU the next cells take as many layers as fit, experts included (23 GB each in bf16), and
-# 8K to 128K tokens. Without one they take one dense layer and a few dozen tokens.
+# random ones will do. With a GPU the next cells take as many layers as fit, experts included (23 GB each in bf16),
+# and 8K to 128K tokens. Without one they take one dense layer and a few dozen tokens.
 
 # %% tags=["nbval-ignore-output"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,8 +356,6 @@ config = true_width.first_layers(count)
 stack = true_width.build(config, dtype, device)
 size = sum(p.numel() for p in stack.parameters())
 print(f"{count} layer(s), {size / 1e9:.2f} billion parameters, {dtype}")
-
-# %%
 first = sum(p.numel() for p in stack[0].parameters())
 claim(
     "C9.8",
@@ -374,8 +365,8 @@ claim(
 )
 
 # %% [markdown]
-# (The dtype is fp32 or bf16, whichever this processor multiplies faster.) First, is it right? With no more than K tokens
-# sparse attention keeps all of them, so both modes must give the same, in the precision we compute in:
+# (The dtype is fp32 or bf16, whichever this processor multiplies faster.) First, is it right? With no more than K
+# tokens sparse attention keeps all of them, so both modes must give the same, in the precision we compute in:
 
 # %%
 outputs = {}
@@ -392,8 +383,8 @@ claim(
 )
 
 # %% [markdown]
-# Now the stopwatch. On a laptop the context is too short for sparse attention to be worth anything: at 100 tokens there
-# is nothing to leave out, and what differs between the two is mostly noise.
+# Now the stopwatch. On a laptop the context is too short for sparse attention to be worth anything: at 100 tokens
+# there is nothing to leave out, and what differs between the two is mostly noise.
 
 # %% tags=["nbval-ignore-output"]
 measured = [
@@ -407,8 +398,6 @@ for run in measured:
         f" {run['prefill_tokens_per_second']:8.0f} tokens/s read,"
         f" {1e3 * run['decode_seconds_per_token']:6.1f} ms a token written"
     )
-
-# %% tags=["nbval-ignore-output"]
 weights = sum(p.nbytes for p in stack.parameters())
 ms = 1e3 * min(run["decode_seconds_per_token"] for run in measured)
 print(
@@ -418,12 +407,13 @@ print(
 del stack
 
 # %% [markdown]
-# To write one token every weight of the layer is read once, and little else happens. So the last number cannot exceed
-# the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200. (One thread of a busy processor, as when
-# this page was made, stays well below.) **A token costs at least what it costs to
-# read the weights it uses.** Reading a prompt spreads this over many tokens.
+# To write one token every weight of the layer is read once, and little else happens. So the last number, measured
+# like the others, cannot exceed the bandwidth of the memory: some tens of GB/s in a laptop, 4,800 in an H200
+# (published, its data sheet). One thread of a busy processor, as when this page was made, stays well below. **A token
+# costs at least what it costs to read the weights it uses.** Reading a prompt spreads this over many tokens.
 #
-# And a layer with experts? One expert has 2048 hidden units, a dense layer 18432. Nine experts are at work for a token:
+# And a layer with experts? One expert has 2048 hidden units, a dense layer 18432. Nine experts are at work for a
+# token:
 
 # %%
 c = dsa.Config.v32_exp()
@@ -438,10 +428,10 @@ claim(
 )
 
 # %% [markdown]
-# So for one token every layer costs what this one does, and the whole model 61 times that.
+# So for one token every layer costs about what this one does, and the whole model 61 times that and its head.
 #
-# What a GPU makes of the same layers is recorded by one command, with random weights or, with `--folder`, with those of a
-# model. Here is its record, or the sentence that stands in for it:
+# What a GPU makes of the same layers is recorded by one command, with random weights or, with `--folder`, with those
+# of a model. Here is its record, or the sentence that stands in for it:
 
 # %%
 record = full_model.read_record("../data/measurements/true_width.json")
@@ -454,15 +444,16 @@ else:
 # %% [markdown]
 # ## Two tokens in one pass
 #
-# If a pass costs what it costs to read the weights, a pass that writes two tokens is half the price for each. The extra
-# layer of the 685 billion is for that: *multi-token prediction*. It takes the model's hidden state and the token the model
-# has just written, and guesses the one after it. The model then reads both in one pass and says whether it would have
-# written the same. If so, two tokens came out of one reading of the weights; if not, one did. Which tokens come out does
-# not depend on the guesses.
+# If a pass costs what it costs to read the weights, a pass that writes two tokens is half the price for each. (Not
+# quite: the second token brings experts of its own, unless so many sequences share the pass that all are read
+# anyway.) The extra layer of the 685 billion is for that: *multi-token prediction*. It takes the model's hidden state
+# and the token the model has just written, and guesses the one after it. The model then reads both in one pass and
+# says whether it would have written the same. If so, two tokens came out of one reading of the weights; if not, one
+# did. As long as the model always takes its likeliest token, which tokens come out does not depend on the guesses.
 #
 # We give the course's dense model such a layer, and teach the layer alone, for half a minute at most:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 from dsa.inference.speculative import speculate
 from dsa.model.mtp import MTP
 from dsa.training.objectives import multi_token_loss
@@ -473,15 +464,13 @@ mtp = MTP(base.config).attach(base)
 mtp.reset_parameters(seed=0)
 lessons = PlainText(corpus.load(), length=128)
 chance = torch.Generator().manual_seed(0)
-
-# %% tags=["nbval-ignore-output"]
 optimizer = torch.optim.AdamW(mtp.own_parameters(), lr=0.01)
 for _ in range(40):
     loss, extra = multi_token_loss(base, mtp, lessons.generate(chance, 8))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-print(f"the guess is worth {float(extra):.1f} nats a token")
+print(f"loss of the new layer: {float(extra):.1f} nats a token")
 
 # %%
 guess = predict("Tokens written per pass?", 1.5, low=1, high=2, form=".1f")
@@ -496,12 +485,8 @@ for start in ("    def ", "class ", "        return "):
     same.append(torch.equal(found.tokens, plain_text))
     lengths_accepted.append(found.accepted_length)
 mean = sum(lengths_accepted) / 3
-guess.reveal(
-    mean, "40 steps taught it the easy half: spaces, common words."
-)
-print([f"{x:.1f}" for x in lengths_accepted])
-
-# %%
+guess.reveal(mean, "40 steps are enough for part of what is easy.")
+print("each prompt:", [f"{x:.1f}" for x in lengths_accepted])
 claim("C9.18", all(same), "the tokens are those of plain decoding")
 claim(
     "C9.19",
@@ -510,14 +495,14 @@ claim(
 )
 
 # %% [markdown]
-# For the real layer V3's report has 1.85 to 1.9 tokens a pass.
-
-# %% [markdown]
+# For the real layer V3's report says that 85 to 90% of the second tokens are accepted (**published**): 1.85 to 1.9
+# tokens a pass.
+#
 # ## Several GPUs
 #
 # On no single GPU is there room for 671 billion. So the model is dealt out, layer by layer, in two ways at once. Each
-# GPU gets some **heads** of every attention, and some **experts** of every mixture. All see all tokens; what they have
-# found is added up. Why may one add? Take attention's last step, a matrix over all heads side by side:
+# GPU gets some **heads** of every attention, and some **experts** of every mixture. All see all tokens; what they
+# have found is added up. Why may one add? Take attention's last step, a matrix over all heads side by side:
 
 # %%
 H, V, width = 8, 4, 16
@@ -525,8 +510,6 @@ torch.manual_seed(1)
 heads = torch.randn(5, H, V).double()  # what 8 heads found for 5 tokens
 out = torch.randn(width, H * V).double()
 whole = heads.flatten(1) @ out.T
-
-# %%
 gpus = [slice(0, 4), slice(4, 8)]  # four heads each
 partial = [
     heads[:, mine].flatten(1) @ out.view(width, H, V)[:, mine].flatten(1).T
@@ -558,8 +541,6 @@ with torch.no_grad():
         for number in gone:
             half.experts[number] = None
         halves.append(half(x) - shared)
-
-# %%
 claim(
     "C9.11",
     torch.allclose(sum(halves) + shared, whole),
@@ -567,11 +548,11 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:E9.4}
+# {exercise:E9.3}
 
 # %% [markdown]
-# In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by rows
-# (each has some inputs, and there is a sum). Splitting, summing and gathering are PyTorch's own (`DTensor`).
+# In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by
+# rows (each has some inputs, and there is a sum). Splitting, summing and gathering are PyTorch's own (`DTensor`).
 
 # %%
 layer = Layer(small.replace(hidden_size=32, num_attention_heads=8), 3)
@@ -596,10 +577,10 @@ if FULL:
 # %% [markdown]
 # ## Does it fit, and how fast could it be?
 #
-# Memory can be counted. On each GPU lie its share of the weights, the whole cache of all sequences, and a reserve. For
-# speed there is a bound, the *roofline*: no GPU reads faster than its memory delivers, or multiplies faster than its
-# peak. Communication and imperfect kernels come on top, so the truth is slower. Sizes and rates of GPUs are from their
-# makers' data sheets.
+# Memory can be counted. On each GPU lie its share of the weights, the whole cache of all sequences, and a reserve.
+# For speed there is a bound, the *roofline*: no GPU reads faster than its memory delivers, or multiplies faster than
+# its peak. Communication and imperfect kernels come on top, so the truth is slower. Sizes and rates of GPUs are from
+# their makers' data sheets.
 
 # %%
 real = dsa.Config.v32_exp()
@@ -613,11 +594,11 @@ guess = predict(
 )
 
 # %%
-eight = fit(real, GPUS["H200 141 GB"], 8, 131_072, 1, "deployed")
+h200 = GPUS["H200 141 GB"]
+eight = fit(real, h200, 8, 131_072, 1, "deployed")
+bf16 = fit(real, h200, 8, 131_072, 1, "bf16")
 guess.reveal(
-    eight.largest_batch,
-    "each GPU keeps the whole cache of every sequence beside its share of"
-    " the weights.",
+    eight.largest_batch, "each GPU keeps the whole cache of every sequence."
 )
 claim(
     "C9.12",
@@ -626,15 +607,9 @@ claim(
     f" {eight.largest_batch} sequences of 128K tokens",
     value=f"{eight.largest_batch}",
 )
-
-# %%
-both = [
-    fit(real, GPUS["H200 141 GB"], 8, 131_072, 1, p).fits
-    for p in ("deployed", "bf16")
-]
 claim(
     "C9.13",
-    both == [True, False],
+    eight.fits and not bf16.fits,
     "in FP8 the model fits on 8 H200, in bf16 it does not",
 )
 
@@ -643,12 +618,7 @@ claim(
 
 # %%
 numbers = [1, 2, 4, 8, 16, 32]
-plans = [
-    fit(real, GPUS["H200 141 GB"], n, 131_072, 4, "deployed")
-    for n in numbers
-]
-
-# %%
+plans = [fit(real, h200, n, 131_072, 4, "deployed") for n in numbers]
 fig, ax = plt.subplots(figsize=(6.4, 2.8))
 for name in ("weights", "cache"):
     line = [getattr(plan, name) / 1e9 for plan in plans]
@@ -657,19 +627,22 @@ ax.axhline(141, color="#444444", linewidth=1)
 ax.text(1, 150, "an H200", va="bottom")
 ax.set_xscale("log", base=2)
 ax.set_yscale("log")
-ax.set_xticks(numbers, [str(n) for n in numbers])
+ax.set_xticks(numbers, numbers)
 ax.set(xlabel="GPUs", ylabel="GB on each", ylim=(10, 1000))
 ax.legend()
 start, end = (f"{plans[n].weights / 1e9:.0f}" for n in (0, -1))
 show(
     fig,
-    f"From 1 to 32 GPUs the weights on each fall from {start} to {end} GB;"
-    f" the cache of 4 x 128K tokens stays {plans[0].cache / 1e9:.0f} GB.",
+    f"Modelled. From 1 to 32 GPUs the weights on each fall from {start} to"
+    f" {end} GB; the cache of 4 x 128K tokens stays"
+    f" {plans[0].cache / 1e9:.0f} GB.",
 )
 
 # %% [markdown]
 # It is the price of splitting by heads. Servers split by *sequences* as well ("data-parallel attention"):
-# then a GPU keeps the cache of its own sequences only. Move the controls:
+# then a GPU keeps the cache of its own sequences only. Move the controls. With the first settings dense attention
+# has the higher bound up to some 32K tokens: there the cache is short, and sparse attention makes every GPU read
+# every indexer. (Below the panel, for readers without a kernel, it stands still at four places.)
 
 # %%
 draw = full_model.draw_fit(real)
@@ -684,9 +657,6 @@ Panel(
     ),
 )
 
-# %% [markdown]
-# Without a kernel, the same at four places:
-
 # %%
 at = {"context": 128, "batch": 1, "precision": "FP8, as published"}
 twins(
@@ -700,13 +670,13 @@ twins(
 )
 
 # %% [markdown]
-# {exercise:E9.3}
+# {exercise:E9.4}
 
 # %% [markdown]
 # ## The real weights, step by step
 #
-# **1. Room.** The download has 163 files, 690 GB. In FP8 you need eight GPUs of 141 GB (see the panel), or sixteen of
-# 80 GB in two machines. In bf16, twice as many.
+# **1. Room.** The download has 163 files, some 690 GB (published). In FP8 you need eight GPUs of 141 GB (see the
+# panel), or sixteen of 80 GB in two machines. In bf16, twice as many.
 #
 # **2. Fetch** them with the hub's own client. It goes on where it was stopped:
 #
@@ -724,16 +694,14 @@ looked = inventory.look(Path("../data/sparse"))
 print("\n".join(inventory.report(looked)))
 
 # %% [markdown]
-# The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory, or be
-# expanded on the way. In small, with this course's model written in the same format:
+# The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
+# or be expanded on the way. In small, with this course's model written in the same format:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     dsa.save_pretrained(model, folder, fp8=True)
     kept = dsa.from_pretrained(folder, keep_fp8=True)
     expanded = dsa.from_pretrained(folder)
-
-# %%
 with torch.no_grad():
     gap = (kept(ids) - expanded(ids)).abs().max()
 held = [
@@ -747,8 +715,8 @@ claim(
 )
 
 # %% [markdown]
-# **4. Run**, with a process for each GPU. Each reads its own experts and its own part of everything else; the FP8 codes
-# stay FP8:
+# **4. Run**, with a process for each GPU. Each reads its own experts and its own part of everything else; the FP8
+# codes stay FP8:
 #
 # ```sh
 # torchrun --nproc-per-node 8 -m dsa.inference.generate v32 --keep-fp8 --prompt "Sparse attention is"
@@ -762,13 +730,13 @@ claim(
 # | the same with `model.cache_precision = "fp8"`, `index_precision = "fp8"` | 6.3 GB |
 # | for a moment: the largest matrix, expanded | less than 0.1 GB |
 #
-# *Not tested here:* nobody has run this package on the real weights yet. Tested are the same files in small (FP8 blocks,
-# scales in other shards, a multi-token-prediction layer) and the same split on two and four processes. It will be slow:
-# FP8 matrices are expanded at every use, and every expert is a matrix product of its own.
+# *Not tested here:* nobody has run this package on the real weights yet. Tested are the same files in small (FP8
+# blocks, scales in other shards, a multi-token-prediction layer) and the same split on two and four processes. It
+# will be slow: FP8 matrices are expanded at every use, and every expert is a matrix product of its own.
 #
 # **5. Serve.** For many users take a server with fused kernels. What `dsa.save_pretrained` writes is the published
-# layout, `transformers` loads it (`tests/test_oracle.py`, `tests/test_checkpoint.py`), and these commands take the same
-# folder. They are from the servers' own documentation and *not tested here*:
+# layout, `transformers` loads it (`tests/test_oracle.py`, `tests/test_checkpoint.py`), and these commands take the
+# same folder. They are from the servers' own documentation and *not tested here*:
 #
 # ```sh
 # python -m sglang.launch_server --model v32 --tp 8 --dp 8 --enable-dp-attention
@@ -777,8 +745,8 @@ claim(
 #
 # ## Talk to it
 #
-# `open_chat` takes any folder that loads, with its tokenizer's files and its chat template. The course's own model has
-# read Python and needles, and nobody has taught it to converse: it goes on with what you write.
+# `open_chat` takes any folder that loads, with its tokenizer's files and its chat template. The course's own model
+# has read Python and needles, and nobody has taught it to converse: it goes on with what you write.
 
 # %% tags=["nbval-ignore-output"]
 chat = open_chat("../data/sparse", max_new_tokens=24)
@@ -791,23 +759,19 @@ for piece in chat.say("def main(self):\n        return self."):
 #
 # ## Where it fails
 #
-# **More GPUs do not make sparse reading faster for ever.** Attention is divided by the GPUs. The indexer is not: each of
-# them scores all pairs. Reading 128K tokens on H200s, by the roofline:
+# **More GPUs do not make sparse reading faster for ever.** Attention is divided by the GPUs. The indexer is not: each
+# of them scores all pairs. Reading 128K tokens on H200s, by the roofline:
 
 # %%
 many = [1, 2, 4, 8, 16]
 times = {
     kind: [
-        fit(
-            real, GPUS["H200 141 GB"], n, 131_072, 1, "deployed", kind
-        ).prompt
+        fit(real, h200, n, 131_072, 1, "deployed", kind).prompt
         for n in many
     ]
     for kind in ("dense", "sparse")
 }
 gain = [a / b for a, b in zip(*times.values(), strict=True)]
-
-# %%
 fig, ax = plt.subplots(figsize=(6, 2.8))
 for kind, n in (("dense", 1), ("sparse", 0)):
     look = {"color": COLOURS[n], "marker": "os"[n]}
@@ -817,7 +781,7 @@ ax.set_xticks(many, [str(n) for n in many])
 ax.set(xlabel="GPUs", ylabel="seconds, at least", ylim=(0, None))
 ax.legend()
 words = "; ".join(f"{n}: {g:.1f}" for n, g in zip(many, gain, strict=True))
-show(fig, f"Dense over sparse seconds of reading 128K tokens: {words}.")
+show(fig, f"Modelled, dense over sparse seconds for 128K tokens: {words}.")
 
 # %%
 claim(
@@ -829,8 +793,9 @@ claim(
 )
 
 # %% [markdown]
-# So a gain of {C9.14} is what is left at eight. It is the second reason for data-parallel attention: there each GPU scores
-# for its own sequences, and nobody scores twice. The published costs assume that.
+# So a gain of {C9.14} is what is left at eight. It is the second reason for data-parallel attention: there each GPU
+# scores for its own sequences, and nobody scores twice. V3's report deploys its model so (published): for reading
+# prompts four GPUs share the heads of a sequence, and eight such groups share the sequences.
 #
 # **A missing sum is not a crash.** One GPU's part looks like an answer. Here a mixture that lost half of its experts:
 
@@ -851,9 +816,9 @@ claim(
 # ## What you have proved
 #
 # The router by hand is the package's (C9.1), and a bias that moves by the sign of the load keeps experts busy (C9.3).
-# The parts add up to 671.03 billion (C9.5) and 685 with the extra layer (C9.7), of which a token uses {C9.6}. A layer of
-# true width runs here, and dense and sparse agree in it (C9.9). Heads and experts may be dealt out, because both are
-# summed anyway (C9.10, C9.11). In FP8 it fits on eight H200 (C9.13), for {C9.12} long sequences.
+# The parts add up to 671.03 billion (C9.5) and 685 with the extra layer (C9.7), of which a token uses {C9.6}. A layer
+# of true width runs here, and dense and sparse agree in it (C9.9). Heads and experts may be dealt out, because both
+# are summed anyway (C9.10, C9.11). In FP8 it fits on eight H200 (C9.13), for {C9.12} long sequences.
 #
 # **What the report does not say, and what we chose.** How the model is dealt out to GPUs: by heads and experts, the
 # indexer on each, as the published inference code does. How long the bias moves in V3.2's training: V3's report has
@@ -871,8 +836,8 @@ claim(
 #
 # 1. Two experts of each kept group are used on average, so a group is worth what its best two are worth.
 # 2. It would throw the bias of a popular expert far down, and it would be idle for many steps. The sign is bounded.
-# 3. Correctness would survive different choices, since heads are independent. But the choice is defined once for all
-#    heads, it is what the model was trained with, and each GPU would need its own part of the cache to be fetched.
+# 3. Nothing would crash, since heads are independent. But the choice is defined once for all heads and the model was
+#    trained with it; and the answer would depend on the number of GPUs, so that nobody could test it against one.
 # 4. One token uses 8 of 256. Sixteen that choose at random meet 256 (1 - (1 - 8/256)^16), about 102: thirteen times
 #    as many, for sixteen times the tokens.
 # 5. Either sequences are dealt out (each GPU then has whole heads for its own sequences), or positions (each GPU then
@@ -880,4 +845,4 @@ claim(
 #
 # </details>
 #
-# **Next**: post-training, where specialists teach one student. The [README](../README.md) lists what is there.
+# **Next**: [10](10_post_training.ipynb), post-training, where specialists teach one student.

@@ -21,8 +21,8 @@
 # record's `dsa/training/post_training.py`. Computing: about **60 s**.
 #
 # Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's
-# on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of the
-# library TRL.
+# on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of TRL,
+# Hugging Face's library for training with rewards.
 
 # %%
 import copy
@@ -55,8 +55,8 @@ style()
 # ## Five domains whose answers can be checked
 #
 # The report names five: mathematics, competitive programming, logical reasoning, agentic coding, agentic search.
-# Ours are the smallest tasks that deserve the comparison. Each has three levels, and each prompt says whether to
-# think first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
+# Ours are the smallest tasks that deserve the comparison. Each has three levels. A prompt begins with the sign of
+# its domain, then says whether to think first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
 
 # %%
 chance = Random(0)
@@ -91,8 +91,8 @@ for said in ("▸ 2 1 .", "▸ 2 7 ."):
 
 # %% [markdown]
 # The checker is the teacher here, and the only one. So it had better be right: it must accept what is right, and
-# nothing else. Let us try to fool it: every right answer, and then each of its tokens exchanged for each of the
-# other 47 symbols (for thinkers only from `=` on: thoughts are free).
+# nothing else. Let us try to fool it with direct answers (thoughts are free): a right one for each domain and level,
+# and then each of its tokens exchanged for each of the other 47 symbols.
 
 # %%
 accepted, refused, fooled = 0, 0, 0
@@ -173,9 +173,9 @@ helps = {}
 for name in names:
     right, spoken = [], []
     for thinking in (False, True):
-        ps = [generate(Random(n), name, None, thinking) for n in range(200)]
+        ps = [generate(Random(n), name, None, thinking) for n in range(500)]
         done = rollout.sample(base, ps, torch.Generator().manual_seed(0))
-        right.append(sum(o.correct for o in done.transcripts()) / 200)
+        right.append(sum(o.correct for o in done.transcripts()) / 500)
         spoken.append(float(done.lengths.float().mean()))
     helps[name] = right[1] - right[0]
     print(
@@ -189,8 +189,9 @@ claim(
 )
 
 # %% [markdown]
-# It helps where the thought does part of the work: a running total, a sorted half. Repeating what one already sees
-# gives a careless writer one more occasion to slip.
+# With 500 problems each, a single difference below six points may be chance. Thinking helps most at `maths`, where
+# the thought, a running total, does part of the work, and it helps at `search`. At `brackets` and `repair`, where it
+# repeats what one already sees, it does not: a careless writer has one more occasion to slip.
 #
 # Back to the gap between likeliest and sampled. It is what reinforcement learning lives on. The right answer is
 # among the samples, so it can be rewarded; and so are wrong ones, so there is something to tell it from. Where no
@@ -199,8 +200,9 @@ claim(
 # ## GRPO by hand: the group is the baseline
 #
 # Ask one question, sample G answers, reward each. How good is an answer that got 1? That depends on how easy the
-# question was. The older way, PPO, trains a second network to guess that. GRPO (Shao et al., 2024) looks at the
-# other answers of the **group**: what is better than their mean is made likelier, what is worse less likely.
+# question was. The older way, PPO (*proximal policy optimisation*; the *policy* is the model as a writer), trains a
+# second network to guess that. GRPO (*group relative policy optimisation*, Shao et al., 2024) looks at the other
+# answers of the **group**: what is better than their mean is made likelier, what is worse less likely.
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r_1 \dots r_G)}{\mathrm{std}(r_1 \dots r_G)}$$
 
@@ -225,8 +227,8 @@ claim(
 )
 
 # %% [markdown]
-# Every token of an answer gets the advantage of the answer. (Nobody knows which token was to blame.) Then the
-# samples are used for more than one update, and the model is soon no longer the one that wrote them. The *ratio*
+# Every token of an answer gets the advantage of the answer. (Nobody knows which token was to blame.) Large
+# systems then use the samples for more than one update, and soon the model is not the one that wrote them. The *ratio*
 # $\rho = p_\mathrm{now} / p_\mathrm{sampled}$ corrects for that, and a **clip** sees to it that no token is pushed
 # too far on old evidence:
 #
@@ -251,8 +253,9 @@ for A in (1.0, -1.0):
 # is zero: enough learned from this sample. On the *other* side nothing is clipped. A right token that has become
 # half as likely may be pushed back up.
 #
-# And the gradient? At ratio 1 it is the plain policy gradient: $A$ times (one-hot minus softmax), the cross-entropy
-# gradient, with a sign and a weight that the reward decides. By hand, by autograd, and by finite differences:
+# And the gradient? At ratio 1 it is the plain *policy gradient*, the oldest rule for learning from rewards: $A$
+# times (one-hot minus softmax), the cross-entropy gradient, with a sign and a weight that the reward decides. By
+# hand, by autograd, and by finite differences:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -265,7 +268,7 @@ old = rollout.logprobs_of(logits, tokens)
 def policy_loss(z):
     now = rollout.logprobs_of(z, tokens)
     losses, _ = grpo.token_losses(now, old, A, 0.2, 0.28)
-    return grpo.averaged(losses, own, "dapo", 4)
+    return grpo.averaged(losses, own, "dapo", 4)  # mean over own tokens
 
 
 wanted = logits.clone().requires_grad_()
@@ -299,9 +302,9 @@ print(inspect.getsource(grpo.token_losses))
 
 # %% [markdown]
 # What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
-# what a token gains when its probability moves, with the free range in grey. `beta` is the weight of a third term,
-# the divergence from the model at the start. Look for: a group in which all are right; one right among sixteen; a
-# large `beta`. Below the panel are three of its positions, for readers without a kernel.
+# what a token gains when its probability moves, with the free range in grey. `beta` is the weight of one term more,
+# the divergence (KL) from the model at the start. Look for: a group in which all are right; one right among
+# sixteen; a large `beta`. Below the panel are three of its positions, for readers without a kernel.
 
 # %%
 from dsa.show.groups import RIGHT, draw_objective
@@ -366,14 +369,17 @@ claim(
 )
 
 # %% [markdown]
-# A clip at 20% has little left to guard if the ratio is off by that much before anything was learned. The training
-# table therefore has a column `logprob_difference`.
+# A clip at 20% has little left to guard if the ratio is off by that much before anything was learned. The table of a
+# training run (`run.rows` below) therefore has a column `logprob_difference`, and `clip_ratio`, the share of tokens
+# at which the clip acts.
 #
 # ## Half a minute of GRPO
 #
 # Three domains, sparse attention, 30 steps of 16 prompts with 8 answers each. Nothing is shown to the model but its
-# own samples, and a 0 or 1 for each. The indexers go on learning beside it from Eq. 4 (chapter 06): no reward
-# reaches them, since selecting passes no gradient.
+# own samples, and a 0 or 1 for each. Every batch of samples is used for one update, so $\rho$ stays 1 and the clip
+# never acts: it is there for those who set `num_iterations` higher. The indexers go on learning beside it from Eq.
+# 4 (chapter 06): no reward reaches them, since selecting passes no gradient. The exam before and after is 120
+# freshly drawn problems a domain; chance alone moves such a mean of three by about three points.
 
 # %%
 guess = predict("By how much does the share of right answers rise?", 0.1)
@@ -394,8 +400,8 @@ guess.reveal(
 )
 claim(
     "C10.7",
-    rose > 0.1,
-    f"on new problems the share of right answers rises by"
+    rose > 0.1 and max(row["clip_ratio"] for row in run.rows) < 0.01,
+    f"on freshly drawn problems the share of right answers rises by"
     f" {100 * rose:.0f} points",
     value=f"{100 * rose:.0f} points",
 )
@@ -462,11 +468,12 @@ twins(draw, [{"model": who, **at} for who in ("before", "after")])
 # A right answer may be too long, or skip the thinking that was asked for. The report adds a *length penalty* and
 # *language consistency* (one answer, one language; here: think when asked to, and only then). For general tasks,
 # where no rule decides, a generative model grades by a *rubric*, a list of points for each prompt. Ours has three
-# points for sorting, and rules in the place of the judge. Four answers to one question:
+# points for sorting (digits only, in order, the same items), and rules in the place of the judge. `mode` is 1 if it
+# thought exactly when asked to; four tokens and the full stop are free of the penalty. Four answers to one question:
 
 # %%
 problem = domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
-rubric, penalty = rewards.SORTING_RUBRIC, rewards.LengthPenalty(free=4)
+rubric, penalty = rewards.SORTING_RUBRIC, rewards.LengthPenalty(free=5)
 print(f"{'answer':18} right rubric mode length")
 for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
     one = play(problem, write(said))
@@ -512,7 +519,8 @@ for name in three:
 behind = sum(after[name] - learned[name] for name in three) / 3
 claim(
     "C10.9",
-    abs(behind) < 0.15 and sum(learned.values()) / 3 > means["sampled"],
+    abs(behind) < 0.15
+    and sum(learned.values()) > sum(sampled[name] for name in three),
     f"the student is within 15 points of its teacher: {-100 * behind:+.0f}",
 )
 
@@ -590,8 +598,9 @@ claim(
 
 # %% [markdown]
 # The report says that the student comes out only marginally below the specialists, and that reinforcement learning
-# afterwards closes the gap. Ours comes out above them: they were trained briefly, and it reads nothing but their
-# right answers. So there is no gap to close, and a mixed stage after it, the report's third step, changes little:
+# afterwards closes the gap. Ours comes out above them, probably because they were trained briefly and it reads
+# nothing but their right answers. So there is no gap to close, and a mixed stage after it, the report's third step,
+# changes little:
 
 # %%
 polished = [
@@ -674,8 +683,10 @@ claim(
 )
 
 # %% [markdown]
-# The mixed stage ends {C10.12}, after fewer than half the steps; both have read about 16,000 samples. And in the
-# row something wears off. How much does a domain lose between the end of its own stage and the end of the row?
+# The mixed stage ends {C10.12}. That is not thrift: its steps are twice as large, and both have written about
+# 16,000 samples. The row lags at `maths` and `brackets`; at `repair` and `search`, its last two stages, it is level
+# or a little ahead. (One order was tried, this one.) And in the row something wears off. How much does a domain
+# lose between the end of its own stage and the end of the row?
 
 # %%
 worn = [
@@ -694,14 +705,14 @@ claim(
 )
 
 # %% [markdown]
-# {C10.20}: no collapse. What the mixed stage buys is plainer than the stories about forgetting: fewer steps, one
-# run to watch instead of five, and a model that is balanced at every moment. Stop it halfway, and no domain has
-# been left out.
+# {C10.20}: no collapse. What the mixed stage buys is plainer than the stories about forgetting: one
+# run to watch instead of five, and no order to choose. Stop it halfway, and every domain has had its turn.
 #
 # ## What is forgotten
 #
-# A model with much to lose shows it better. The mixed model is good at everything; now 25 more steps on `maths`
-# alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds it near what it was:
+# A model with much to lose should show it better. The mixed model is better than the base at everything; now 25
+# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds
+# it near what it was:
 
 # %%
 stages = {
@@ -746,30 +757,34 @@ claim(
 
 # %% [markdown]
 # Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ.
-# That is gentle. Imitation is not: the texts come from elsewhere, and every token of them counts. Live: the model
-# that we trained above on three domains reads right answers to `maths` alone, 40 steps, at a rate of 0.005.
+# At our rate, 0.001, that is gentle. In imitation the texts come from elsewhere, and every token of them counts.
+# Live: the model that we trained above on three domains reads right answers to `maths` alone, 40 steps, once at a
+# rate of 0.002, once at 0.005.
 
 # %% tags=["nbval-ignore-output"]
 sums = student.rejection_sample(
     base, ["maths"], num_prompts=256, num_generations=3
 )
-narrow = copy.deepcopy(trained)
-read_on = student.sft(
-    narrow, sums, steps=40, learning_rate=5e-3, show=False
-)
-left = rollout.accuracy(narrow, three, 120)
-for name in three:
-    print(f"{name:8} {after[name]:.0%} -> {left[name]:.0%}")
-lost = sum(after[name] - left[name] for name in three) / 3
+lost = {}
+for rate in (0.002, 0.005):
+    narrow = copy.deepcopy(trained)
+    student.sft(narrow, sums, steps=40, learning_rate=rate, show=False)
+    left = rollout.accuracy(narrow, three, 120)
+    each = (
+        f"{name} {after[name]:.0%} -> {left[name]:.0%}" for name in three
+    )
+    print(f"rate {rate}:", "; ".join(each))
+    lost[rate] = sum(after[name] - left[name] for name in three) / 3
 claim(
     "C10.18",
-    lost > 0.05,
-    "imitating sums alone costs the three other domains"
-    f" {100 * lost:.0f} points",
+    lost[0.005] > 0.05 and lost[0.005] > lost[0.002],
+    "imitating sums alone at a rate of 0.005 costs the three other domains"
+    f" {100 * lost[0.005]:.0f} points, at 0.002 {100 * lost[0.002]:.0f}",
 )
 
 # %% [markdown]
-# So forgetting is real, and is a matter of how: at a rate of 0.002 the same texts do hardly any harm.
+# So forgetting is real, and a matter of how hard one pushes: the same texts at the lower rate do far less harm.
+# Imitation is not worse in itself: GRPO at ten times its rate ruins the model altogether, as we shall see.
 #
 # ## Dense and sparse
 #
@@ -877,8 +892,8 @@ for one in found[:5]:
 # brackets. Nobody told it to cheat: careless samples had such things in them, and they paid. The curve alone looks
 # like success; only an exam that the reward does not know tells the difference.
 #
-# **Groups without variance.** Take what the model already does without a mistake, at a low temperature: every group
-# is all right, every advantage 0. Nothing moves, whatever the rate.
+# **Groups without variance.** Take what the model does nearly without a mistake, at a low temperature: most groups
+# are all right, and all their advantages are 0. They move nothing, whatever the rate.
 
 # %%
 calm = copy.deepcopy(base)
@@ -919,16 +934,17 @@ claim(
 # ## What you have proved
 #
 # GRPO's advantage and gradient by hand are the package's (C10.3, C10.4). Sampling and training select the same keys
-# (C10.5). Half a minute of reward on three domains gives {C10.7} more right answers, on problems it has not seen;
-# one mixed stage on five raises their share by {C10.11}, with three seeds (C10.11). A student of the specialists'
-# right answers has {C10.10} right, and is no worse than they are. Dense and sparse learn alike (C10.14). And a
-# rising reward proves nothing by itself (C10.15).
+# (C10.5). Half a minute of reward on three domains gives {C10.7} more right answers, on freshly drawn problems
+# (C10.7); one mixed stage on five raises their share by {C10.11}, with three seeds (C10.11). A student of the
+# specialists' right answers has {C10.10} right, and is no worse than they are (C10.10). Dense and sparse learn
+# alike (C10.14). And a rising reward proves nothing by itself (C10.15).
 #
 # **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
-# and 0.001 falling to a tenth. Whether advantages are divided by the deviation: yes, as in DeepSeek's first paper
-# on GRPO. Whether the indexers go on learning in this phase, and from what: we train them on, by Eq. 4. How many
-# samples a specialist gives: what is right of 128 prompts with four answers each, one for each prompt. What we
-# could not show: that stages in a row collapse. At this size they lose {C10.20}.
+# and 0.001 falling to a tenth. Updates from one batch of samples: one, so that the clip never acts. Whether
+# advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO. Whether the indexers go on
+# learning in this phase, and from what: we train them on, by Eq. 4. How many samples a specialist gives: what is
+# right of 128 prompts with four answers each, one for each prompt. What we could not show: that stages in a row
+# collapse. At this size they lose {C10.20}.
 #
 # **Five questions**
 # 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G

@@ -170,7 +170,7 @@ EXERCISES = (
     Exercise(
         "E7.1", "What a number of tokens means", 1, 5,
         "How many hours would one GPU train? Then put in both numbers for the sparse stage, the report's and the "
-        "article's.",
+        "article's; `tokens` and `forward` of the section before have what you need.",
         ("A backward pass computes two products where the forward pass computes one.",
          "So a training step is three forward passes.",
          "Divide by the FLOP per second that you really get, then by 3600."),

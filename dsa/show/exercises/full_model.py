@@ -66,8 +66,9 @@ def _check_route(answer) -> None:
         chosen, weights = route(logits[None], bias, config)
         order = chosen[0].argsort()
         ids, shares = answer(logits.sigmoid(), bias.clone(), 4, 2, 3)
+        ids = [int(i) for i in ids]
         right = chosen[0][order].tolist()
-        require(list(ids) == right, f"case {case}: you chose {list(ids)}, the router {right}")
+        require(ids == right, f"case {case}: you chose {ids}, the router {right}")
         gap = max(abs(a - float(b)) for a, b in zip(shares, weights[0][order], strict=True))
         require(gap < 1e-4, f"case {case}: the experts are right, and a weight is off by {gap:.3f}")
 
@@ -96,7 +97,7 @@ def _against_the_fullest(bias: Tensor, load: Tensor, speed: float) -> Tensor:
 
 
 def _check_balance(answer) -> None:
-    load = torch.tensor([10, 0, 4, 2])  # mean 4
+    load = torch.tensor([10.0, 0.0, 4.0, 2.0])  # mean 4
     found = answer(torch.tensor([0.5, -0.5, 0.0, 0.25]), load, 0.1)
     right = [0.4, -0.4, 0.0, 0.35]
     got = [round(float(b), 4) for b in found]
@@ -104,40 +105,6 @@ def _check_balance(answer) -> None:
 
 
 # E9.3 ---------------------------------------------------------------------------------------------------------------
-
-
-def my_bytes(split, whole, token, tokens, sequences, gpus) -> int:
-    """Bytes on each GPU under tensor and expert parallelism.
-
-    `split`: bytes of heads, feed-forward and experts together;
-    `whole`: of indexers and routers; `token`: of one token's cache in
-    all layers. Each of the `sequences` has `tokens` tokens.
-    """
-    return split // gpus + whole + token * tokens * sequences
-
-
-def _cache_divided(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
-    """Divides the cache by the GPUs too; one latent serves all heads, so all need it."""
-    return (split + token * tokens * sequences) // gpus + whole
-
-
-def _all_divided(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
-    """Divides the indexers, which every GPU needs to choose the same tokens."""
-    return (split + whole) // gpus + token * tokens * sequences
-
-
-def _one_sequence(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
-    """Counts one sequence's cache."""
-    return split // gpus + whole + token * tokens
-
-
-def _check_bytes(answer) -> None:
-    found = answer(8000, 30, 2, 100, 5, 8)
-    require(found == 2030, f"8000 split over 8, 30 whole, 5 x 100 tokens of 2 bytes are 2030 on each, yours {found}")
-    require(answer(8000, 30, 2, 100, 5, 1) == 9030, "on one GPU everything is in one place: 9030")
-
-
-# E9.4 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_partial(x, experts, chosen, weights, rank, ranks) -> Tensor:
@@ -191,6 +158,40 @@ def _check_partial(answer) -> None:
     require(bool((alone[idle] == 0).all()), "a token with no expert here gets nothing from here")
 
 
+# E9.4 ---------------------------------------------------------------------------------------------------------------
+
+
+def my_bytes(split, whole, token, tokens, sequences, gpus) -> int:
+    """Bytes on each GPU under tensor and expert parallelism.
+
+    `split`: bytes of heads, feed-forward and experts together;
+    `whole`: of indexers and routers; `token`: of one token's cache in
+    all layers. Each of the `sequences` has `tokens` tokens.
+    """
+    return split // gpus + whole + token * tokens * sequences
+
+
+def _cache_divided(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
+    """Divides the cache by the GPUs too; one latent serves all heads, so all need it."""
+    return (split + token * tokens * sequences) // gpus + whole
+
+
+def _all_divided(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
+    """Divides the indexers, which every GPU needs to choose the same tokens."""
+    return (split + whole) // gpus + token * tokens * sequences
+
+
+def _one_sequence(split: int, whole: int, token: int, tokens: int, sequences: int, gpus: int) -> int:
+    """Counts one sequence's cache."""
+    return split // gpus + whole + token * tokens
+
+
+def _check_bytes(answer) -> None:
+    found = answer(8000, 30, 2, 100, 5, 8)
+    require(found == 2030, f"8000 split over 8, 30 whole, 5 x 100 tokens of 2 bytes are 2030 on each, yours {found}")
+    require(answer(8000, 30, 2, 100, 5, 1) == 9030, "on one GPU everything is in one place: 9030")
+
+
 EXERCISES = (
     Exercise(
         "E9.1", "Route one token", 2, 15,
@@ -210,21 +211,21 @@ EXERCISES = (
         my_balance, (_by_amount, _reversed, _against_the_fullest), _check_balance,
     ),
     Exercise(
-        "E9.3", "Bytes on each GPU", 1, 5,
-        "Count what lies on each of several GPUs that share a model by heads and experts. One of the three kinds of "
-        "bytes is divided.",
-        ("Which of the three does one head, or one expert, have for itself?",
-         "The latent in the cache serves all 128 heads, and the indexer chooses for all of them.",
-         "split / gpus + whole + everything in the cache."),
-        my_bytes, (_cache_divided, _all_divided, _one_sequence), _check_bytes,
-    ),
-    Exercise(
-        "E9.4", "One GPU's part of the experts", 2, 15,
+        "E9.3", "One GPU's part of the experts", 2, 15,
         "Every GPU sees every token and the whole routing. It runs its own experts, and what all GPUs have found is "
         "added up. Write one GPU's part, so that the sum is the whole layer.",
         ("With E experts on `ranks` GPUs, this one has E // ranks, beginning at rank times that.",
          "`(chosen == number).nonzero(as_tuple=True)` gives the rows that chose an expert, and in which slot.",
          "Use `weights[rows, slots]` as they are: the other GPUs use the others."),
         my_partial, (_every_expert, _renormalised, _first_slot), _check_partial,
+    ),
+    Exercise(
+        "E9.4", "Bytes on each GPU", 1, 5,
+        "Count what lies on each of several GPUs that share a model by heads and experts. One of the three kinds of "
+        "bytes is divided.",
+        ("Which of the three does one head, or one expert, have for itself?",
+         "The latent in the cache serves all 128 heads, and the indexer chooses for all of them.",
+         "split / gpus + whole + everything in the cache."),
+        my_bytes, (_cache_divided, _all_divided, _one_sequence), _check_bytes,
     ),
 )  # fmt: skip

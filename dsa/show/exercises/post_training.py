@@ -214,8 +214,9 @@ def _check_divergence(answer) -> None:
 EXERCISES = (
     Exercise(
         "E10.1", "The group is the baseline", 1, 10,
-        "Turn the rewards of several groups into advantages, as GRPO does. A group in which all rewards are equal must "
-        "come out as zeros, and must not spoil the others.",
+        "Turn the rewards of several groups into advantages, as GRPO does. The deviation is torch's own `std`, which "
+        "divides by G - 1. A group in which all rewards are equal must come out as zeros, and must not spoil the "
+        "others.",
         ("A row is a group: mean and deviation run along dimension 1.",
          "`keepdim=True` keeps the shape (groups, 1), so that it can be subtracted from each answer.",
          "Add 1e-4 to the deviation *before* you divide."),

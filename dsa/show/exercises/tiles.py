@@ -51,6 +51,13 @@ def _in_three_passes(memory: Memory, tile: int):
     return sum(parts) / total
 
 
+def _all_at_once(memory: Memory, tile: int) -> np.ndarray:
+    """Fetches everything in one read: right, and too large for any chip once S is."""
+    logits, values = memory.read("logits", slice(None)), memory.read("values", slice(None))
+    weights = np.exp(logits - logits.max())
+    return weights @ values / weights.sum()
+
+
 def _without_maximum(memory: Memory, tile: int) -> np.ndarray:
     """Takes powers of the logits as they are: they overflow."""
     total, out = 0.0, np.zeros(1)
@@ -87,6 +94,7 @@ def _check_attention(answer) -> None:
             "larger logit turns up?",
         )
         require(memory.traffic <= 4 * size, f"{memory.traffic} numbers moved; {4 * size} are enough: read each once")
+        require(memory.most <= tile, f"{memory.most} rows were fetched at a time; the chip holds {tile}")
 
 
 # E8.2 ---------------------------------------------------------------------------------------------------------------
@@ -186,7 +194,7 @@ EXERCISES = (
             "If the largest grows from a to b, everything summed before is too large by the factor exp(b - a).",
         ),
         solution=my_attention,
-        wrong=(_in_three_passes, _without_maximum, _without_shrinking),
+        wrong=(_in_three_passes, _all_at_once, _without_maximum, _without_shrinking),
         check=_check_attention,
     ),
     Exercise(
@@ -210,8 +218,9 @@ EXERCISES = (
         title="Fetch once for all heads",
         difficulty=2,
         minutes=15,
-        task="The kernel's innermost act: sum `q[h] . kv[s]` over the selected tokens, for all heads. Rows are fetched "
-        "with `memory.read(name, row)`. Read only what is selected, and **once for all heads**; -1 is an empty slot.",
+        task="The kernel's innermost act: sum `q[h] . kv[s]` over the selected tokens, for all heads. They lie "
+        "in slow memory: `memory.read(name, row)` fetches a row, or several for a slice, and every number counts. Read "
+        "only what is selected, and **once for all heads**; -1 is an empty slot.",
         hints=(
             "All queries fit on the chip: fetch them first.",
             "Then one row at a time, and all heads use it before the next one comes.",

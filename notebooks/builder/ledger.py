@@ -1,0 +1,89 @@
+"""The ledger: what the article and the report say, statement by statement, and what this course makes of each.
+
+`data/published/statements.csv` holds the statements, in our words; `data/ledger.csv` says for each one how it stands:
+*reproduced* (cells of the course measure it), *modelled* (it follows from counts or from a fitted model, which cells
+assert), *published* (we can only show the published figure) or *not testable* (nothing outside can decide it), and
+*contradicted* where a measurement or the published figure itself says otherwise. The first, second and last need claims
+that executed notebooks have printed, so a verdict cannot outlive its evidence. What is drawn from the two files is a
+table in the README, between two marks; `build.py --check` complains when either side has changed.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from builder.prose import claims
+
+BEGIN, END = "<!-- ledger: written by notebooks/build.py -->", "<!-- end of ledger -->"
+PROVEN = ("reproduced", "modelled", "contradicted")
+VERDICTS = (*PROVEN, "published", "not testable")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column name, cells stripped."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
+
+
+def proven(folder: Path) -> dict[str, tuple[str, NotebookNode]]:
+    """Every claim the notebooks in a folder have printed: its id -> (notebook, the record)."""
+    notebooks = [(path.stem, nbformat.read(path, as_version=4)) for path in sorted(folder.glob("*.ipynb"))]
+    return {record.id: (name, record) for name, notebook in notebooks for record in claims(notebook)}
+
+
+def ledger_faults(statements: list[dict[str, str]], verdicts: list[dict[str, str]], known: set[str]) -> Iterator[str]:
+    """Complaints: a statement without a verdict, a verdict without a statement, a proof that no cell gives."""
+    said, judged = [row["id"] for row in statements], [row["id"] for row in verdicts]
+    for id in sorted({*said} - {*judged}):
+        yield f"statement {id} has no verdict in data/ledger.csv"
+    for id in sorted({*judged} - {*said}):
+        yield f"verdict {id} is about no statement of data/published/statements.csv"
+    for id in sorted({id for id in (*said, *judged) if said.count(id) > 1 or judged.count(id) > 1}):
+        yield f"{id} stands there more than once"
+    for row in verdicts:
+        if row["verdict"] not in VERDICTS:
+            yield f"{row['id']}: the verdict {row['verdict']!r} is unknown: use {', '.join(VERDICTS)}"
+        if row["verdict"] in PROVEN and not row["claims"]:
+            yield f"{row['id']} is {row['verdict']} by no claim: name claims, or call it published or not testable"
+        if row["verdict"] not in PROVEN and not row["note"]:
+            yield f"{row['id']} is {row['verdict']}: its note must say why"
+        for claim in row["claims"].split():
+            if claim not in known:
+                yield f"{row['id']}: no notebook proves claim {claim}"
+
+
+def ledger_table(
+    statements: list[dict[str, str]], verdicts: list[dict[str, str]], found: dict[str, tuple[str, NotebookNode]]
+) -> str:
+    """The table in Markdown: statement, verdict, the claims with links to their notebooks."""
+    judged = {row["id"]: row for row in verdicts}
+    lines = ["| | it is said that | here | shown by |", "| --- | --- | --- | --- |"]
+    for row in statements:
+        verdict = judged[row["id"]]
+        links = [f"[{claim}](notebooks/{found[claim][0]}.ipynb)" for claim in verdict["claims"].split()]
+        shown = "; ".join(part for part in (", ".join(links), verdict["note"]) if part)
+        cells = (row["id"], row["statement"], f"**{verdict['verdict']}**", shown)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def summary(verdicts: list[dict[str, str]]) -> str:
+    """How many statements stand how, as one sentence."""
+    counts = [(sum(row["verdict"] == verdict for row in verdicts), verdict) for verdict in VERDICTS]
+    return f"{len(verdicts)} statements: " + ", ".join(f"{number} {verdict}" for number, verdict in counts if number)
+
+
+def with_ledger(text: str, root: Path) -> tuple[str, list[str]]:
+    """The README's text with the ledger as it is now, and what there is to complain about in it."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        return text, [f"the README needs the marks {BEGIN} and {END} once each"]
+    statements, verdicts = rows(root / "data/published/statements.csv"), rows(root / "data/ledger.csv")
+    found = proven(root / "notebooks")
+    if complaints := list(ledger_faults(statements, verdicts, set(found))):
+        return text, complaints
+    table = ledger_table(statements, verdicts, found)
+    block = f"{BEGIN}\n<details><summary>{summary(verdicts)}</summary>\n\n{table}\n\n</details>\n{END}"
+    return text[: text.index(BEGIN)] + block + text[text.index(END) + len(END) :], []
