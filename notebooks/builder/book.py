@@ -41,6 +41,7 @@ p code, li code, td code { background: var(--soft); padding: .1em .25em; border-
 details { padding: .4rem .8rem; } summary { cursor: pointer; }
 .output_wrapper { border-left: 3px solid var(--line); padding-left: .6rem; margin: .4rem 0 1.2rem; }
 .output_html { color-scheme: light; background: #fff; color: #1b1f24; padding: .4rem; overflow-x: auto; }
+.output_html code { background: #f3f5f7; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; } th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
 math[display="block"] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; }

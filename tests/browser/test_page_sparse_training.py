@@ -10,15 +10,15 @@ def test_a_reader_takes_keys_away(reader):
     reader.open("07_sparse_training")
     reader.run_all(seconds=300)
     panel, keyboard = Panel(reader.page, "top-k"), reader.page.keyboard
-    expect(panel.sentence).to_contain_text("2 of them by indexer")
+    expect(panel.sentence).to_contain_text("K = 2, chooser: indexer")
     before = panel.pictures()
 
     panel.control("top-k").slider.focus()
     keyboard.press("ArrowRight")
-    expect(panel.sentence).to_contain_text("3 of them by indexer")
+    expect(panel.sentence).to_contain_text("K = 3, chooser: indexer")
     assert panel.pictures() != before, "the sentence changed and the picture did not"
 
     panel.control("your text, or file:PATH").field.fill("def f(x): return x")
     keyboard.press("Tab")
-    expect(panel.sentence).to_contain_text("18 tokens, 3 of them by indexer")
+    expect(panel.sentence).to_contain_text("18 tokens, K = 3, chooser: indexer")
     assert reader.complaints == []
