@@ -5,8 +5,12 @@ each block it fetches the latents, multiplies them with the query, and adds to a
 list is ever stored. All heads share one latent per token, and that makes the gathering affordable: a fetched row of
 1,152 bytes serves 64 heads, so tensor cores have 64 x 2 x 1,088 operations for it. Fewer heads would leave them idle:
 16 rows are too few for the wide instruction. All 128 heads would need 128 x 512 fp32 numbers for the
-answer alone, more than the registers hold. Hence 64. (A program of 64 rows has two groups of warps where one
-suffices for the logits, and Triton 3.7 lets both compute them; more keys a tile make that cheaper.)
+answer alone, more than the registers hold. Hence 64.
+
+A program of 64 rows has two groups of warps, and 64 rows are work for one. Each should take half of the columns. But
+where the compiler sees the result of a product go into another, it gives every group all columns, so that a row's sum
+needs no exchange: both then compute the same logits, half of the program's multiplying for nothing. It does not look
+through a branch. So tiles with APART weigh a block inside an `if` that is always taken; the tuner compares both.
 
 Rows are gathered by their own addresses. Neighbouring threads read neighbouring numbers of one row, so memory is
 read in whole lines although the rows lie anywhere; what is lost against contiguous keys is only that no copying
@@ -114,9 +118,7 @@ def sparse_attention_kernel(
             kv_ptr, rope_ptr, scale_ptr, token, filled, kv_stride, rope_stride, scale_stride,
             C, R, BLOCK_C, BLOCK_R, BLOCK_K, FP8, GROUPS, q_latent.dtype,
         )  # fmt: skip
-        if not APART:
-            weights, larger, shrink, total = weigh(q_latent, q_rope, latent, rope, filled, scale, largest, total)
-        elif K > 0:  # always
+        if not APART or K > 0:  # always
             weights, larger, shrink, total = weigh(q_latent, q_rope, latent, rope, filled, scale, largest, total)
         else:
             weights, larger, shrink = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype), largest, largest
@@ -160,14 +162,9 @@ def sizes(heads: int, keys: int, warps: int, stages: int = 2, apart: bool = Fals
 SPARSE_ATTENTION = Kernel(
     sparse_attention_kernel,
     [
-        sizes(64, 32, 8, 3, True),
-        sizes(64, 64, 8, 2, True),
-        sizes(64, 64, 8, 1, True),
-        sizes(64, 64, 8),
-        sizes(64, 32, 8, 3),
-        sizes(32, 32, 4),
-        sizes(16, 16, 4),
-    ],  # fmt: skip
+        *(sizes(64, 32, 8, 3, True), sizes(64, 64, 8, 2, True), sizes(64, 64, 8, 1, True)),
+        *(sizes(64, 64, 8), sizes(64, 32, 8, 3), sizes(32, 32, 4), sizes(16, 16, 4)),
+    ],
     key=("H", "K", "C", "R", "FP8", "DENSE"),
 )
 MERGE = Kernel(merge_kernel, [triton.Config({}, num_warps=4)], key=())

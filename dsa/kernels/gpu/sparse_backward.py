@@ -19,7 +19,8 @@ digits of dkv may differ from run to run.
 
 The block of dkv lies on its side, (C numbers) x (tokens). Upright, its rows would be the 32 tokens, and the wide
 matrix instruction wants 64; with 64 tokens the registers overflow by 7 KB a thread. On its side the rows are the 512
-numbers of a latent. What still overflows (about 150 and 100 bytes a thread) are addresses computed before the loop.
+numbers of a latent. Weights and slopes are found behind a branch (APART, see `sparse_attention`): computed once instead
+of twice, they leave so many registers free that hardly anything overflows.
 """
 
 import torch
@@ -79,9 +80,7 @@ def query_gradient_kernel(
             kv_ptr, rope_ptr, kv_ptr, token, filled, kv_stride, kv_stride, 0,
             C, R, BLOCK_C, BLOCK_R, BLOCK_K, False, 1, q_latent.dtype,
         )  # fmt: skip
-        if not APART:
-            _, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
-        elif K > 0:  # always
+        if not APART or K > 0:  # always
             _, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
         else:
             slope = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
@@ -124,9 +123,7 @@ def latent_gradient_kernel(
         grad = tl.load(grad_ptr + row[:, None] * C + c[None, :], mask=latent_mask, other=0.0)
         lse = tl.load(lse_ptr + row, mask=heads < H, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=heads < H, other=0.0)
-        if not APART:
-            weights, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
-        elif K > 0:  # always
+        if not APART or K > 0:  # always
             weights, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
         else:
             weights = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
