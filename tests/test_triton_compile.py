@@ -22,7 +22,6 @@ MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, a
 }  # fmt: skip
 WITHOUT = {"top_k_kernel", "merge_kernel"}  # nothing to multiply
 SPILLED = {  # bytes a thread, where not zero: addresses found before the loop, and tiles never tuned for sm_100
-    ("sparse_attention_kernel", "sm_90"): 8,
     ("query_gradient_kernel", "sm_90"): 32,
     ("sparse_attention_kernel", "sm_100"): 112,
 }

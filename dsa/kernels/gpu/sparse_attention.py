@@ -107,7 +107,7 @@ def sparse_attention_kernel(
     out = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
     begin = tl.program_id(1) * keys_a_split
     end = tl.minimum(begin + keys_a_split, seen if DENSE else K)
-    for first in tl.range(begin, end, BLOCK_K):
+    for first in tl.range(begin, end, BLOCK_K, disable_licm=True):
         slots = first + tl.arange(0, BLOCK_K)
         if DENSE:
             token, filled = slots, slots < end
