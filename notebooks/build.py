@@ -6,8 +6,9 @@
     python notebooks/build.py --check           is every committed notebook what its source would give?
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `builder.draft` makes
-its cells, this file runs them, `builder.prose` fills the numbers they proved into the text, and `builder.manners`
-says what else a notebook must keep. With all notebooks goes the README's ledger of statements (`builder.ledger`).
+its cells, this file runs them, `builder.prose` fills the numbers they proved into the text, `builder.manners` says what
+else a notebook must keep, and `builder.routes` leads through the course in less time. With all notebooks goes the
+README's ledger of statements (`builder.ledger`).
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -24,6 +25,7 @@ from builder.draft import BuildError, drafted, metadata
 from builder.ledger import with_ledger
 from builder.manners import faults
 from builder.prose import fill
+from builder.routes import gaps, tell
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -101,6 +103,7 @@ class Course:
         unchanged = graft(draft, nbformat.read(target, as_version=4) if target.exists() else new_notebook())
         if run and not (keep and unchanged):
             execute(draft, self.folder)
+        tell(draft)
         fill(draft, self.data)
         target.write_text(written(draft), "utf-8")
         return list(self.check(name))
@@ -114,7 +117,8 @@ class Course:
         text = target.read_text("utf-8")
         committed, draft = nbformat.reads(text, as_version=4), drafted(self.source(name))
         graft(draft, committed)
-        yield from (*faults(committed, len(text.encode())), *fill(draft, self.data))
+        tell(draft)
+        yield from (*faults(committed, len(text.encode())), *gaps(committed), *fill(draft, self.data))
         if written(draft) != text:
             yield _difference(draft, committed)
 

@@ -19,8 +19,10 @@ reaches them: selecting passes no gradient.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +32,14 @@ from dsa.text import domains, transcripts
 from dsa.text.domains import Problem
 from dsa.training import rewards
 from dsa.training.loop import Phase, Run, train
+from dsa.training.objectives import read
 from dsa.training.optimizers import adamw
 from dsa.training.rewards import Reward
 from dsa.training.rollout import Rollout, logprobs_of, sample
 
 SCALES = ("group", "batch", "none")
 LOSSES = ("grpo", "dapo", "dr_grpo")
+SAVED_EVERY = 10  # steps, at least
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class GRPOConfig:
         _require(self.num_iterations >= 1, f"num_iterations={self.num_iterations} must be at least 1")
         _require(self.temperature > 0, f"temperature={self.temperature} must be above 0: equal samples teach nothing")
         _require(0 <= self.epsilon < 1, f"epsilon={self.epsilon} must lie in 0 (nothing may change) to 1")
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        _require(high >= 0, f"epsilon_high={high} must be at least 0; None takes epsilon")
         _require(self.beta >= 0, f"beta={self.beta} must be at least 0; 0 keeps no reference")
         _require(self.scale_rewards in SCALES, f"scale_rewards={self.scale_rewards!r}: use one of {', '.join(SCALES)}")
         _require(self.loss_type in LOSSES, f"loss_type={self.loss_type!r}: use one of {', '.join(LOSSES)}")
@@ -177,8 +183,8 @@ class Objective:
         config, rollout = self.config, graded.rollout
         rows = (graded.advantages != 0) | (graded.reference is not None)
         tokens = rollout.tokens[rows if rows.any() else ~rows]
-        found = model(tokens, indexer_loss=True) if model.attention == "sparse" else (model(tokens), None)
-        now = rollout.logprobs.index_put((rows,), logprobs_of(found[0], tokens, config.temperature)[: rows.sum()])
+        logits, beside = read(model, tokens)
+        now = rollout.logprobs.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
         losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
         kl = None if graded.reference is None else divergence(now, graded.reference)
         if kl is not None:
@@ -187,7 +193,7 @@ class Objective:
         measures = _measures(graded, now.detach(), clipped, config.num_generations)
         if kl is not None:
             measures["kl"] = kl.detach()[rollout.own].mean().item()
-        return loss if found[1] is None else loss + found[1].sum(), measures
+        return loss + beside, measures
 
 
 def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:
@@ -214,9 +220,15 @@ def grpo(
     level: int | None = None,
     seed: int = 0,
     watch: Callable[[Graded], None] | None = None,
+    work: Path | None = None,
+    resume: bool = False,
     show: bool = True,
 ) -> Run:
     """Train ``model``, in place and under the attention it is set to, on problems of the domains ``names``.
+
+    With a ``work`` folder the run's state is saved there now and then, and a run that was killed goes on with
+    ``resume``, from the model it began with, and ends with the same bits. What is saved lies between two batches of
+    samples, never within the ``num_iterations`` updates from one. Raises ValueError for another run's state.
 
     Each row of the run's table holds the measures by TRL's names: reward, completions/mean_length and so on.
     """
@@ -227,4 +239,9 @@ def grpo(
     model.eval()  # routers keep their biases
     optimizers = adamw(model.parameters(), config.learning_rate)
     plan = [Phase("grpo", steps, objective, rates=(1.0, 0.1), warmup=min(5, steps // 4))]
-    return train(model, optimizers, plan, seed=seed, clip=config.max_grad_norm, show=show)
+    every = config.num_iterations * math.ceil(SAVED_EVERY / config.num_iterations)
+    label = f"{config}, {', '.join(names)}, level {level}"
+    return train(
+        model, optimizers, plan,
+        seed=seed, clip=config.max_grad_norm, work=work, resume=resume, every=every, label=label, show=show,
+    )  # fmt: skip
