@@ -21,10 +21,7 @@ MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, a
     ("gfx942", 8): "v_mfma", ("gfx942", 16): "v_mfma",
 }  # fmt: skip
 WITHOUT = {"top_k_kernel", "merge_kernel"}  # nothing to multiply
-SPILLED = {  # bytes a thread, where not zero: addresses found before the loop, and tiles never tuned for sm_100
-    ("query_gradient_kernel", "sm_90"): 32,
-    ("sparse_attention_kernel", "sm_100"): 112,
-}
+SPILLED = {("query_gradient_kernel", "sm_90"): 32}  # bytes a thread, where not zero
 
 
 def bits(name):

@@ -453,7 +453,7 @@ if TRITON:
 # | | only the products behind a branch | 38 | 0 B | 168 KB | dropped: they leave it by memory |
 # | | products and softmax behind a branch | 38 | 8 B | 153 KB | |
 # | | the same, addresses found inside the loop | 38 | 0 B | 153 KB | first choice |
-# | | the same with 64 keys | 40 | 40 B | 233 KB | too much, but fits an FP8 cache |
+# | | the same with 64 keys | 40 | 0 B | 233 KB | too much, but fits an FP8 cache |
 # | its gradient of queries | both groups all keys | 140 | 152 B | 172 KB | dropped |
 # | | behind a branch | 72 | 280 B | 180 KB | dropped |
 # | | the same, addresses found inside the loop | 72 | 24 B | 180 KB | first choice |
