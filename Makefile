@@ -44,6 +44,7 @@ models: .venv/course
 	$(BIN)/python -m dsa.training.novice --out data/novice
 
 bench: .venv/tests
+	$(ONE_THREAD) $(BIN)/python -m dsa.cost.measure --shape s2
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
 	$(ONE_THREAD) $(BIN)/python tests/bench_indexer_loss.py
 

@@ -186,7 +186,7 @@ def test_rows_of_a_record_become_pairs():
 
 
 def test_the_recorded_layer_says_what_the_chapter_tells():
-    [record] = [r for r in machine.records(MEASURED, "cpu") if "dsa.cost.layer" in r["command"]]
+    [record] = [r for r in machine.records(MEASURED, "cpu") if "--shape real" in r["command"]]
     long = machine.layer_seconds(record)
     assert record["machine"] and record["date"] and record["versions"]
     for phase, most in (("prefill", 2.5), ("decode", 6)):

@@ -1,7 +1,5 @@
 """What is timed is what is counted: the calls' FLOP, taken in the clock's place, are the roofline's."""
 
-import json
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,16 +48,6 @@ def test_threads_are_as_they_were():
         assert torch.get_num_threads() == 1
         raise RuntimeError
     assert torch.get_num_threads() == before
-
-
-def test_the_command_writes_what_the_figure_reads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(layer, "token_seconds", lambda config, phase, keys, repeats: (keys / 1e6, 0.5))
-    out = tmp_path / "cpu_test.json"
-    layer.main(["--out", str(out), "--lengths", "8", "16"])
-    record = json.loads(out.read_text())
-    assert record["machine"].endswith("one core") and record["date"] and record["versions"]["torch"]
-    assert record["rows"][0] == {"phase": "prefill", "attention": "dense", "keys": 8, "seconds": 8e-6}
-    assert len(record["rows"]) == 8 and "decode" in capsys.readouterr().out
 
 
 def test_what_cannot_be_measured_is_refused():

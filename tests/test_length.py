@@ -6,12 +6,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dsa.cost import storage
 from dsa.cost.published import read_costs
 from dsa.model.config import Config
-from dsa.show import counts
-from dsa.show.length import clock, draw_length
+from dsa.show import counts, length
+from dsa.show.length import clock, draw_length, token_gain
 from dsa.show.panel import Choice, Panel, Slider
 
 REAL = Config.v32_exp()
@@ -115,6 +117,21 @@ def test_the_clock_times_one_call_on_one_thread_and_gives_the_threads_back():
     calls, before = [], torch.get_num_threads()
     assert 0 <= clock(lambda: calls.append(torch.get_num_threads()), repeats=3, inner=5) < 0.1
     assert calls == [1] * (3 + 2) * 5 and torch.get_num_threads() == before
+
+
+def test_the_gain_of_a_token_is_a_ratio_of_two_clocks_and_of_two_counts(monkeypatch):
+    flop = {}
+
+    def counted(call):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            call()
+        return flop.setdefault(len(flop), counter.get_total_flops())
+
+    monkeypatch.setattr(length, "clock", counted)
+    measured, promised = token_gain(4096)
+    assert measured == flop[0] / flop[1] and promised == 17 * 4096 / (4096 + 17 * 64)
+    assert measured == pytest.approx(promised, rel=0.1), "what is timed is what is counted"
+    assert token_gain(32)[1] == 17 / 18, "with every key kept, scoring is all in vain"
 
 
 DRAWN = (

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsa.cost import roofline, storage
 from dsa.kernels import chunked
+from dsa.kernels.cpu.scoring import query_tile
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 
@@ -200,7 +201,7 @@ def dense_extras(config, T):
 def sparse_extras(config, T):
     """What sparse prefill does beyond Eq. 1 and 2: the rest of each tile, the sum over index heads, empty slots."""
     c = config
-    scored = sum(rows * seen for rows, seen in tiles(T, chunked.QUERY_TILE))
+    scored = sum(rows * seen for rows, seen in tiles(T, query_tile(T, c.index_n_heads)))
     slots = T * min(T, c.index_topk)
     rest = (scored - roofline.causal_pairs(T)) * roofline.index_pair_flops(c)
     empty = (slots - roofline.selected_pairs(T, c.index_topk)) * roofline.mqa_pair_flops(c)

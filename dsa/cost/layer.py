@@ -6,24 +6,16 @@ do not depend on length.
 
 Decoding is one query. Prefill is measured on the last block of a prompt: for dense attention `BLOCK` queries in one of
 the 128 heads, since all heads' keys and values at 128 Ki would take 20 GB and heads do the same work; for sparse
-attention `FEW` queries, with all heads. (Dense attention wants large blocks: with 256 queries it is up to 1.5 times
-slower, which would flatter sparse.) What is counted is CPU time of one thread, so that a busy machine does little harm;
-medians, after one run to warm up.
-
-    python -m dsa.cost.layer --out data/measurements/cpu_layer.json
+attention as many queries as have `FEW` index heads together (16 at the true size), with all heads. (Dense attention
+wants large blocks: with 256 queries it is up to 1.5 times slower, which would flatter sparse.) What is counted is CPU
+time of one thread, so that a busy machine does little harm; medians, after one run to warm up. `measure` does it at
+many lengths and writes it down.
 """
 
-import argparse
-import json
-import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from time import process_time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,20 +23,26 @@ from torch import Tensor
 from dsa.cost.roofline import PHASES
 from dsa.kernels import ops
 from dsa.model.config import Config
+from dsa.model.precision import Precision, index_format, index_query
 
-BLOCK, HEADS, FEW = 1024, 1, 16
-LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+BLOCK, HEADS, FEW = 1024, 1, 1024  # queries and heads of dense attention; index heads of sparse, in all queries
 Call = Callable[[], Tensor]
 
 
-def sparse_call(config: Config, keys: int, queries: int, seed: int = 0) -> Call:
-    """Score `keys` keys for the last `queries` queries, choose K of them, attend to these: -> (1, T, H, C)."""
-    random = _random(seed)
-    c, H = config, config.num_attention_heads
+def sparse_call(
+    config: Config, keys: int, queries: int, index: str = "full", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Call:
+    """Score `keys` keys for the last `queries` queries, choose K of them, attend to these: -> (1, T, H, C).
+
+    `index` is the precision in which they are scored (`precision.INDEX`); writing keys so is not part of the call.
+    """
+    random = _random(seed, dtype)
+    c, H, ranking = config, config.num_attention_heads, Precision(index=index)
     J, W, K = c.index_n_heads or 0, c.index_head_dim or 0, c.index_topk or 0
     wide = c.kv_lora_rank + c.qk_rope_head_dim
     q, kv = random(1, queries, H, wide), random(1, keys, wide)  # (B, T, H, C + R), (B, S, C + R)
-    index_q, index_k, w = random(1, queries, J, W), random(1, keys, W), random(1, queries, J)
+    index_q, w = index_query(random(1, queries, J, W), random(1, queries, J), ranking)
+    index_k = index_format(ranking).decode(*index_format(ranking).encode(random(1, keys, W)))
 
     def call() -> Tensor:
         chosen = ops.index_topk(index_q, index_k, w, K)  # (B, T, K)
@@ -53,9 +51,11 @@ def sparse_call(config: Config, keys: int, queries: int, seed: int = 0) -> Call:
     return call
 
 
-def dense_call(config: Config, phase: str, keys: int, queries: int, heads: int, seed: int = 0) -> Call:
+def dense_call(
+    config: Config, phase: str, keys: int, queries: int, heads: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Call:
     """Attend to all keys with `heads` heads: MQA on the latents in "decode", MHA expanded in "prefill"."""
-    random, c = _random(seed), config
+    random, c = _random(seed, dtype), config
     if phase == "decode":
         wide = c.kv_lora_rank + c.qk_rope_head_dim
         q, k = random(1, queries, heads, wide), random(1, keys, 1, wide)
@@ -68,16 +68,27 @@ def dense_call(config: Config, phase: str, keys: int, queries: int, heads: int, 
 
 def token_seconds(config: Config, phase: str, keys: int, repeats: int = 3) -> tuple[float, float]:
     """CPU seconds of one token that sees `keys` keys in one layer: (dense, sparse)."""
+    check(phase, keys)
+    queries, few, heads = block(config, phase, keys)
+    with one_thread(), torch.no_grad():
+        dense = cpu_seconds(dense_call(config, phase, keys, queries, heads), repeats)
+        sparse = cpu_seconds(sparse_call(config, keys, few), repeats)
+    return dense * config.num_attention_heads / heads / queries, sparse / few
+
+
+def block(config: Config, phase: str, keys: int) -> tuple[int, int, int]:
+    """What one call computes: queries of dense attention, queries of sparse attention, heads of dense attention."""
+    if phase == "decode":
+        return 1, 1, config.num_attention_heads
+    return min(BLOCK, keys // 4), min(FEW // (config.index_n_heads or 1), keys // 4), HEADS
+
+
+def check(phase: str, keys: int) -> None:
+    """Refuse what cannot be measured."""
     if keys < 64:
         raise ValueError(f"keys={keys}: a block needs room before it, so give 64 or more")
     if phase not in PHASES:
         raise ValueError(f"phase={phase!r} is unknown: use one of {', '.join(PHASES)}")
-    all_heads = config.num_attention_heads
-    queries, few, heads = (1, 1, all_heads) if phase == "decode" else (min(BLOCK, keys // 4), FEW, HEADS)
-    with one_thread(), torch.no_grad():
-        dense = cpu_seconds(dense_call(config, phase, keys, queries, heads), repeats)
-        sparse = cpu_seconds(sparse_call(config, keys, few), repeats)
-    return dense * all_heads / heads / queries, sparse / few
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -101,49 +112,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def rows(config: Config, lengths: Sequence[int], repeats: int = 3) -> list[dict[str, Any]]:
-    """Measure both phases at every length, and say each as it comes."""
-    found: list[dict[str, Any]] = []
-    for phase in PHASES:
-        for keys in lengths:
-            pair = token_seconds(config, phase, keys, repeats)
-            print(f"{phase:7} {keys:>7,}: dense {pair[0]:.5f} s, sparse {pair[1]:.5f} s, {pair[0] / pair[1]:.2f}x")
-            for attention, seconds in zip(("dense", "sparse"), pair, strict=True):
-                found.append({"phase": phase, "attention": attention, "keys": keys, "seconds": float(f"{seconds:.4g}")})
-    return found
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.cost.layer``."""
-    parser = argparse.ArgumentParser("python -m dsa.cost.layer", description="Measure one layer at the true size.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="KEYS")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args(argv)
-    record = {
-        "command": f"python -m dsa.cost.layer --out {options.out}",
-        "what": "CPU seconds of one token in one layer of DeepSeek-V3.2-Exp's size, fp32, one thread",
-        "machine": _machine(),
-        "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "date": datetime.now(UTC).date().isoformat(),
-        "rows": rows(Config.v32_exp(), options.lengths, options.repeats),
-    }
-    options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def _random(seed: int) -> Callable[..., Tensor]:
+def _random(seed: int, dtype: torch.dtype) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return lambda *sizes: torch.randn(sizes, generator=generator)
-
-
-def _machine() -> str:
-    """The processor's name as the system gives it, and that one core of it was used."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.processor() or platform.machine()}, one core"
-
-
-if __name__ == "__main__":
-    main()
+    return lambda *sizes: torch.randn(sizes, generator=generator).to(dtype)

@@ -8,10 +8,8 @@ differentiable torch that runs wherever torch runs, which makes it the last reso
 Modules are imported when they are first asked, so nobody needs the libraries of a device that is not there.
 """
 
-from collections.abc import Callable
 from importlib import import_module
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, ModuleType
 
 from torch import Tensor
 
@@ -20,11 +18,13 @@ MODULES = MappingProxyType(
         "loops": "dsa.kernels.loops",
         "reference": "dsa.kernels.reference",
         "chunked": "dsa.kernels.chunked",
+        "cpu": "dsa.kernels.cpu.backend",
         "meta": "dsa.kernels.shapes",
         "triton": "dsa.kernels.gpu.backend",
     }
 )
-PREFERRED = MappingProxyType({"meta": ("meta",), "cuda": ("triton",)})  # by device type; then LAST_RESORT
+# by device type, the best first; then LAST_RESORT
+PREFERRED = MappingProxyType({"cpu": ("cpu",), "meta": ("meta",), "cuda": ("triton",)})
 LAST_RESORT = "chunked"
 
 
@@ -41,8 +41,8 @@ def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str:
     return module.refuses(operation, *tensors) if hasattr(module, "refuses") else ""
 
 
-def choose(operation: str, tensors: tuple[Tensor, ...], forced: str | None = None) -> Callable[..., Any]:
-    """The function that computes `operation` with `tensors`, of the forced backend or of the best that can.
+def choose(operation: str, tensors: tuple[Tensor, ...], forced: str | None = None) -> ModuleType:
+    """The module that computes `operation` with `tensors`: the forced backend, or the best that can.
 
     Raises:
         ValueError: if the forced backend is unknown, or cannot: it says why, and which ones can.
@@ -59,4 +59,4 @@ def choose(operation: str, tensors: tuple[Tensor, ...], forced: str | None = Non
         )
     else:
         name = forced
-    return getattr(import_module(MODULES[name]), operation)
+    return import_module(MODULES[name])

@@ -14,6 +14,7 @@ row (`quantise_int8`) stand in on processors that multiply whole numbers fast an
 """
 
 from math import ceil
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,17 @@ LARGEST = 448.0  # 1.75 * 2^8; there is no infinity
 LEAST_AMAX = 1e-4  # a block of zeros has a scale too
 GROUP = (1, 128)  # activations: runs of a row
 BLOCK = (128, 128)  # weights: squares
+
+
+class Codes(NamedTuple):
+    """Vectors in eight bits with one scale each, as a cache stores them: numbers (..., W), scale (..., 1) in fp32."""
+
+    numbers: Tensor
+    scale: Tensor
+
+    def expand(self) -> Tensor:
+        """What they stand for (..., W), in fp32."""
+        return self.numbers.float() * self.scale
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -2,11 +2,18 @@
 
 `backend=None` takes the one that does least work on the tensors' device and can do what is asked; a name forces one.
 `backends` has the list and says how it chooses. What each operation computes is written down in `loops`.
+
+Index queries and keys may come in eight bits: keys as `fp8.Codes`, queries as codes whose scale is in the head weights
+already. A backend that multiplies codes gets them as they are, any other gets the numbers they stand for.
 """
 
+from types import ModuleType
+
+import torch
 from torch import Tensor
 
 from dsa.kernels.backends import choose
+from dsa.kernels.fp8 import Codes
 from dsa.kernels.loops import EMPTY
 
 __all__ = [
@@ -53,24 +60,37 @@ def _check_top_k(top_k: int) -> None:
         raise ValueError(f"top_k={top_k!r}: it must be a whole number of at least 1, the tokens that each query keeps")
 
 
-def index_scores(q: Tensor, k: Tensor, w: Tensor, *, backend: str | None = None) -> Tensor:
+def _index_backend(
+    operation: str, q: Tensor, k: Tensor | Codes, w: Tensor, forced: str | None
+) -> tuple[ModuleType, Tensor, Tensor | Codes]:
+    """Check the factors of Eq. 1 and choose who multiplies them: the backend, and q and k as it takes them."""
+    vectors = k.numbers if isinstance(k, Codes) else k
+    _check_shapes(q=(q, "B T J W"), k=(vectors, "B S W"), w=(w, "B T J"))
+    if not isinstance(k, Codes):
+        return choose(operation, (q, k, w), forced), q, k
+    as_numbers = [w.new_empty(1, dtype=torch.float32).expand(codes.shape) for codes in (q, vectors)]  # takes no memory
+    module = choose(operation, (*as_numbers, w.float()), forced)
+    return (module, q, k) if getattr(module, "MULTIPLIES_CODES", False) else (module, q.float(), k.expand())
+
+
+def index_scores(q: Tensor, k: Tensor | Codes, w: Tensor, *, backend: str | None = None) -> Tensor:
     """Score every visible key (report Eq. 1): q (B, T, J, W), k (B, S, W), w (B, T, J) -> I (B, T, S), -inf unseen."""
-    _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
-    return choose("index_scores", (q, k, w), backend)(q, k, w)
+    module, q, k = _index_backend("index_scores", q, k, w, backend)
+    return module.index_scores(q, k, w)
 
 
 def select(scores: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Choose the best keys of a score matrix: (B, T, S) -> (B, T, min(K, S)), -1 where a row has too few."""
     _check_shapes(scores=(scores, "B T S"))
     _check_top_k(top_k)
-    return choose("select", (scores,), backend)(scores, top_k)
+    return choose("select", (scores,), backend).select(scores, top_k)
 
 
-def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
+def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Score and choose, no score kept: the arguments of `index_scores` -> selected (B, T, min(K, S)), -1 for empty."""
-    _check_shapes(q=(q, "B T J W"), k=(k, "B S W"), w=(w, "B T J"))
     _check_top_k(top_k)
-    return choose("index_topk", (q, k, w), backend)(q, k, w, top_k)
+    module, q, k = _index_backend("index_topk", q, k, w, backend)
+    return module.index_topk(q, k, w, top_k)
 
 
 def sparse_attention(
@@ -83,14 +103,14 @@ def sparse_attention(
     _check_shapes(q=(q, "B T H D"), kv=(kv, "B S D"), selected=(selected, "B T K"))
     if not 0 < value_width <= kv.shape[-1]:
         raise ValueError(f"value_width={value_width}: it must lie in 1 ... {kv.shape[-1]}, the width of kv")
-    return choose("sparse_attention", (q, kv, selected), backend)(q, kv, selected, scale, value_width)
+    return choose("sparse_attention", (q, kv, selected), backend).sparse_attention(q, kv, selected, scale, value_width)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:
     """Attend to every visible token: q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), G = H or 1 -> (B, T, H, V)."""
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G V"))
     _check_heads(q, k)
-    return choose("dense_attention", (q, k, v), backend)(q, k, v, scale)
+    return choose("dense_attention", (q, k, v), backend).dense_attention(q, k, v, scale)
 
 
 def attention_mass(
@@ -103,7 +123,7 @@ def attention_mass(
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"))
     _check_heads(q, k)
     _check_selected(q, selected)
-    return choose("attention_mass", (q, k), backend)(q, k, scale, selected)
+    return choose("attention_mass", (q, k), backend).attention_mass(q, k, scale, selected)
 
 
 def indexer_loss(
@@ -118,6 +138,6 @@ def indexer_loss(
                   q=(q, "B T H D"), k=(k, "B S G D"))  # fmt: skip
     _check_heads(q, k)
     _check_selected(q, selected)
-    return choose("indexer_loss", (index_q, index_k, index_w, q, k), backend)(
+    return choose("indexer_loss", (index_q, index_k, index_w, q, k), backend).indexer_loss(
         index_q, index_k, index_w, q, k, scale, selected
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsa.kernels import ops
+from dsa.kernels.fp8 import Codes
 from dsa.model import selection
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
@@ -27,7 +28,7 @@ from dsa.model.norm import RMSNorm
 from dsa.model.precision import FULL_PRECISION, Precision, latent_format
 from dsa.model.rope import Rope
 
-IndexFactors = tuple[Tensor, Tensor, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
+IndexFactors = tuple[Tensor, Tensor | Codes, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
 LATENT_NORM_EPS = 1e-6  # of the two latent norms, whatever the config's rms_norm_eps is: so in the published code
 
 
@@ -173,7 +174,11 @@ class Attention(nn.Module):
         """How far the indexer's ranking is from the attention (Eq. 3; over a selected set Eq. 4): a scalar."""
         with torch.no_grad():
             absorbed = self.absorb(q)
-        return ops.indexer_loss(*index, absorbed, kv.detach()[:, :, None], self.scale, selected=selected)
+        index_q, index_k, index_w = index
+        assert isinstance(index_k, Tensor)  # the model refuses to train in eight bits
+        return ops.indexer_loss(
+            index_q, index_k, index_w, absorbed, kv.detach()[:, :, None], self.scale, selected=selected
+        )
 
     def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> tuple[Tensor, Trace | Tensor | None]:
         """Attend.

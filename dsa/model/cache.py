@@ -5,9 +5,12 @@ bf16 and at the real sizes that is 1152 + 256 bytes per token and layer: at equa
 the cache *larger*. What it saves is work, not memory. Memory is saved by FP8, which stores the same in 656 + 132.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dsa.kernels.fp8 import Codes
 from dsa.model.config import Config
 from dsa.model.precision import FULL, FULL_PRECISION, Format, Precision, index_format, latent_format
 
@@ -27,8 +30,8 @@ class Store:
         for part, new in zip(self.parts, self.form.encode(x), strict=True):
             part[:, start : start + x.shape[1]] = new
 
-    def append(self, start: int, x: Tensor) -> Tensor:
-        """Write x (B, T, width) at `start` and read all so far (B, start + T, width)."""
+    def append(self, start: int, x: Tensor) -> Any:
+        """Write x (B, T, width) at `start` and read all so far (B, start + T, width), as the format gives it."""
         self.write(start, x)
         return self.form.decode(*(part[:, : start + x.shape[1]] for part in self.parts))
 
@@ -37,8 +40,8 @@ class Store:
         first = torch.arange(len(chosen), device=chosen.device)[:, None]
         return self.form.decode(*(part[first, chosen] for part in self.parts))
 
-    def read(self) -> Tensor:
-        """All of it (B, capacity, width); in full precision the memory itself."""
+    def read(self) -> Any:
+        """All of it (B, capacity, width), as the format gives it; in full precision the memory itself."""
         return self.form.decode(*self.parts)
 
     @property
@@ -74,7 +77,7 @@ class LayerCache:
         return self.latents.read()
 
     @property
-    def index_key(self) -> Tensor:
+    def index_key(self) -> Tensor | Codes:
         """What the indexer reads (B, capacity, W)."""
         return self.index_keys.read()
 
@@ -100,7 +103,7 @@ class LayerCache:
         """The memory it takes."""
         return self.latents.nbytes + self.index_keys.nbytes
 
-    def append_index_key(self, start: int, key: Tensor) -> Tensor:
+    def append_index_key(self, start: int, key: Tensor) -> Tensor | Codes:
         """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
 
         Raises:

@@ -15,6 +15,7 @@ the vectors for FP8 and has no place in fp32: see `precision`.
 import torch
 from torch import Tensor, nn
 
+from dsa.kernels.fp8 import Codes
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.precision import FULL_PRECISION, Precision, index_format, index_query
@@ -60,7 +61,7 @@ class Indexer(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
         precision: Precision = FULL_PRECISION,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | Codes, Tensor]:
         """Prepare the three factors of Eq. 1.
 
         Args:
@@ -71,13 +72,15 @@ class Indexer(nn.Module):
             precision: of queries and keys.
 
         Returns:
-            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included, and in eight
-            bits the query's scale too: the queries then are codes.
+            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included. In eight bits
+            queries are codes, whose scale is in the head weights too, and keys `fp8.Codes`.
         """
         x, query_latent = x.detach(), query_latent.detach()
         q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)
         k = self._key(x, rope)
         w = self.weights_proj(x) * (self.heads * self.width) ** -0.5  # no softmax: a weight may be negative
-        k = index_format(precision).rounded(k) if cache is None else cache.append_index_key(start, k)
         q, w = index_query(q, w, precision)
-        return q, k, w
+        if cache is not None:
+            return q, cache.append_index_key(start, k), w
+        form = index_format(precision)
+        return q, form.decode(*form.encode(k)), w

@@ -5,12 +5,14 @@ queries with keys, and nothing else: a mere ranking, the place to be coarse. The
 attention later reads. Both are rounded at the moment of writing, and a pass without a cache is rounded in the same way,
 so that a prompt gives the same whether read at once or in chunks; the published inference code does that too.
 
-Index vectors are turned by a Hadamard matrix before they are rounded, and come back as codes times scale. Reading a
-cache expands it: this file shows which numbers eight bits can hold, not how fast a fused kernel would be.
+Index vectors are turned by a Hadamard matrix before they are rounded, and stay codes with a scale: the kernels multiply
+them as they are where the machine can. Latents are expanded when they are read: there this file shows which numbers
+eight bits can hold, not how fast a fused kernel would be.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class Format:
     """How vectors (..., width) are stored: as one tensor or several."""
 
     encode: Callable[[Tensor], tuple[Tensor, ...]]
-    decode: Callable[..., Tensor]
+    decode: Callable[..., Any]
 
     def rounded(self, x: Tensor) -> Tensor:
         """What is left of x once it has been stored; only full precision passes a gradient, eight bits refuse to."""
@@ -64,12 +66,12 @@ class _Rounded(torch.autograd.Function):
 
 
 FULL = Format(lambda x: (x,), lambda x: x)
-INDEX_FP8 = Format(lambda x: fp8.quantise(fp8.hadamard(x)), fp8.dequantise)
-INDEX_INT8 = Format(lambda x: fp8.quantise_int8(fp8.hadamard(x)), lambda codes, scale: codes * scale)
+INDEX_FP8 = Format(torch.no_grad()(lambda x: fp8.quantise(fp8.hadamard(x))), fp8.Codes)
+INDEX_INT8 = Format(torch.no_grad()(lambda x: fp8.quantise_int8(fp8.hadamard(x))), fp8.Codes)
 
 
 def index_format(precision: Precision) -> Format:
-    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each."""
+    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.Codes`."""
     return {"full": FULL, "fp8": INDEX_FP8, "int8": INDEX_INT8}[precision.index]
 
 
@@ -90,7 +92,7 @@ def index_query(q: Tensor, w: Tensor, precision: Precision) -> tuple[Tensor, Ten
     if precision.index == "full":
         return q, w
     codes, scale = index_format(precision).encode(q)
-    return codes.float(), w.float() * scale[..., 0]
+    return codes, w.float() * scale[..., 0]
 
 
 def check_index_width(precision: Precision, width: int) -> None:

@@ -13,9 +13,12 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from dsa.cost.layer import one_thread
 from dsa.cost.roofline import Work, crossover, decode_traffic, token_work
 from dsa.cost.storage import PRECISIONS, cache_bytes
+from dsa.kernels import ops
 from dsa.model.config import Config
 from dsa.show.counts import LENGTHS, work_lines
 from dsa.show.figures import COLOURS
@@ -47,21 +50,34 @@ def draw_length(config: Config) -> Draw:
     return draw
 
 
-def clock(call: Callable[[], object], repeats: int = 9, inner: int = 4) -> float:
-    """Median CPU seconds of one call on one thread, over `repeats` rounds of `inner` calls, two more for warming up.
+def token_gain(keys: int) -> tuple[float, float]:
+    """How many times faster than a dense token a sparse one is decoded that sees `keys` keys: (measured, counted).
 
-    On several threads CPU time would count those that only wait.
+    One layer of a small size with the real model's proportions: H 8, C 128, R 16, J 4, W 32, K 64, so a pair costs 17
+    times the indexer's.
     """
-    times, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator)
+
+    q, kv = random(1, 1, 8, 144), random(1, keys, 144)  # (B, T, H, C + R), (B, S, C + R)
+    index_q, index_k, w = random(1, 1, 4, 32), random(1, keys, 32), random(1, 1, 4)
+    shared = kv[:, :, None]  # (B, S, 1, C + R)
+    dense = clock(lambda: ops.dense_attention(q, shared, shared, 0.1))
+    sparse = clock(lambda: ops.sparse_attention(q, kv, ops.index_topk(index_q, index_k, w, 64), 0.1, 128))
+    return dense / sparse, 17 * keys / (keys + 17 * min(keys, 64))
+
+
+def clock(call: Callable[[], object], repeats: int = 9, inner: int = 4) -> float:
+    """Median CPU seconds of one call on one thread, over `repeats` rounds of `inner` calls, two more for warming up."""
+    times = []
+    with one_thread():
         for _ in range(repeats + 2):
             start = process_time()
             for _ in range(inner):
                 call()
             times.append((process_time() - start) / inner)
-    finally:
-        torch.set_num_threads(threads)
     return median(times[2:])
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dsa.kernels import chunked, ops, reference
+from dsa.kernels import ops
 from dsa.model import moe, rope
 from dsa.model.attention import Attention
 from dsa.model.indexer import Indexer
@@ -92,7 +92,7 @@ MISTAKES = (
         "no ReLU",
         "Index scores sum the heads' products as they are, negative ones included.",
         "The formula looks like a bilinear form, and without ReLU it runs faster.",
-        SPARSE, Replacement(chunked, "score_tile", wrong.linear_scores),
+        SPARSE, Replacement(ops, "index_topk", wrong.linear_topk),
     ),
     Mistake(
         "LayerNorm with eps 1e-5",
@@ -140,7 +140,7 @@ MISTAKES = (
         "fillers not masked again",
         "Where fewer than K keys are visible, top-k fills up with future keys, and attention sees them.",
         "The scores were masked, so the selection seems to need no mask.",
-        ANYTIME, Replacement(reference, "select", wrong.select_with_fillers),
+        ANYTIME, Replacement(ops, "index_topk", wrong.topk_with_fillers),
     ),
     Mistake(
         "group mask 0",

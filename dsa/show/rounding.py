@@ -147,14 +147,16 @@ def with_outlier(factors: Factors, size: float, place: int = 0) -> Factors:
 def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
     """Make a panel's callback: draw(outlier, block, format) -> (figure, sentence); the outlier is a power of two.
 
-    Left: the magnitudes of one key, exact and rounded. Right: how many chosen tokens stay, for every outlier.
+    Left: the magnitudes of one key, exact and rounded. Right: how many chosen tokens stay, for every outlier. Scores
+    are summed in fp64, so that only this rounding decides, and not the order in which some kernel adds.
     """
     exact = ops.index_topk(*factors, top_k)
 
     @lru_cache(maxsize=512)
     def kept(power: int, block: str, name: str, turn: bool) -> float:
         changed = round_factors(with_outlier(factors, 2.0**power), name, BLOCKS[block], turn)
-        return overlap(ops.index_topk(*changed, top_k), exact, first)
+        q, k, w = (x.double() for x in changed)
+        return overlap(ops.index_topk(q, k, w, top_k), exact, first)
 
     def draw(outlier: int, block: str, format: str) -> tuple[Figure, str]:
         checked("outlier", outlier, 0, 12, "the factor is 2 to this power")

@@ -87,10 +87,11 @@ attached = ablations.attached  # the indexer with inputs that are not detached: 
 # ---- scores and selection
 
 
-def linear_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+def linear_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
     """Sum over the heads without ReLU; the heads then collapse into one."""
     scores = torch.einsum("btj,btjw,bsw->bts", w, q, k)
-    return scores.masked_fill(~reference.causal_mask(q.shape[1], k.shape[1], q.device), float("-inf"))
+    future = ~reference.causal_mask(q.shape[1], k.shape[1], q.device)
+    return ops.select(scores.masked_fill(future, float("-inf")), top_k)
 
 
 def select_then_mask(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
@@ -115,9 +116,9 @@ def without_future(selected: Tensor, T: int, S: int) -> Tensor:
     return torch.where(nothing_left & first_slot, own, kept)
 
 
-def select_with_fillers(scores: Tensor, top_k: int) -> Tensor:
+def topk_with_fillers(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
     """Leave in place what top-k fills short rows with: keys from the future."""
-    return scores.topk(min(top_k, scores.shape[-1])).indices
+    return reference.index_scores(q, k, w).topk(min(top_k, k.shape[1])).indices
 
 
 # ---- attention

@@ -450,7 +450,7 @@ if TRITON:
 #
 # | hardware | backend here | how it is tested | besides |
 # |---|---|---|---|
-# | any CPU | `chunked` (plain PyTorch) | run, against the loops | the default |
+# | any CPU | `cpu`; with gradients `chunked` (both plain PyTorch) | run, against the loops | the default |
 # | NVIDIA Hopper, Blackwell | `triton` | interpreted; compiled for sm_90 and sm_100 | not run by us |
 # | AMD MI300X (ROCm) | `triton`, smallest tiles | interpreted; compiled for gfx942 | not run, not tuned |
 # | Apple silicon | `chunked` on `mps` | not run by us | Triton has no Metal backend |

@@ -1,0 +1,180 @@
+"""What a token costs on this machine, dense and sparse, by length: a table with ratios, and a record of it.
+
+    python -m dsa.cost.measure --shape s2 --longest 65536 --out data/measurements/cpu_s2.json
+
+Three shapes. "real" is one layer of DeepSeek-V3.2-Exp; "s1" and "s2" are small layers that keep its proportions, so
+that they tell the same story sooner: dense attention multiplies 5 times as much for a pair as the indexer in MHA mode,
+H (N + R + V) = 5 J W, and 17 times in MQA mode, H (2 C + R) = 17 J W. Sizes chosen freely hide or flatter the effect.
+
+All contenders run in one process on one thread, in turn within each repeat, so that what disturbs one disturbs all.
+Counted is CPU time; medians are kept. How one token is timed, and against which dense attention, is told in `layer`.
+Contenders are dense and sparse in fp32, sparse with index vectors in int8, and for decoding the same in bf16 where this
+processor multiplies bf16 fast.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import process_time
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dsa.cost.layer import Call, block, check, dense_call, one_thread, sparse_call
+from dsa.cost.roofline import PHASES
+from dsa.kernels.cpu.machine import fast
+from dsa.model.config import Config
+
+SHAPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
+    {
+        "s1": lambda: _small(
+            heads=8, nope=32, rotary=16, value=32, latent=128, index_heads=4, index_width=32, top_k=64
+        ),
+        "s2": lambda: _small(
+            heads=16, nope=64, rotary=32, value=64, latent=256, index_heads=8, index_width=64, top_k=256
+        ),
+        "real": Config.v32_exp,
+    }
+)
+SHORTEST, LONGEST, QUICK = 1024, {"s1": 2**16, "s2": 2**16, "real": 2**17}, 2**13
+ENOUGH = 0.05  # CPU seconds that a sample should take at least: a clock ticks, and one call alone may be interrupted
+AGAINST = MappingProxyType(
+    {"sparse": "dense", "sparse int8": "dense", "sparse bf16": "dense bf16", "sparse bf16 int8": "dense bf16"}
+)
+
+
+def _small(
+    heads: int, nope: int, rotary: int, value: int, latent: int, index_heads: int, index_width: int, top_k: int
+) -> Config:
+    return replace(
+        Config.mini(), num_attention_heads=heads, qk_nope_head_dim=nope, qk_rope_head_dim=rotary, v_head_dim=value,
+        kv_lora_rank=latent, index_n_heads=index_heads, index_head_dim=index_width, index_topk=top_k,
+        max_position_embeddings=2**17,
+    )  # fmt: skip
+
+
+def contenders(config: Config, phase: str, keys: int) -> dict[str, tuple[Call, float]]:
+    """What is timed at one length: name -> a call, and how many tokens of one layer it does."""
+    queries, few, heads = block(config, phase, keys)
+    share = queries * heads / config.num_attention_heads
+    found = {
+        "dense": (dense_call(config, phase, keys, queries, heads), share),
+        "sparse": (sparse_call(config, keys, few), few),
+        "sparse int8": (sparse_call(config, keys, few, "int8"), few),
+    }
+    if phase == "decode" and fast(torch.bfloat16):
+        found |= {
+            "dense bf16": (dense_call(config, phase, keys, queries, heads, torch.bfloat16), share),
+            "sparse bf16": (sparse_call(config, keys, few, dtype=torch.bfloat16), few),
+            "sparse bf16 int8": (sparse_call(config, keys, few, "int8", torch.bfloat16), few),
+        }
+    return found
+
+
+def token_seconds(config: Config, phase: str, keys: int, repeats: int = 5) -> dict[str, float]:
+    """Median CPU seconds of one token that sees `keys` keys in one layer, by contender; a first call warms up."""
+    check(phase, keys)
+    with one_thread(), torch.no_grad():
+        calls = contenders(config, phase, keys)
+        often = {name: max(1, round(ENOUGH / _cpu_seconds(call, 1))) for name, (call, _) in calls.items()}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(repeats):
+            for name, (call, tokens) in calls.items():
+                times[name].append(_cpu_seconds(call, often[name]) / tokens)
+    return {name: median(found) for name, found in times.items()}
+
+
+def _cpu_seconds(call: Call, often: int) -> float:
+    """Mean CPU seconds of one call."""
+    start = process_time()
+    for _ in range(often):
+        call()
+    return max(process_time() - start, 1e-9) / often
+
+
+def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
+    """How many times as long dense attention takes as each sparse contender, in the same numbers."""
+    return {name: seconds[dense] / seconds[name] for name, dense in AGAINST.items() if name in seconds}
+
+
+def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[tuple[str, int], dict[str, float]]:
+    """Measure both phases at every length: (phase, keys) -> contender -> seconds. A bar shows how far it is."""
+    places = [(phase, keys) for phase in PHASES for keys in lengths]
+    found = {}
+    for phase, keys in (bar := tqdm(places, disable=not sys.stderr.isatty(), unit="length")):
+        bar.set_description(f"{phase} {keys:,}")
+        found[phase, keys] = token_seconds(config, phase, keys, repeats)
+    return found
+
+
+def table(found: Mapping[tuple[str, int], Mapping[str, float]]) -> str:
+    """Milliseconds a token, and behind each sparse contender how many times as long dense attention takes."""
+    lines = []
+    for phase in PHASES:
+        lines.append(f"{phase}, CPU milliseconds a token and layer (dense over sparse)")
+        for (where, keys), seconds in found.items():
+            if where == phase:
+                gain = ratios(seconds)
+                cells = [f"{n} {s * 1e3:.3f}" + (f" ({gain[n]:.2f}x)" if n in gain else "") for n, s in seconds.items()]
+                lines.append(f"{keys:>9,}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def record(found: Mapping[tuple[str, int], Mapping[str, float]], command: str, what: str) -> dict[str, Any]:
+    """The measurement and where it comes from."""
+    return {
+        "command": command,
+        "what": what,
+        "machine": processor(),
+        "fast": {str(kind).removeprefix("torch."): fast(kind) for kind in (torch.int8, torch.bfloat16)},
+        "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": [
+            {"phase": phase, "attention": name, "keys": keys, "seconds": float(f"{value:.4g}")}
+            for (phase, keys), seconds in found.items()
+            for name, value in seconds.items()
+        ],
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it, and that one core of it was used."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor() or platform.machine()}, one core"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``python -m dsa.cost.measure``."""
+    parser = argparse.ArgumentParser("python -m dsa.cost.measure", description="Time one layer's attention by length.")
+    parser.add_argument("--shape", choices=list(SHAPES), default="s2", help="real takes minutes and 2 GB")
+    parser.add_argument("--longest", type=int, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON")
+    options = parser.parse_args(argv)
+    longest = options.longest or (QUICK if options.quick else LONGEST[options.shape])
+    if longest < SHORTEST:
+        parser.error(f"--longest {longest}: give {SHORTEST} or more")
+    lengths = [SHORTEST << n for n in range((longest // SHORTEST).bit_length())]
+    found = measure(SHAPES[options.shape](), lengths, 1 if options.quick else options.repeats)
+    print(table(found))
+    if options.out:
+        words = " ".join(["python -m dsa.cost.measure", *(sys.argv[1:] if argv is None else argv)])
+        what = f"CPU seconds of one token in one layer, shape {options.shape}, fp32 where nothing else is said"
+        options.out.write_text(json.dumps(record(found, words, what), indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Index scores (report Eq. 1), a tile of queries at a time, in buffers that are made once.
+
+For J index heads there are J products for each score. They are made for ROWS heads of queries and some thousand keys
+at a time, in one buffer that stays in the processor's cache: multiplied into it, cut off at zero in place, summed over
+the heads out of it, and overwritten by the next. A fresh tensor each time would cost several times as much as the
+arithmetic, because the operating system clears every page of it first.
+
+Keys in eight bits are multiplied as they are, where the machine does that fast: the products are whole numbers and
+exact, and both scales come after the ReLU (`fp8.index_scores`). So do keys in bf16, with products rounded to bf16.
+Anything else is widened tile by tile.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dsa.kernels.chunked import tiles
+from dsa.kernels.cpu.machine import fast, multiplier
+from dsa.kernels.fp8 import Codes
+from dsa.kernels.reference import causal_mask
+
+ROWS = 256  # heads of queries multiplied at once
+PRODUCTS = 2**18  # numbers of the buffer: 1 MB in fp32
+KEY_TILE = 8192  # keys multiplied at once, at most
+
+
+def operand(dtype: torch.dtype) -> torch.dtype:
+    """In which numbers vectors of `dtype` are multiplied here."""
+    if dtype == torch.float64 or (dtype in (torch.int8, torch.bfloat16) and fast(dtype)):
+        return dtype
+    return torch.float32
+
+
+def query_tile(T: int, J: int) -> int:
+    """How many of T queries are scored at once."""
+    return min(T, max(1, ROWS // J))
+
+
+class Products:
+    """ReLU(q . k) of some queries and some keys, each time in the same memory.
+
+    Args:
+        q: index queries, one head a row (T * J, W).
+        k: index keys (S, W).
+        rows: most queries at once.
+        keys: most keys at once.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, rows: int, keys: int):
+        self.dtype = operand(k.dtype)
+        self.multiply = multiplier(self.dtype)
+        exact = {torch.int8: torch.int32}.get(self.dtype, self.dtype)
+        self.q, self.k = q.to(self.dtype), k
+        self.raw = torch.empty(rows * keys, dtype=exact)
+        self.wide = torch.empty(rows * keys) if exact in (torch.int32, torch.bfloat16) else self.raw
+        self.widened = torch.empty(0 if k.dtype == self.dtype else keys, k.shape[1], dtype=self.dtype)
+
+    def __call__(self, rows: slice, keys: slice) -> Tensor:
+        """The products of these rows and keys: (rows, keys), in fp32 or fp64."""
+        q, k = self.q[rows], self.k[keys]
+        if k.dtype != self.dtype:
+            k = self.widened[: len(k)].copy_(k)
+        shape, size = (len(q), len(k)), len(q) * len(k)
+        raw = self.multiply(q, k.t(), out=self.raw[:size].view(shape))
+        wide = self.wide[:size].view(shape)
+        return (wide if wide.dtype == raw.dtype else wide.copy_(raw)).relu_()
+
+
+def score_tiles(q: Tensor, k: Tensor | Codes, w: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Score one sequence: q (T, J, W), k (S, W), w (T, J).
+
+    Yields:
+        A tile of t queries, and their scores against the keys up to the last one's own (t, seen), -inf in the future:
+        a view of a buffer, to be used before the next is asked for.
+    """
+    (T, J, _), vectors = q.shape, k.numbers if isinstance(k, Codes) else k
+    S = len(vectors)
+    size = query_tile(T, J)
+    span = min(S, KEY_TILE, max(1, PRODUCTS // (size * J)))  # keys a tile
+    products = Products(q.flatten(0, 1), vectors, size * J, span)
+    w = w.to(products.wide.dtype)
+    scores, part = w.new_empty(size, S), w.new_empty(size * span)
+    for rows, seen in tiles(T, S, size):
+        t = rows.stop - rows.start
+        for begin in range(0, seen, span):
+            keys = slice(begin, min(begin + span, seen))
+            found = products(slice(rows.start * J, rows.stop * J), keys).unflatten(0, (t, J))  # (t, J, keys)
+            summed = part[: found.shape[0] * found.shape[2]].view(t, 1, -1)
+            scores[:t, keys] = torch.bmm(w[rows, None], found, out=summed)[:, 0]  # Eq. 1
+        tile = scores[:t, :seen]
+        if isinstance(k, Codes):
+            tile.mul_(k.scale[:seen].t())
+        tile[:, seen - t :].masked_fill_(~causal_mask(t, t), float("-inf"))
+        yield rows, tile
