@@ -63,13 +63,10 @@ def choices_table(choices: list[Row], found: Mapping[str, Place]) -> str:
     """The register in Markdown."""
     lines = [
         (
-            row["chapter"],
-            row["topic"],
-            row["silent"],
+            f"**{row['chapter']} {row['topic']}**: {row['silent']}",
             row["chosen"],
-            code_links(row["where"]),
-            "; ".join(part for part in (claim_links(row["claims"], found), row["note"]) if part),
+            "<br>".join(filter(None, (code_links(row["where"]), claim_links(row["claims"], found), row["note"]))),
         )
         for row in choices
     ]
-    return markdown("about | not said | chosen | code | shown by |", lines)
+    return markdown(("not said", "chosen", "see"), *lines)

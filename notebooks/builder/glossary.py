@@ -47,11 +47,11 @@ def glossary_faults(terms: list[Row], pages: Pages) -> Iterator[str]:
 
 def glossary_table(terms: list[Row], pages: Pages) -> str:
     """The glossary in Markdown."""
-    lines, texts = [], read_prose(pages)
+    lines, texts = [("term", "in plain words", "introduced", "also in")], read_prose(pages)
     for row in terms:
         found = mentions(texts, forms(row))
         home = introduced(found)
         title = f"{home.chapter} {section(pages, home, pattern(forms(row)))}"
         others = ", ".join(place.link(place.chapter) for place in elsewhere(found, home))
         lines.append((row["term"], row["meaning"], home.link(title), others))
-    return markdown("in plain words | introduced | also in |", lines)
+    return markdown(*lines)

@@ -48,11 +48,10 @@ def ledger_faults(statements: list[Row], verdicts: list[Row], known: Mapping[str
                 yield f"{row['id']}: no notebook proves claim {claim}"
 
 
-def markdown(head: str, lines: list[tuple[str, ...]]) -> str:
-    """A table in Markdown: the columns' names between bars, and the cells of each line."""
-    rule = f"| {' | '.join(['---'] * head.count('|'))} |"
-    body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
-    return "\n".join([f"| {head}", rule, *body])
+def markdown(*lines: tuple[str, ...]) -> str:
+    """A table in Markdown; the first line has the columns' names."""
+    head, *body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    return "\n".join([head.replace("|  |", "| |"), f"|{' --- |' * len(lines[0])}", *body])
 
 
 def of_notebook(place: Place) -> str:
@@ -67,13 +66,13 @@ def ledger_table(
     address: Callable[[Place], str] = of_notebook,
 ) -> str:
     """The table in Markdown: statement, verdict, the claims with links to where they are proven."""
-    judged, lines = {row["id"]: row for row in verdicts}, []
+    judged, lines = {row["id"]: row for row in verdicts}, [("", "it is said that", "here", "shown by")]
     for row in statements:
         verdict = judged[row["id"]]
         links = [f"[{claim}]({address(found[claim])})" for claim in verdict["claims"].split()]
         shown = "; ".join(part for part in (", ".join(links), verdict["note"]) if part)
         lines.append((row["id"], row["statement"], f"**{verdict['verdict']}**", shown))
-    return markdown("| it is said that | here | shown by |", lines)
+    return markdown(*lines)
 
 
 def summary(verdicts: list[Row]) -> str:

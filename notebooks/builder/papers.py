@@ -24,10 +24,11 @@ HOME = "V3.2-Exp"  # the report that "the report" means
 KINDS = {"eq": "Eq.", "se": "Section", "fi": "Fig.", "ta": "Table", "ap": "App."}
 NUMBER = r"\d+(?:\.\d+)*"
 CITED = re.compile(
-    rf"\b(Eqs?\.|Equations?|[Ss]ections?|[Ss]ecs?\.|[Ff]ig(?:ures?|s?\.)|[Tt]able|App(?:endix|\.))\s+"
-    rf"({NUMBER}(?:(?:,| and| or| to)\s+(?:Eq\. )?{NUMBER})*|[A-Z]\b)"
+    rf"\b(Eqs?\.|[Ee]quations?|[Ss]ections?|[Ss]ecs?\.|[Ff]ig(?:ures?|s?\.)|[Tt]able|App(?:endix|\.))\s+"
+    rf"({NUMBER}(?:(?:,| and| or| to)\s+{NUMBER})*|[A-Z]\b)"
 )
 WORKS = re.compile(r"(?P<V3>V3(?:'s)? report)|(?P<V2>V2(?:'s)? report)|(?P<YaRN>Peng et al\. 2023)|(?P<home>[Rr]eport)")
+HEAD = ("item", "what it says", "code, *what is tested*", "shown by")
 CLAUSE = 50  # letters before a citation in which the report it belongs to may be named
 TITLES = {
     HOME: "DeepSeek-V3.2-Exp",
@@ -143,15 +144,16 @@ def has_test(root: Path, name: str) -> bool:
 
 
 def code_links(names: str) -> str:
-    """Functions as links to the files they are in, named without the package."""
+    """Functions as links to the files they are in, named without the room."""
     files = {name: file.relative_to(PROJECT) for name in names.split() if (file := file_of(name))}
-    return ", ".join(f"[`{name.removeprefix('dsa.')}`](../{file})" for name, file in files.items())
+    return ", ".join(f"[`{'.'.join(name.split('.')[2:])}`](../{file})" for name, file in files.items())
 
 
 def links_to_tests(names: str) -> str:
-    """Tests as links to their files, named by their functions."""
+    """Tests as links to their files: the functions' names, which are sentences, as such."""
     pairs = [name.split("::") for name in names.split()]
-    return ", ".join(f"[{function}](../tests/{file})" for file, function in pairs)
+    said = [f"[{function.removeprefix('test_').replace('_', ' ')}](../tests/{file})" for file, function in pairs]
+    return f"*{'; '.join(said)}*" if said else ""
 
 
 def index_table(index: list[Row], found: Mapping[str, Place]) -> str:
@@ -162,12 +164,11 @@ def index_table(index: list[Row], found: Mapping[str, Place]) -> str:
             (
                 row["item"],
                 row["says"],
-                code_links(row["functions"]),
-                links_to_tests(row["tests"]),
+                "<br>".join(filter(None, (code_links(row["functions"]), links_to_tests(row["tests"])))),
                 "; ".join(part for part in (claim_links(row["claims"], found), row["note"]) if part),
             )
             for row in index
             if row["work"] == work
         ]
-        parts.append(f"**{title}**\n\n{markdown('what it says | code | test | shown by |', lines)}")
+        parts.append(f"**{title}**\n\n{markdown(HEAD, *lines)}")
     return "\n\n".join(parts)

@@ -13,7 +13,16 @@
 #
 # **You need** nothing. What the article and the report *state*, and how each statement fares here, closes
 # [chapter 12](12_beyond.ipynb).
+
+# %% [markdown]
+# ## Words and letters
 #
+# *Introduced* is the first cell that sets a word off, in a heading or in bold or italic letters. Numbers are those of
+# the real model.
+#
+# {table:glossary}
+
+# %% [markdown]
 # ## From an equation to its code
 #
 # The index below is a file. So a line is enough to read the code behind an equation; try "Eq. 1", "Fig. 4", or
@@ -54,7 +63,7 @@ claim(
 # ## The reports, item by item
 #
 # Every numbered item of the report on V3.2-Exp, and those of other reports that the package cites. *Shown by* names
-# claims; the link leads to the cell that asserts them.
+# claims; their links lead to the cells that assert them. Tests are named by the sentences that they hold to.
 #
 # {table:papers}
 
@@ -62,14 +71,6 @@ claim(
 # ## What the report does not say, and what we chose
 #
 # A report of six pages leaves much open. Some of it is in the published code, some can be measured, and some had to
-# be decided. The first column is the chapter.
+# be decided. Each line begins with its chapter and ends with the code and the cells that show it.
 #
 # {table:choices}
-
-# %% [markdown]
-# ## Words and letters
-#
-# *Introduced* is the first cell that sets a word off, in a heading or in bold or italic letters. Numbers are those of
-# the real model.
-#
-# {table:glossary}
