@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsa.inference.checkpoint import from_pretrained, save_pretrained
-    from dsa.inference.generate import generate
+    from dsa.inference.decoding import generate
     from dsa.model.config import Config
     from dsa.model.transformer import Transformer
 
@@ -24,7 +24,7 @@ _HOMES = {
     "Config": "dsa.model.config",
     "Transformer": "dsa.model.transformer",
     "from_pretrained": "dsa.inference.checkpoint",
-    "generate": "dsa.inference.generate",
+    "generate": "dsa.inference.decoding",
     "save_pretrained": "dsa.inference.checkpoint",
 }
 

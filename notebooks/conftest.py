@@ -1,28 +1,44 @@
-"""Time budgets: a notebook that takes longer than its budget fails the run, with a line that says so."""
+"""What a run of the notebooks must keep besides their outputs: its time, and the files that were there.
 
+A notebook, or a shorter route's part of it, that takes longer than its budget fails the run with a line that says so.
+So does a run that leaves a file of the project changed, added or removed. As notebooks share nothing but files, and
+each starts a kernel of its own, none of them can then depend on which others ran before.
+"""
+
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builder.manners import seconds
+from builder.routes import SECONDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSING = ("__pycache__", "build", "book")  # written by Python, pip and `make book`, and so is what begins with a dot
+
+
+def budget(path: Path) -> int:
+    """How many seconds a notebook of the course, or of a route, may take."""
+    return SECONDS if path.parent.name.startswith("route-") else seconds(path.stem)
 
 
 class Budgets:
     """Adds up the time of each notebook's cells; under pytest-xdist in the process that collects the reports."""
 
     def __init__(self) -> None:
-        self.spent = Counter[str]()
+        self.spent = Counter[Path]()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count one phase of one cell; the first includes the start of the kernel."""
-        self.spent[Path(report.nodeid.split("::")[0]).stem] += report.duration
+        self.spent[Path(report.nodeid.split("::")[0])] += report.duration
 
     def over(self) -> list[str]:
         """A line for each notebook over its budget."""
         return [
-            f"{name} took {spent:.0f} s; its budget is {seconds(name)} s (notebooks/builder/manners.py)"
-            for name, spent in sorted(self.spent.items())
-            if spent > seconds(name)
+            f"{path} took {spent:.0f} s; its budget is {budget(path)} s (notebooks/builder)"
+            for path, spent in sorted(self.spent.items())
+            if spent > budget(path)
         ]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -32,9 +48,42 @@ class Budgets:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how long each notebook took, and which took too long."""
-        for name, spent in sorted(self.spent.items()):
-            terminalreporter.write_line(f"{name}: {spent:.0f} of {seconds(name)} s")
+        for path, spent in sorted(self.spent.items()):
+            terminalreporter.write_line(f"{path}: {spent:.0f} of {budget(path)} s")
         for line in self.over():
+            terminalreporter.write_line(f"FAILED {line}", red=True)
+
+
+class Files:
+    """Compares the files under a folder at the end of a run with those at its beginning."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.before = self.now()
+
+    def now(self) -> dict[Path, tuple[int, int]]:
+        """Size and time of every file that counts."""
+        return {path.relative_to(self.root): (path.stat().st_size, path.stat().st_mtime_ns) for path in self._walk()}
+
+    def _walk(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".") and name not in PASSING]
+            yield from (Path(folder) / name for name in files if not name.startswith("."))
+
+    def changes(self) -> list[str]:
+        """A line for each file that is not as it was."""
+        now = self.now()
+        touched = sorted(path for path in {*now, *self.before} if now.get(path) != self.before.get(path))
+        return [f"{path} was written, or removed, while the notebooks ran" for path in touched]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a run that leaves the project changed."""
+        if self.changes() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say which files changed."""
+        for line in self.changes():
             terminalreporter.write_line(f"FAILED {line}", red=True)
 
 
@@ -42,3 +91,4 @@ def pytest_configure(config: pytest.Config) -> None:
     """Watch the run, once."""
     if config.getoption("nbval", default=False) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Budgets())
+        config.pluginmanager.register(Files(ROOT))

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, so that times and rounding do not depend on the machine's load, and no network."""
+"""What all tests share: one thread, so that times and rounding do not depend on load; no network; a small text."""
 
 import os
 import sys
@@ -9,7 +9,11 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import pytest
+import small
 import torch
+
+from dsa.text.corpus import own_text
 
 torch.set_num_threads(1)
 
@@ -19,3 +23,11 @@ if OFFLINE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # make te
     sys.modules.pop("sitecustomize", None)
     sys.path.insert(0, OFFLINE)
     import sitecustomize  # noqa: F401 - and for this process
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A small corpus of one's own: `small.LINES`."""
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text(small.LINES)
+    return own_text(path)

@@ -17,6 +17,7 @@ SIZES = {
     "index_topk": 6, "rms_norm_eps": 1e-5, "max_position_embeddings": 128,
     "yarn": Yarn(factor=8, original_max_position_embeddings=16),
 }  # fmt: skip
+LINES = "".join(f"line {n} of a text\n" for n in range(2000))  # what a model could learn from
 DENSE = {"index_n_heads": None, "index_head_dim": None, "index_topk": None}
 
 

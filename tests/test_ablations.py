@@ -7,17 +7,9 @@ import pytest
 import torch
 from test_training import tiny
 
-from dsa.text.corpus import own_text
 from dsa.training import ablations
 
 RECORD = Path(__file__).parent.parent / "data" / "measurements" / "sparse_ablations.json"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 def reached(model):

@@ -4,24 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from test_training import tiny
 
 import dsa
 from dsa.kernels import loops
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Needles
 from dsa.training import activation, evaluate
 
 DATA = Path(__file__).parent.parent / "data"
 RECORD = DATA / "measurements" / "indexer_activation.json"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 def factors():
@@ -73,7 +66,7 @@ def test_the_command_writes_a_whole_record(tmp_path, text, monkeypatch):
     monkeypatch.setattr(activation, "LENGTH", 128)
     monkeypatch.setattr(activation, "EXAM", 2)
     source, out = tmp_path / "a.txt", tmp_path / "record.json"
-    source.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
+    source.write_text(small.LINES)
     command = [str(DATA / "base"), "--out", str(out), "--corpus", str(source), "--seeds", "5", "--steps", "2"]
     activation.main(command)
     record = json.loads(out.read_text())

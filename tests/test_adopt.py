@@ -48,7 +48,7 @@ def home(tmp_path_factory):
     """Dense folders by vocabulary, a text, and what a warm-up made of one of them."""
     root = tmp_path_factory.mktemp("adopt")
     (root / "text").mkdir()
-    (root / "text" / "a.txt").write_text("".join(f"line {n} of a text\n" for n in range(2000)))
+    (root / "text" / "a.txt").write_text(small.LINES)
     ids = np.random.default_rng(0).integers(0, 61, 3000)
     np.save(root / "ids.npy", ids)
     dense(root / "ours")

@@ -9,7 +9,6 @@ import torch
 import dsa
 from dsa.cost.alternatives import DESIGNS as BILLED
 from dsa.model.alternatives.choosing import Budget
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Needles
 from dsa.training import alternatives, evaluate
 from dsa.training.alternatives import DESIGNS
@@ -17,13 +16,6 @@ from dsa.training.alternatives import DESIGNS
 DATA = Path(__file__).parent.parent / "data"
 SUMMARIES = ("moba", "quest", "nsa")
 SMALL = Budget(keys=12, block=4, sinks=2)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 @pytest.fixture(scope="module")

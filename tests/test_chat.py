@@ -11,7 +11,7 @@ import small
 from transformers import AutoTokenizer
 
 import dsa
-from dsa.inference import chat, command
+from dsa.inference import chat, generate
 from dsa.text import tokenizer, vocabulary
 
 TEMPLATE = (
@@ -172,9 +172,9 @@ def test_a_tokenizer_of_another_model_and_none_at_all_are_refused(folder, tmp_pa
         vocabulary.of(folder, 61)
     dsa.save_pretrained(small.model(), tmp_path)
     with pytest.raises(SystemExit, match=r"error: .* has no tokenizer\.json, and vocab_size=61 is not"):
-        command.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])
+        generate.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])
     with pytest.raises(SystemExit, match="the prompt is empty"):
-        command.main(["data/sparse", "--prompt", "", "--device", "cpu"])
+        generate.main(["data/sparse", "--prompt", "", "--device", "cpu"])
 
 
 def test_drawn_answers_follow_the_seed_and_top_p(folder):

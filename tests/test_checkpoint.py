@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dsa
-from dsa.inference import checkpoint, files
+from dsa.inference import checkpoint
 from dsa.inference.checkpoint import CheckpointError
 from dsa.model.transformer import Transformer
+from dsa.text import files
 
 SINGLE, INDEX = checkpoint.SINGLE, checkpoint.INDEX
 NAME = "model.layers.1.self_attn.indexer.wk.weight"
@@ -291,7 +292,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsa.inference.files import write_atomically
+from dsa.text.files import write_atomically
 def write(partial):
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import small
 import torch
 from safetensors.torch import load_file, save_file
 from test_training import TINY
@@ -126,7 +127,7 @@ def worker(folder):
 def trained(tmp_path_factory):
     """A folder in which two processes have done their work."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "a.txt").write_text("".join(f"line {n} of a text\n" for n in range(2000)))
+    (folder / "a.txt").write_text(small.LINES)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     ask = {"capture_output": True, "text": True, "env": environment, "timeout": 240}

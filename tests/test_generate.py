@@ -13,7 +13,7 @@ import torch
 
 import dsa
 from dsa.inference import memory
-from dsa.inference.generate import read, stream
+from dsa.inference.decoding import read, stream
 from dsa.inference.sampling import Sampling
 from dsa.kernels import fp8
 from dsa.model.attention import Step

@@ -6,6 +6,7 @@ import torch
 from small import model as random_model
 from small import tokens as random_tokens
 
+from dsa.model.attention import Attention
 from dsa.model.config import Config
 from dsa.show import latent, rank
 from dsa.show.exercises.multiplications import counted
@@ -115,6 +116,32 @@ def test_the_slider_works_at_every_position(panel):
 def test_what_cannot_be_cut_is_said(panel, values, says):
     with pytest.raises(ValueError, match=says):
         panel.draw(**values)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 5e-5)])
+def test_a_layer_of_any_head_sizes_is_the_same_in_both_modes(dtype, most, model, monkeypatch):
+    assert latent.between_modes(model.config, dtype) < most
+    monkeypatch.setattr(Attention, "absorb", lambda self, q: 1.01 * wide(self, q))
+    assert latent.between_modes(model.config, dtype) > 100 * most
+
+
+wide = Attention.absorb
+
+
+def test_logits_are_compared_between_modes_and_the_model_is_left_as_it_was(model, tokens, monkeypatch):
+    before = model.attention, model.top_k
+    assert latent.between_logits(model, tokens) < 5e-5
+    monkeypatch.setattr(Attention, "absorb", lambda self, q: 1.01 * wide(self, q))
+    assert latent.between_logits(model, tokens) > 1e-4
+    assert (model.attention, model.top_k) == before
+
+
+def test_only_a_mixture_of_conventions_swings():
+    found = latent.swings(Config.mini(), distance=5, positions=40)
+    assert {name: len(scores) for name, scores in found.items()} == dict.fromkeys(found, 35)
+    swing = [float(scores.max() - scores.min()) for scores in found.values()]
+    assert max(swing[:2]) < 1e-3 and swing[2] > 1
+    assert abs(found["both halves"][0] - found["both neighbours"][0]) > 0.1, "two conventions, two scores"
 
 
 def said(picture):

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 import dsa
 from dsa.cost.fit import held_parameters
-from dsa.inference import chat, command, parallel
+from dsa.inference import chat, generate, parallel
 
 SIZES = {
     "sparse": {"n_routed_experts": 12},  # by four processes: three experts each, and 61 words unevenly
@@ -144,7 +144,7 @@ def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name)
 
 def test_the_command_prints_once_what_it_prints_on_one_process(capsys):
     arguments = ["data/sparse", "--prompt", "def ", "--max-new-tokens", "12", "--device", "cpu"]
-    command.main(arguments)
+    generate.main(arguments)
     alone = capsys.readouterr().out
     assert alone.startswith("def ") and len(alone) > 8
     assert torchrun(2, "-m", "dsa.inference.generate", *arguments) == alone

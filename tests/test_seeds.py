@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsa.inference.files import UnreadableFile
+from dsa.text.files import UnreadableFile
 from dsa.training import seeds
 
 DATA = Path("data")

@@ -5,16 +5,8 @@ import torch
 from test_training import tiny
 
 from dsa.text import tokenizer
-from dsa.text.corpus import own_text
 from dsa.training import suite
 from dsa.training.suite import Exam
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 @pytest.fixture(scope="module")

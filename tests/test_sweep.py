@@ -4,23 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from test_training import tiny
 
 import dsa
-from dsa.text.corpus import own_text
 from dsa.training import activation, sweep
 from dsa.training.sweep import AXES, MIDDLE, Recipe, Variant
 
 DATA = Path(__file__).parent.parent / "data"
 RECORD = DATA / "measurements" / "indexer_sweep.json"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 def test_each_recipe_differs_from_the_middle_in_one_thing_at_most():
@@ -82,7 +75,7 @@ def test_the_command_writes_a_whole_record(tmp_path, text, monkeypatch):
     monkeypatch.setattr(sweep, "recipes", lambda: [MIDDLE])
     monkeypatch.setattr(sweep, "sweep", lambda *a, **k: whole(*a, **k, length=128, episodes=2))
     source, out = tmp_path / "a.txt", tmp_path / "record.json"
-    source.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
+    source.write_text(small.LINES)
     command = [str(DATA / "base"), "--out", str(out), "--corpus", str(source), "--seeds", "5", "--steps", "2"]
     sweep.main(command)
     record = json.loads(out.read_text())

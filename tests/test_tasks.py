@@ -4,15 +4,7 @@ import pytest
 import torch
 
 from dsa.text import tokenizer as tok
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Copy, Needles, hide
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 def seeded(seed=0):

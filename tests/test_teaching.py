@@ -9,7 +9,6 @@ from test_training import tiny
 from dsa.kernels import reference
 from dsa.show.panel import Panel, Slider
 from dsa.show.teaching import Film, draw_film
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Needles
 from dsa.training.indexer import warm_up
 
@@ -17,10 +16,8 @@ T, STEPS = 20, 6
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+def learned(text):
     """A model, its film, and the traces of its text before and after."""
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
     model, ids = tiny(), torch.randint(256, (T,), generator=torch.Generator().manual_seed(3))
 
     def traced():
@@ -30,7 +27,7 @@ def learned(tmp_path_factory):
 
     before = traced()
     film = Film(model, ids, every=2)
-    warm_up(model, Needles(own_text(path), 64, 4, 4), steps=STEPS, size=2, after=film, show=False)
+    warm_up(model, Needles(text, 64, 4, 4), steps=STEPS, size=2, after=film, show=False)
     return model, film, before, traced()
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import dsa
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Copy, Needles
 from dsa.training import evaluate, folder, indexer, pretrain, state
 from dsa.training.loop import Phase, generator, train, until, write_table
@@ -31,13 +30,6 @@ def tiny(seed=0, dense=False):
     model = dsa.Transformer(config.replace(**TINY))
     model.reset_parameters(seed)
     return model
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 @pytest.fixture

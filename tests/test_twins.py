@@ -10,7 +10,6 @@ from test_training import tiny
 import dsa
 from dsa.inference.checkpoint import save_pretrained
 from dsa.text import corpus
-from dsa.text.corpus import own_text
 from dsa.text.tasks import Needles
 from dsa.training import suite, twins
 from dsa.training.indexer import train_sparse
@@ -18,13 +17,6 @@ from dsa.training.pretrain import MixedNeedles
 
 DATA = Path(__file__).parent.parent / "data"
 RECORD = DATA / "measurements" / "sparse_training.json"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_text("".join(f"line {n} of a text\n" for n in range(2000)))
-    return own_text(path)
 
 
 def weights(model):

@@ -13,13 +13,11 @@ processor multiplies bf16 fast.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import process_time
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dsa.cost import record
 from dsa.cost.layer import Call, block, check, dense_call, one_thread, sparse_call
 from dsa.cost.roofline import PHASES
 from dsa.kernels.cpu.machine import fast
@@ -129,16 +128,13 @@ def table(found: Mapping[tuple[str, int], Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def record(found: Mapping[tuple[str, int], Mapping[str, float]], command: str, what: str) -> dict[str, Any]:
+def provenance(found: Mapping[tuple[str, int], Mapping[str, float]], command: str, what: str) -> dict[str, Any]:
     """The measurement and where it comes from."""
     return {
-        "command": command,
+        **record.origin(command, processor()),
         "what": what,
-        "machine": processor(),
         "fast": {str(kind).removeprefix("torch."): fast(kind) for kind in (torch.int8, torch.bfloat16)},
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "date": datetime.now(UTC).date().isoformat(),
         "rows": [
             {"phase": phase, "attention": name, "keys": keys, "seconds": float(f"{value:.4g}")}
             for (phase, keys), seconds in found.items()
@@ -162,18 +158,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--longest", type=int, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON")
+    record.add_options(parser, required=False)
     options = parser.parse_args(argv)
     longest = options.longest or (QUICK if options.quick else LONGEST[options.shape])
     if longest < SHORTEST:
         parser.error(f"--longest {longest}: give {SHORTEST} or more")
+    try:
+        record.check_free(options)
+    except FileExistsError as error:
+        parser.error(str(error))
     lengths = [SHORTEST << n for n in range((longest // SHORTEST).bit_length())]
     found = measure(SHAPES[options.shape](), lengths, 1 if options.quick else options.repeats)
     print(table(found))
     if options.out:
-        words = " ".join(["python -m dsa.cost.measure", *(sys.argv[1:] if argv is None else argv)])
+        words = record.command(parser.prog, sys.argv[1:] if argv is None else argv)
         what = f"CPU seconds of one token in one layer, shape {options.shape}, fp32 where nothing else is said"
-        options.out.write_text(json.dumps(record(found, words, what), indent=1) + "\n", "utf-8")
+        record.write(options.out, provenance(found, words, what))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dsa.inference import command, parallel
+from dsa.inference import generate, parallel
 from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.generate import stream
+from dsa.inference.decoding import stream
 from dsa.model.transformer import Transformer
 from dsa.text import vocabulary
 from dsa.text.vocabulary import Stream, Vocabulary
@@ -150,11 +150,11 @@ def _print(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser("python -m dsa.inference.chat", description="Talk to a model. /new, /quit.")
-    command.options(parser).add_argument("--system", default="", metavar="TEXT", help="what to tell the model first")
+    generate.options(parser).add_argument("--system", default="", metavar="TEXT", help="what to tell the model first")
     arguments = parser.parse_args(argv)
     try:
         with parallel.processes(arguments.device) as mesh:
-            model = command.load(arguments, mesh)
+            model = generate.load(arguments, mesh)
             words = vocabulary.of(arguments.folder, model.config.vocab_size)
             names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
             settings = {name: getattr(arguments, name) for name in names}

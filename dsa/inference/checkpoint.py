@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dsa.inference import inventory, layout, prediction
-from dsa.inference.files import UnreadableFile, read_json, write_atomically, write_json
 from dsa.inference.fp8_weights import Writer
 from dsa.inference.layout import CONFIG, INDEX, QUANTISATION, SINGLE, CheckpointError, Stored, read_config
 from dsa.inference.reading import fill, keep_codes, set_dtype
@@ -32,6 +31,7 @@ from dsa.model.config import Config
 from dsa.model.fp8_linear import here
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
+from dsa.text.files import UnreadableFile, read_json, write_atomically, write_json
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "CheckpointError", "from_pretrained", "read_config", "save_pretrained"]
 

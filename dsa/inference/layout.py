@@ -18,9 +18,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dsa.inference.files import UnreadableFile, read_json
 from dsa.kernels import fp8
 from dsa.model.config import Config
+from dsa.text.files import UnreadableFile, read_json
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsa.inference.generate import CHUNK, check
+from dsa.inference.decoding import CHUNK, check, endings
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
@@ -100,8 +100,7 @@ def speculate(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     check(model, prompt, max_new_tokens)
-    ends = frozenset((stop,) if isinstance(stop, int) else stop)
-    return _Writing(model, mtp, prompt, max_new_tokens).write(drafts, ends, chunk)
+    return _Writing(model, mtp, prompt, max_new_tokens).write(drafts, endings(stop), chunk)
 
 
 class _Writing:

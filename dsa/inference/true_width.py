@@ -13,10 +13,8 @@ it runs on; `cost.fit` says what a machine could reach at best.
 
 import argparse
 import platform
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dsa.cost.record import add_options, check_free, command, origin, write
 from dsa.inference import layout
-from dsa.inference.files import write_json
 from dsa.inference.reading import fill, set_dtype
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
@@ -193,6 +191,7 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     """Build, measure, and say what it was measured on."""
     device = torch.device(arguments.device)
     on_gpu, dtype = device.type == "cuda", torch.bfloat16
+    machine = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()}, processor"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 8e9
     published = layout.read_config(arguments.folder) if arguments.folder else None
     config = first_layers(arguments.layers or layers_that_fit(memory, dtype, published), published)
@@ -201,10 +200,7 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
         load(layers, arguments.folder)
     held = sum(p.nbytes for p in layers.parameters())
     return {
-        "command": command,
-        "machine": torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()}, processor",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "date": datetime.now(UTC).date().isoformat(),
+        **origin(command, machine, cuda=torch.version.cuda),
         "weights": f"{f'of {arguments.folder.name}' if arguments.folder else 'random'}, bf16",
         "layers": config.num_hidden_layers, "dense_layers": config.first_k_dense_replace,
         "parameters": sum(p.numel() for p in layers.parameters()), "weight_bytes": held,
@@ -217,22 +213,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("python -m dsa.inference.true_width", description="Measure layers of true width.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    add_options(parser)
     parser.add_argument("--folder", type=Path, help="take the first layers of this model instead of random ones")
     parser.add_argument("--layers", type=int, help="how many; by default as many as fit")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="contexts in tokens")
     parser.add_argument("--device", default="cuda", help="cuda (the default), or cpu with few and short --lengths")
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
     arguments = parser.parse_args(given)
-    if arguments.out.exists() and not arguments.replace:
-        sys.exit(f"error: {arguments.out} exists: choose another --out, or --replace it")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no GPU is visible to torch: install its CUDA build, or give --device cpu --lengths 256")
     try:
-        found = record(arguments, f"{parser.prog} {shlex.join(word for word in given if word != '--replace')}")
-    except ValueError as error:
+        check_free(arguments)
+        found = record(arguments, command(parser.prog, given))
+    except (ValueError, FileExistsError) as error:
         sys.exit(f"error: {error}")
-    write_json(arguments.out, found)
+    write(arguments.out, found)
     print(f"made {arguments.out}")
 
 

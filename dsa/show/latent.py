@@ -1,23 +1,72 @@
 """The pictures of chapter 02: caches side by side, a query that drifts, two modes that cross, pairs, and YaRN's turns.
 
-Each function draws what it is given and returns the figure with the sentence that describes it, ready for `show`. The
-numbers are counted or computed in the notebook's cells, where a reader can see how.
+Each function that draws returns the figure with the sentence that describes it, ready for `show`. Most numbers are
+counted or computed in the notebook's cells, where a reader can see how; here are those that take more than a cell: how
+far the two modes are apart, in one layer and in a whole model, and how a score swings under each rotary convention.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from dsa.model.attention import Attention
 from dsa.model.config import Config
-from dsa.model.rope import frequencies
+from dsa.model.rope import Rope, frequencies
+from dsa.model.transformer import Transformer
 from dsa.show.figures import COLOURS
 
 Picture = tuple[Figure, str]
+Turn = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def between_modes(config: Config, dtype: torch.dtype, tokens: int = 24) -> float:
+    """Largest difference between both modes' outputs in a layer with random weights and `config`'s head sizes.
+
+    The model's width does not matter to the modes, so a small one saves memory.
+    """
+    narrow = config.replace(hidden_size=64, q_lora_rank=64)
+    torch.manual_seed(0)
+    attention, x = Attention(narrow, 0).to(dtype), torch.randn(1, tokens, 64).to(dtype)  # (B, T, D)
+    rope = Rope.at(narrow, 0, tokens)
+    q, kv = attention.queries(x, rope)[0], attention.latents(x, rope)
+    return float((attention.attend_mha(q, kv) - attention.attend_mqa(q, kv)).abs().max())
+
+
+@torch.no_grad()
+def between_logits(model: Transformer, tokens: Tensor) -> float:
+    """Largest difference of a logit between both modes: dense over tokens (B, T), and all T of them selected."""
+    before = model.attention, model.top_k
+    try:
+        model.attention, model.top_k = "window", tokens.shape[1]
+        mqa = model(tokens)
+        model.attention = "dense"
+        return float((model(tokens) - mqa).abs().max())
+    finally:
+        model.attention, model.top_k = before
+
+
+def swings(config: Config, distance: int, positions: int = 128) -> dict[str, Tensor]:
+    """Scores of the same two vectors, always `distance` tokens apart, along a text: by the conventions they meet in."""
+    query, key = torch.randn(2, config.qk_rope_head_dim, generator=torch.Generator().manual_seed(4))
+    rope = Rope.at(config, 0, positions)
+
+    def scores(turn_query: Turn, turn_key: Turn) -> Tensor:
+        late = turn_query(query.expand(1, positions, 1, -1))[0, distance:, 0]  # (T, R)
+        early = turn_key(key.expand(1, positions, 1, -1))[0, : positions - distance, 0]
+        return (late * early).sum(-1)
+
+    return {
+        "both neighbours": scores(rope.neighbours, rope.neighbours),
+        "both halves": scores(rope.halves, rope.halves),
+        "halves meet neighbours": scores(rope.halves, rope.neighbours),
+    }
 
 
 def draw_caches(size: Mapping[str, int], tokens: int) -> Picture:

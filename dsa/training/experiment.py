@@ -10,8 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from dsa.cost.record import add_options, check_free, write
 from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.files import write_json
 from dsa.text import corpus as texts
 from dsa.training import folder
 
@@ -39,23 +39,21 @@ def record(
     """
     parser = argparse.ArgumentParser(f"python -m {program}", description=description)
     parser.add_argument("folder", type=Path, help="the model folder to begin with")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    add_options(parser)
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or file of UTF-8 text of your own")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--steps", type=int, default=steps)
     if designs:
         parser.add_argument("--designs", nargs="+", choices=designs, default=list(designs), metavar="NAME")
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
 
     def run(options: argparse.Namespace) -> Path:
-        if options.out.exists() and not options.replace:
-            raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+        check_free(options)
         model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
         asked = {"seeds": options.seeds, "steps": options.steps, **({"designs": options.designs} if designs else {})}
         runs = rows(model, corpus, **asked)
         found = folder.provenance(options.command, asked | plan, corpus, perf_counter() - started)
         found["weights"] = weights.format(options.folder)
-        write_json(options.out, found | {"runs": runs})
+        write(options.out, found | {"runs": runs})
         return options.out
 
     folder.command(run, parser, argv)

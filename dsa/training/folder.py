@@ -13,17 +13,17 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from dsa.cost.record import origin
 from dsa.inference.checkpoint import from_pretrained, save_pretrained
-from dsa.inference.files import write_json
 from dsa.model.transformer import Transformer
 from dsa.text.corpus import Corpus
+from dsa.text.files import write_json
 from dsa.training import distributed, state
 from dsa.training.evaluate import Claim, measure
 from dsa.training.loop import Run, write_table
@@ -136,12 +136,9 @@ def provenance(
     """What it takes to make the folder anew, and where and when it was made."""
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32") + " (norms and router biases fp32)"
     return {
-        "command": made_by,
+        **origin(made_by, f"{platform.system()} {platform.machine()}, processor only, 1 thread", numpy=np.__version__),
         "options": options,
         "corpus": corpus.describe(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "machine": f"{platform.system()} {platform.machine()}, processor only, 1 thread",
-        "date": datetime.now(UTC).date().isoformat(),
         "training_seconds": round(seconds, 1),
         "weights": f"stored in {kind}; every number below was measured on them as stored",
     }

@@ -31,6 +31,7 @@ from dsa.text import domains, transcripts
 from dsa.text.domains import Problem
 from dsa.training import rewards
 from dsa.training.loop import Phase, Run, train
+from dsa.training.objectives import read
 from dsa.training.optimizers import adamw
 from dsa.training.rewards import Reward
 from dsa.training.rollout import Rollout, logprobs_of, sample
@@ -74,6 +75,8 @@ class GRPOConfig:
         _require(self.num_iterations >= 1, f"num_iterations={self.num_iterations} must be at least 1")
         _require(self.temperature > 0, f"temperature={self.temperature} must be above 0: equal samples teach nothing")
         _require(0 <= self.epsilon < 1, f"epsilon={self.epsilon} must lie in 0 (nothing may change) to 1")
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        _require(high >= 0, f"epsilon_high={high} must be at least 0; None takes epsilon")
         _require(self.beta >= 0, f"beta={self.beta} must be at least 0; 0 keeps no reference")
         _require(self.scale_rewards in SCALES, f"scale_rewards={self.scale_rewards!r}: use one of {', '.join(SCALES)}")
         _require(self.loss_type in LOSSES, f"loss_type={self.loss_type!r}: use one of {', '.join(LOSSES)}")
@@ -178,8 +181,8 @@ class Objective:
         config, rollout = self.config, graded.rollout
         rows = (graded.advantages != 0) | (graded.reference is not None)
         tokens = rollout.tokens[rows if rows.any() else ~rows]
-        found = model(tokens, indexer_loss=True) if model.attention == "sparse" else (model(tokens), None)
-        now = rollout.logprobs.index_put((rows,), logprobs_of(found[0], tokens, config.temperature)[: rows.sum()])
+        logits, beside = read(model, tokens)
+        now = rollout.logprobs.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
         losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
         kl = None if graded.reference is None else divergence(now, graded.reference)
         if kl is not None:
@@ -188,7 +191,7 @@ class Objective:
         measures = _measures(graded, now.detach(), clipped, config.num_generations)
         if kl is not None:
             measures["kl"] = kl.detach()[rollout.own].mean().item()
-        return loss if found[1] is None else loss + found[1].sum(), measures
+        return loss + beside, measures
 
 
 def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Losses that more than one stage uses: next tokens that count, and the indexer's divergence beside it."""
+"""Losses that more than one stage uses: next tokens that count, and the indexers' divergence beside it."""
 
 import math
 from dataclasses import replace
@@ -18,6 +18,19 @@ def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     counts = episodes.counts[:, 1:]
     own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
     return own * distributed.share(int(counts.sum()))
+
+
+def read(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, vocab), and beside them what the indexers have to learn from (Eq. 4), summed over layers.
+
+    It is to be added to whatever the logits are trained for: neither reaches the other's weights. Under dense attention
+    no indexer ranks anything, and it is zero.
+    """
+    if model.attention != "sparse":
+        logits = model(tokens)
+        return logits, logits.new_zeros(())
+    logits, divergences = model(tokens, indexer_loss=True)
+    return logits, divergences.sum()
 
 
 def bits_per_byte(logits: Tensor, tokens: Tensor) -> tuple[float, int]:

@@ -24,10 +24,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from dsa.cost.record import add_options, check_free, write
 from dsa.inference.checkpoint import from_pretrained
-from dsa.inference.files import read_json, write_json
 from dsa.model.transformer import Transformer
 from dsa.text.domains import DOMAINS
+from dsa.text.files import read_json, write_json
 from dsa.text.transcripts import Exercises
 from dsa.training import folder, student
 from dsa.training.grpo import GRPOConfig, grpo
@@ -142,8 +143,7 @@ def studied(base: Transformer, seed: int, work: Path) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> Path:
     """Make the file that the command line asks for."""
-    if options.out.exists() and not options.replace:
-        raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+    check_free(options)
     base, started = from_pretrained(options.folder), perf_counter()
     runs = [studied(base, seed, options.work) for seed in options.seeds]
     settings = {
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> Path:
     }
     found = folder.provenance(options.command, settings, Generated(), perf_counter() - started)
     found["weights"] = f"the runs start from {options.folder}; what they trained is not kept"
-    write_json(options.out, found | {"runs": runs})
+    write(options.out, found | {"runs": runs})
     return options.out
 
 
@@ -165,10 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = "Record specialists, student, mixed and sequential training."
     parser = argparse.ArgumentParser("python -m dsa.training.post_training", description=what)
     parser.add_argument("folder", type=Path, help="the model to start from")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    add_options(parser)
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="where finished seeds are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
     folder.command(run, parser, argv)
 
 

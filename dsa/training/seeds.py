@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsa.inference.files import read_json, write_json
+from dsa.cost.record import write
+from dsa.text.files import read_json
 from dsa.training import folder, indexer, pretrain, state
 
 SEEDS = (0, 1, 2)
@@ -77,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     for seed in options.seeds:
         make(options.work, seed)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, collect(options.work, options.seeds))
+    write(options.out, collect(options.work, options.seeds))
     print(f"made {options.out}")
 
 

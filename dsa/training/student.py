@@ -20,7 +20,7 @@ from dsa.model.transformer import Transformer
 from dsa.text import transcripts
 from dsa.text.transcripts import Transcript
 from dsa.training.loop import Phase, Run, train
-from dsa.training.objectives import language_loss
+from dsa.training.objectives import language_loss, read
 from dsa.training.optimizers import adamw
 from dsa.training.rollout import sample
 
@@ -75,12 +75,9 @@ class Reader:
             by_domain.setdefault(one.problem.domain, []).append(one)
         names = sorted(by_domain)
         episodes = transcripts.batch([draw.choice(by_domain[names[n % len(names)]]) for n in range(self.size)])
-        if model.attention == "sparse":
-            logits, divergences = model(episodes.tokens, indexer_loss=True)
-            loss = language_loss(logits, episodes)
-            return loss + divergences.sum(), {"language": loss.item()}
-        loss = language_loss(model(episodes.tokens), episodes)
-        return loss, {"language": loss.item()}
+        logits, beside = read(model, episodes.tokens)
+        loss = language_loss(logits, episodes)
+        return loss + beside, {"language": loss.item()}
 
 
 def sft(

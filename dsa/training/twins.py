@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from dsa.cost.record import add_options, check_free, write
 from dsa.inference.checkpoint import from_pretrained, save_pretrained
-from dsa.inference.files import write_json
 from dsa.model.transformer import Transformer
 from dsa.text import corpus as texts
 from dsa.text.corpus import Corpus
@@ -131,8 +131,7 @@ def measured(models: dict[str, Transformer], corpus: Corpus, length: int) -> dic
 
 def run(options: argparse.Namespace) -> Path:
     """Make the record that the command line asks for."""
-    if options.out.exists() and not options.replace:
-        raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+    check_free(options)
     corpus, started, plan = texts.load(), perf_counter(), Plan(options.steps, options.batch, options.length)
     found: dict[str, list[Row]] = {"sweep": [], "text": [], "suite": []}
     for seed in options.seeds:
@@ -145,7 +144,7 @@ def run(options: argparse.Namespace) -> Path:
     said = {"seeds": options.seeds, **asdict(plan), "rate": SPARSE_RATE}
     record = folder.provenance(options.command, said, corpus, perf_counter() - started)
     del record["training_seconds"]  # of this session alone: models that were there are taken as they are
-    write_json(options.out, record | found)
+    write(options.out, record | found)
     return options.out
 
 
@@ -153,12 +152,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.twins``."""
     parser = argparse.ArgumentParser("python -m dsa.training.twins", description="Train twins and measure them.")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="where the models are and go")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tables, as JSON")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds.SEEDS))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=SIZE)
     parser.add_argument("--length", type=int, default=LENGTH)
-    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
     folder.command(run, parser, argv)
 
 

@@ -24,11 +24,14 @@
 
 # %%
 import inspect
+import math
 
 import dsa
 import torch
+from dsa.cost import roofline
 from dsa.model.attention import Attention
 from dsa.model.rope import Rope, frequencies
+from dsa.show import latent as mla
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
 from dsa.show.figures import show, style
@@ -49,12 +52,9 @@ real = dsa.Config.v32_exp()
 # megabytes would one single token leave in the caches of all layers?**
 
 # %%
-H, N, R = (
-    real.num_attention_heads,
-    real.qk_nope_head_dim,
-    real.qk_rope_head_dim,
-)
-C, V, layers = real.kv_lora_rank, real.v_head_dim, real.num_hidden_layers
+H, N = real.num_attention_heads, real.qk_nope_head_dim
+R, V = real.qk_rope_head_dim, real.v_head_dim
+C, layers = real.kv_lora_rank, real.num_hidden_layers
 print(f"H = {H} heads, N = {N}, R = {R}, V = {V}, C = {C}, {layers} layers")
 guess = predict("MB per token?", 0.1, high=1000, form=".1f", unit="MB")
 
@@ -75,11 +75,10 @@ guess.reveal(
 # The classical answer is to let heads **share**: grouped-query attention (GQA) gives each group of heads one key and
 # value, multi-query attention (MQA) gives all heads the same. That saves bytes by giving up differences: under MQA
 # 128 heads ask different questions of one and the same key. What multi-head latent attention (MLA) does instead is
-# the matter of this chapter; its cache is the last line.
+# the matter of this chapter; its cache is the last bar.
 
 # %%
-for kind, count in numbers.items():
-    print(f"{kind:14} {count:6,} numbers a layer {size[kind]:9,} bytes")
+show(*mla.draw_caches(size, tokens=131_072))
 claim(
     "C2.1",
     size["MHA"] == 4_997_120 and size["MLA"] == 70_272,
@@ -87,8 +86,6 @@ claim(
     f" and {size['MHA']:,} with MHA",
     value=f"{size['MLA']:,} bytes with MLA and {size['MHA']:,} with MHA",
 )
-
-# %%
 groups = numbers["MLA"] / numbers["MQA"]
 claim(
     "C2.2",
@@ -96,11 +93,6 @@ claim(
     f"MLA's cache is as large as GQA's with {groups:.1f} groups",
     value=f"{groups:.1f}",
 )
-
-# %%
-from dsa.show.latent import draw_caches
-
-show(*draw_caches(size, tokens=131_072))
 
 # %% [markdown]
 # Under MHA one long text would not fit into eight accelerators with 80 GB each. MLA's cache is *not* the smallest:
@@ -143,7 +135,6 @@ scores = torch.einsum("hn,hsn->hs", q, keys)
 weights = scores.softmax(-1)
 expanded = torch.einsum("hs,hsv->hv", weights, values)  # (h, v)
 
-# %%
 rows = torch.cat([*keys, *values], dim=-1)  # (S, 27)
 rank = int(torch.linalg.matrix_rank(rows))
 claim(
@@ -206,24 +197,10 @@ claim(
 # They are one model in two orders of multiplying. DeepSeek Sparse Attention is defined on the MQA mode, and this
 # is why: a selected token is fetched *once* and serves all 128 heads.
 #
-# One warning. MLA makes its queries through a latent too, of `Q` = 1,536 numbers (nothing of it is cached). So two
-# matrices stand in a row, from the query's latent to a head's query and from there to the key's latent, and it is
-# tempting to multiply them once and for all. Count first:
-
-# %%
-Q = real.q_lora_rank
-apart = H * N * (Q + C)  # query latent -> head -> latent
-merged = H * Q * C  # query latent -> latent
-claim(
-    "C2.6",
-    merged == 3 * apart,
-    f"merged, {apart / 1e6:.1f} M parameters a layer would be"
-    f" {merged / 1e6:.1f} M",
-)
-
-# %% [markdown]
-# Between 1,536 and 512 numbers a head passes through only 128; two thin matrices are smaller than one thick one. So
-# "absorb" means an order of multiplication at run time, not a new matrix.
+# "Absorb" means an order of multiplication at run time, not a new matrix. MLA makes its queries through a latent too,
+# of 1,536 numbers, so two matrices stand in a row, from the query's latent to a head's query and from there to the
+# key's latent, and it is tempting to multiply them once and for all. But in between a head passes through only 128
+# numbers, and two thin matrices are smaller than one thick one.
 #
 # ## A rotation in the way
 #
@@ -258,14 +235,11 @@ for t, s in ((10, 7), (60, 57), (60, 7)):
 # So there is an absorbed query, but a *different one for every distance*. How different?
 
 # %%
-from dsa.show.latent import draw_drift
-
 at = torch.arange(S)[:, None]  # the position of each token, (S, 1)
 each = rotate(q, at[:, None])  # (S, h, n), one for each distance
 each = torch.einsum("dhn,hnc->dhc", each, W_k)  # absorbed
 alike = torch.cosine_similarity(each, each[:1], dim=-1)  # (S, h)
-
-show(*draw_drift(alike))
+show(*mla.draw_drift(alike))
 
 # %% [markdown]
 # The query that was absorbed for distance 0 is soon the wrong one. One could absorb anew for each distance, or pretend
@@ -276,8 +250,6 @@ t = S - 1
 true = torch.einsum("hn,hsn->hs", rotate(q, t), rotate(keys, at))
 again = torch.einsum("shc,sc->hs", each.flip(0), latent)  # S queries
 once = torch.einsum("hc,sc->hs", each[0], latent)  # that of distance 0
-
-# %%
 off = [float((x - true).norm() / true.norm()) for x in (again, once)]
 claim(
     "C2.7",
@@ -306,7 +278,6 @@ def rope_on_latent(first):
     return weights, torch.einsum("hc,hvc->hv", weights @ cache, W_v)
 
 
-# %%
 weights_0, out_0 = rope_on_latent(0)
 weights_10, out_10 = rope_on_latent(10)
 moved = float((out_10 - out_0).norm() / out_0.norm())
@@ -332,24 +303,33 @@ claim(
 #
 # The score is the sum of both products. The cache holds C + R numbers: 512 + 64 = **576**.
 
+
+# %%
+def my_mha(q, q_rope, latent, k_rope, w_k, w_v, scale=1.0):
+    """Expand: latent (S, c) to each head's keys and values."""
+    keys = torch.einsum("hnc,sc->hsn", w_k, latent)
+    values = torch.einsum("hvc,sc->hsv", w_v, latent)
+    scores = torch.einsum("hn,hsn->hs", q, keys) + q_rope @ k_rope.T
+    weights = (scale * scores).softmax(-1)
+    return torch.einsum("hs,hsv->hv", weights, values)
+
+
+# %%
+def my_mqa(q, q_rope, latent, k_rope, w_k, w_v, scale=1.0):
+    """Absorb: one key of c + r numbers for all heads."""
+    wide = torch.cat([torch.einsum("hn,hnc->hc", q, w_k), q_rope], -1)
+    cache = torch.cat([latent, k_rope], dim=-1)  # (S, c + r)
+    weights = (scale * (wide @ cache.T)).softmax(-1)
+    return torch.einsum("hc,hvc->hv", weights @ latent, w_v)
+
+
 # %%
 q_rope = rotate(random(h, r), t)  # each head asks in its own way ...
 k_rope = rotate(random(S, r), at)  # ... one key
-cache = torch.cat([latent, k_rope], dim=-1)  # (S, c + r)
-
-# %%
-position = q_rope @ k_rope.T  # (h, S)
-mha = (torch.einsum("hn,hsn->hs", q, keys) + position).softmax(-1)
-mha = torch.einsum("hs,hsv->hv", mha, values)
-
-wide = torch.cat([absorbed, q_rope], dim=-1)  # (h, c + r)
-mqa = (wide @ cache.T).softmax(-1)
-mqa = torch.einsum("hc,hvc->hv", mqa @ cache[:, :c], W_v)
-
-# %%
+tiny = q, q_rope, latent, k_rope, W_k, W_v
 claim(
     "C2.9",
-    torch.allclose(mha, mqa, atol=1e-10, rtol=0),
+    torch.allclose(my_mha(*tiny), my_mqa(*tiny), atol=1e-10, rtol=0),
     f"with {c} + {r} cached numbers both modes agree, positions included",
 )
 
@@ -357,7 +337,9 @@ claim(
 # ## Mine and the package's
 #
 # Now the same on a trained model. It has the published architecture at laptop size: 4 heads, a latent of 48 and a
-# rotary part of 16. We take its first layer, in fp64, and the hidden states of a real text.
+# rotary part of 16. We take its first layer, in fp64, and the hidden states of a real text. The weights bear the
+# published names: `kv_a_proj_with_mqa` makes latent and rotary key, `kv_b_proj` holds every head's W_k and W_v. The
+# latent is normalised before it is cached.
 
 # %%
 model = dsa.from_pretrained("../data/base", dtype=torch.float64)
@@ -367,14 +349,6 @@ layer = model.model.layers[0]
 attention = layer.self_attn
 x = layer.input_layernorm(model.model.embed_tokens(tokens))  # (1, T, D)
 rope = Rope.at(model.config, 0, x.shape[1])
-
-# %%
-for name, p in attention.named_parameters():
-    print(f"{name:26} {tuple(p.shape)}")
-
-# %% [markdown]
-# The weights bear the published names: `kv_a_proj_with_mqa` makes latent and rotary key, `kv_b_proj` holds every
-# head's W_k and W_v. The latent is normalised before it is cached. By hand:
 
 # %%
 mini = model.config
@@ -400,112 +374,51 @@ claim(
 )
 
 # %% [markdown]
-# (1e-4, because `dsa` makes its angles in fp32.) Now both modes, for all query tokens at once. A query sees no token
-# after itself:
-
-
-# %%
-def causal(scores):
-    """Softmax of scores (T, H, S) over what each query may see."""
-    future = torch.ones_like(scores[:, 0]).triu(1).bool()[:, None]
-    scores = mini.softmax_scale * scores
-    return scores.masked_fill(future, float("-inf")).softmax(-1)
-
-
-nope = mini.qk_nope_head_dim
-both = attention.kv_b_proj.weight.unflatten(0, (attention.heads, -1))
-w_k, w_v = both[:, :nope], both[:, nope:]  # (H, N, C), (H, V, C)
-
-
-# %%
-def my_mha(q, latent, position):
-    """Expand: q (T, H, N), latent (S, C), position (T, H, S)."""
-    keys = torch.einsum("hnc,sc->hsn", w_k, latent)
-    values = torch.einsum("hvc,sc->hsv", w_v, latent)
-    weights = causal(torch.einsum("thn,hsn->ths", q, keys) + position)
-    return torch.einsum("ths,hsv->thv", weights, values)
-
-
-def my_mqa(q, latent, position):
-    """Absorb: the same in the other order."""
-    wide = torch.einsum("thn,hnc->thc", q, w_k)
-    weights = causal(torch.einsum("thc,sc->ths", wide, latent) + position)
-    mixed = torch.einsum("ths,sc->thc", weights, latent)
-    return torch.einsum("thc,hvc->thv", mixed, w_v)
-
+# (1e-4, because `dsa` makes its angles in fp32.) Now both modes, for the last token, which sees all others. They are
+# the functions from above, with the model's weights and its softmax scale:
 
 # %%
 asked, _ = attention.queries(x, rope)  # (1, T, H, N + R)
-latents, k_turned = kv.split(sizes, dim=-1)
-position = torch.einsum("thr,sr->ths", asked[0, ..., nope:], k_turned)
-my_two = [
-    mode(asked[0, ..., :nope], latents, position)
-    for mode in (my_mha, my_mqa)
-]
+parts = [mini.qk_nope_head_dim, mini.qk_rope_head_dim]
+both = attention.kv_b_proj.weight.unflatten(0, (attention.heads, -1))
+w_k, w_v = both.split([parts[0], mini.v_head_dim], dim=1)
+mine = *asked[0, -1].split(parts, -1), *kv.split(sizes, -1), w_k, w_v
 
 # %%
-its_two = attention.attend_mha, attention.attend_mqa
+my_two = [mode(*mine, mini.softmax_scale) for mode in (my_mha, my_mqa)]
+its = attention.attend_mha, attention.attend_mqa
+its_two = [mode(asked, kv[None])[0, -1] for mode in its]
 claim(
     "C2.11",
-    all(
-        torch.allclose(mine, its(asked, kv[None])[0], atol=1e-10, rtol=0)
-        for mine in my_two
-        for its in its_two
-    ),
+    all(torch.allclose(a, b, atol=1e-10, rtol=0)
+        for a in my_two for b in its_two),
     "both modes by hand equal both modes of dsa, within 1e-10 in fp64",
-)
+)  # fmt: skip
 
 # %%
 print(inspect.getsource(Attention.absorb))
 
 # %% [markdown]
-# That is the package's own absorption. Next comes a layer at the *real* head sizes, 128 heads and C = 512, with random
-# weights. (The model's width does not matter to the two modes, so a small one saves memory.)
-
-# %%
-narrow = real.replace(hidden_size=64, q_lora_rank=64)
-angles = Rope.at(narrow, 0, 24)
-
-
-def between_modes(dtype):
-    """Largest difference between the modes of a layer of real size."""
-    torch.manual_seed(0)
-    big, x = Attention(narrow, 0).to(dtype), torch.randn(1, 24, 64)
-    q, _ = big.queries(x.to(dtype), angles)
-    kv = big.latents(x.to(dtype), angles)
-    return float(
-        (big.attend_mha(q, kv) - big.attend_mqa(q, kv)).abs().max()
-    )
-
+# That is the package's own absorption. Next comes a layer at the *real* head sizes, 128 heads and C = 512, with
+# random weights. And then the whole model, all layers, from tokens to logits. Dense attention over a prompt runs in
+# MHA mode. Choosing *all* 256 tokens ("the last 256") runs the same model in MQA mode, because a selection always
+# does. (`between_modes` and `between_logits`, in `dsa/show/latent.py`, run both and return the largest difference.)
 
 # %%
 claim(
     "C2.12",
-    between_modes(torch.float64) < 1e-10
-    and between_modes(torch.float32) < 5e-5,
+    mla.between_modes(real, torch.float64) < 1e-10
+    and mla.between_modes(real, torch.float32) < 5e-5,
     "at the real head sizes the modes agree within 1e-10 in fp64"
     " and 5e-5 in fp32",
 )
-
-# %% [markdown]
-# And the whole model, all layers, from tokens to logits. Dense attention over a prompt runs in MHA mode. Choosing
-# *all* 256 tokens ("the last 256") runs the same model in MQA mode, because a selection always does:
-
-
-# %%
-def between_logits(model):
-    """Largest difference of a logit between the two modes."""
-    model.attention, model.top_k = "window", tokens.shape[1]
-    mqa = model(tokens)
-    model.attention = "dense"
-    return float((model(tokens) - mqa).abs().max())
-
 
 # %%
 small = dsa.from_pretrained("../data/base")  # fp32
 claim(
     "C2.13",
-    between_logits(model) < 1e-10 and between_logits(small) < 5e-5,
+    mla.between_logits(model, tokens) < 1e-10
+    and mla.between_logits(small, tokens) < 5e-5,
     "from tokens to logits the modes agree within 1e-10 in fp64"
     " and 5e-5 in fp32",
 )
@@ -514,40 +427,17 @@ claim(
 # ## What each mode costs
 #
 # Equal numbers, unequal work. For a pair of query and key, each head multiplies 192 numbers for the score and 128 for
-# the output in MHA mode, 576 and 512 in MQA mode. A multiplication and an addition are 2 FLOP. PyTorch can count what
-# is really multiplied; tensors on the *meta* device have shapes but no contents, so the real sizes fit.
+# the output in MHA mode, 576 and 512 in MQA mode. A multiplication and an addition are 2 FLOP.
+# ([Chapter 01](01_attention_at_length.ipynb) has PyTorch count the same.)
 
 # %%
-from torch.utils.flop_counter import FlopCounterMode
-
-
-def flops(call, *shapes):
-    inputs = [torch.empty(shape, device="meta") for shape in shapes]
-    with FlopCounterMode(display=False) as counter:
-        call(*inputs)
-    return counter.get_total_flops()
-
-
-# %%
-pairs = 1000  # one query, 1000 keys
-mha_pair = flops(
-    lambda q, k, v: (q @ k.mT).softmax(-1) @ v,
-    *((H, 1, N + R), (H, pairs, N + R), (H, pairs, V)),
-)
-mqa_pair = flops(
-    lambda q, kv: (q @ kv.T).softmax(-1) @ kv[:, :C],
-    *((H, C + R), (pairs, C + R)),
-)
-mha_pair, mqa_pair = mha_pair // pairs, mqa_pair // pairs
-
-# %%
-from dsa.cost import roofline
-
+mha_pair = 2 * H * ((N + R) + V)
+mqa_pair = 2 * H * ((C + R) + C)
 times = f"{mqa_pair / mha_pair:.1f}"
 claim(
     "C2.14",
-    mha_pair == 81_920 == roofline.mha_pair_flops(real)
-    and mqa_pair == 278_528 == roofline.mqa_pair_flops(real),
+    mha_pair == roofline.mha_pair_flops(real)
+    and mqa_pair == roofline.mqa_pair_flops(real),
     f"a pair costs {mha_pair:,} FLOP in MHA mode, {mqa_pair:,} in MQA mode:"
     f" {times} times as many",
     value=times,
@@ -559,13 +449,11 @@ claim(
 # values from a latent; the other takes 128 queries to the latent's side and 128 outputs back.
 
 # %%
-expand = flops(lambda c, w: c @ w, (1, C), (C, H * (N + V)))
-absorb = flops(lambda q, w: q @ w, (H, 1, N), (H, N, C)) + flops(
-    lambda o, w: o @ w, (H, 1, C), (H, C, V)
-)
+expand = 2 * C * H * (N + V)  # one token's keys and values
+absorb = 2 * H * N * C + 2 * H * C * V  # one query in, its output back
 claim(
     "C2.15",
-    expand == absorb == 33_554_432,
+    expand == absorb,
     f"expanding one token's keys and values costs {expand:,} FLOP, and so"
     " does absorbing one query and expanding its output",
     value=f"{expand:,} FLOP",
@@ -580,18 +468,12 @@ claim(
 # %%
 guess = predict(
     "New tokens after 32,768 cached ones at which MHA wins?",
-    1000,
-    low=1,
-    high=32768,
-    form=",.0f",
-    unit="tokens",
-)
+    1000, high=32768, form=",.0f", unit="tokens",
+)  # fmt: skip
+
 
 # %%
-cached = 32_768
-
-
-def cost(new):
+def cost(new, cached=32_768):
     """FLOP of one layer's attention in both modes."""
     pairs = new * cached + new * (new + 1) // 2
     mha = (cached + new) * expand + pairs * mha_pair
@@ -600,27 +482,19 @@ def cost(new):
 
 
 # %%
-crossing = next(n for n in range(1, cached) if cost(n)[0] < cost(n)[1])
+crossing = next(n for n in range(1, 32_768) if cost(n)[0] < cost(n)[1])
+show(*mla.draw_crossing(cost, [2**n for n in range(13)], crossing, 32_768))
+claim(
+    "C2.16",
+    crossing == 171,
+    f"from {crossing} new tokens on, expanding 32,768 cached ones pays",
+    value=f"{crossing}",
+)
 guess.reveal(
     crossing,
     f"each new query saves {mqa_pair - mha_pair:,} FLOP with each key, and"
     f" making a key costs {expand:,}: {crossing} queries pay for it.",
 )
-
-# %%
-claim(
-    "C2.16",
-    crossing == 171,
-    f"from {crossing} new tokens on, expanding {cached:,} cached ones is"
-    " worth it",
-    value=f"{crossing}",
-)
-
-# %%
-from dsa.show.latent import draw_crossing
-
-new = [2**n for n in range(13)]
-show(*draw_crossing(cost, new, crossing, cached))
 
 # %% [markdown]
 # Could decode not keep the *expanded* keys, and have the cheap pairs without expanding again? Then it would have to
@@ -636,15 +510,12 @@ claim(
     f" a byte of latents {mqa_byte:.0f}",
     value=f"{mqa_byte:.0f}",
 )
-
-# %%
-arithmetic, memory = 989e12, 3.35e12  # published: H100 SXM, data sheet
-print(f"{arithmetic / memory:.0f} FLOP in the time of one byte")
+print(f"an H100: {989e12 / 3.35e12:.0f} FLOP in the time of one byte")
 
 # %% [markdown]
-# That is what an NVIDIA H100 can do while it reads one byte (published in its data sheet: 989 TFLOP/s in bf16, 3.35
-# TB/s). With 1 FLOP per byte it would stand idle nearly all the time. With {C2.17}, memory and arithmetic are about
-# balanced: the dearer pairs cost little time, since the arithmetic would otherwise wait for memory.
+# The last line is what an NVIDIA H100 can do while it reads one byte (published in its data sheet: 989 TFLOP/s in
+# bf16, 3.35 TB/s). With 1 FLOP per byte it would stand idle nearly all the time. With {C2.17}, memory and arithmetic
+# are about balanced: the dearer pairs cost little time, since the arithmetic would otherwise wait for memory.
 #
 # So prefill takes the MHA mode and decode the MQA mode. And sparse attention takes MQA, in prefill too: it is
 # defined on rows that are fetched once for all heads, and with 2,048 keys for each query it can afford the pair.
@@ -656,40 +527,16 @@ print(f"{arithmetic / memory:.0f} FLOP in the time of one byte")
 # (2i, 2i + 1); the lightning indexer, in the same model, turns **halves** (i, i + R/2).
 
 # %%
-from dsa.show.latent import draw_pairs
-
-show(*draw_pairs())
+show(*mla.draw_pairs())
 
 # %% [markdown]
 # Neither is better. Each gives scores that depend on the distance alone. What must never happen is that the two
-# *meet*: one for the query and the other for the key, or one in training and the other afterwards.
+# *meet*: one for the query and the other for the key, or one in training and the other afterwards. Here are two
+# vectors, always five tokens apart, in all places of a text:
 
 # %%
-far, generator = 5, torch.Generator().manual_seed(4)
-one, other = torch.randn(2, mini.qk_rope_head_dim, generator=generator)
-run = Rope.at(mini, 0, 128)
-
-
-def at_distance(turn_query, turn_key):
-    """Scores of `one` and `other`, `far` tokens apart along a text."""
-    query = turn_query(one.expand(1, 128, 1, -1))[0, far:, 0]
-    key = turn_key(other.expand(1, 128, 1, -1))[0, :-far, 0]
-    return (query * key).sum(-1)
-
-
-# %%
-series = {
-    "both neighbours": at_distance(run.neighbours, run.neighbours),
-    "both halves": at_distance(run.halves, run.halves),
-    "halves meet neighbours": at_distance(run.halves, run.neighbours),
-}
-
-# %%
-from dsa.show.latent import draw_swing
-
-show(*draw_swing(series, distance=far))
-
-# %%
+series = mla.swings(mini, distance=5)
+show(*mla.draw_swing(series, distance=5))
 swing = {name: float(x.max() - x.min()) for name, x in series.items()}
 claim(
     "C2.18",
@@ -709,11 +556,7 @@ claim(
 # the fast ones, and blends in between.
 
 # %%
-from dsa.show.latent import draw_turns
-
-show(*draw_turns(real))
-
-# %%
+show(*mla.draw_turns(real))
 plain = frequencies(R, real.rope_theta, None)
 yarn = frequencies(R, real.rope_theta, real.yarn)
 claim(
@@ -730,8 +573,6 @@ claim(
 # puts the square into the softmax scale. It applies to short texts too.
 
 # %%
-import math
-
 mscale = 0.1 * math.log(real.yarn.factor) + 1
 usual = (N + R) ** -0.5
 scale = usual * mscale**2
@@ -755,7 +596,7 @@ claim(
 # need only hold the r numbers in the middle.
 #
 # To judge the damage we need something that the model must *do*. Two things: read prose, in bits per byte; and find
-# needles, symbols whose value was given once, somewhere earlier in the text.
+# needles, symbols whose value was given once, somewhere earlier in the text. Predict, then move the slider.
 
 # %%
 from dsa.show.rank import damage, low_rank
@@ -789,9 +630,6 @@ claim(
     "at two thirds of it more than 95%, and less than a quarter of a bit",
 )
 
-# %% [markdown]
-# Move the slider, or, without a kernel, look at four positions of it below.
-
 # %%
 from dsa.show.panel import Choice, Panel, Slider, twins
 from dsa.show.rank import draw_rank, places
@@ -805,25 +643,17 @@ panel = Panel(
 panel
 
 # %%
-twins(
-    draw,
-    [
-        {"rank": 8, "where": "all layers"},
-        {"rank": 24, "where": "all layers"},
-        {"rank": 8, "where": "layer 0"},
-        {"rank": 8, "where": "layer 2"},
-    ],
-)
-
-# %%
-by_layer = {
-    n: compare(low_rank(small, 8, f"layer {n}")).recall for n in (0, 2)
-}
+twins(draw, [{"rank": n, "where": where} for n, where in (
+    (8, "all layers"), (24, "all layers"), (8, "layer 0"), (8, "layer 2"),
+)])  # fmt: skip
+by_layer = [
+    compare(low_rank(small, 8, f"layer {n}")).recall for n in (0, 2)
+]
 claim(
     "C2.22",
-    by_layer[0] > 0.9 and by_layer[2] < 0.75,
+    by_layer[0] > 0.9 and by_layer[1] < 0.75,
     f"cut to 8, layer 0 leaves {by_layer[0]:.0%} of the needles, layer 2"
-    f" {by_layer[2]:.0%}",
+    f" {by_layer[1]:.0%}",
 )
 
 # %% [markdown]
@@ -895,27 +725,8 @@ claim(
 )
 
 # %% [markdown]
-# The needles forgive a lot here: a test that asks for 80% of them would let this mistake pass. Is that because a
-# symbol is looked up by *content*, in the part of the key that never turns? Take the rotary part away from layer 2, on
-# which the needles depend most (C2.22), and see.
-
-# %%
-import copy
-
-still = copy.deepcopy(small)
-last = still.model.layers[2].self_attn
-by_head = last.q_b_proj.weight.unflatten(0, (last.heads, -1))  # a view
-by_head[:, nope:] = 0
-recall = compare(still).recall
-claim(
-    "C2.26",
-    recall > 0.7,
-    f"without any rotary part in layer 2, {recall:.0%} of the needles are"
-    " found",
-)
-
-# %% [markdown]
-# So it is, at least in that layer: content alone finds most needles.
+# The needles forgive a lot here: a test that asks for 80% of them would let this mistake pass. A symbol can be
+# looked up by *content* alone, in the part of the key that never turns.
 #
 # **RoPE on the latent** failed above already (C2.8): the scores survive, and what is read depends on where it
 # stood.

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # # 03 The lightning indexer: can a cheap scorer rank like attention?
 #
 # Sparse attention needs to know, before it attends, which tokens attention would have wanted. Asking attention
@@ -17,14 +17,13 @@
 # **You need** PyTorch and the idea of attention. [02](02_multi_head_latent_attention.ipynb) explains the latent that
 # the query is made of, [04](04_token_selection.ipynb) what is done with the scores; neither is required.
 #
-# **Routes.** 15 minutes: the figures, the ✓ lines and the panel. 2 hours: predict each answer, visit the bug museum
-# slowly, do exercises 3.1 to 3.3. 2 days: exercise 3.4, then `dsa/model/indexer.py` and the files in `dsa/kernels`.
-# Computing: **30 s**.
+# **Routes.** {routes} Visit the bug museum slowly. Afterwards `dsa/model/indexer.py` and the files in `dsa/kernels`
+# read easily. Computing: **30 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
 # index head width, `R` rotary width, `K` kept tokens.
 
-# %%
+# %% tags=["route-15m"]
 import inspect
 import json
 from pathlib import Path
@@ -38,20 +37,21 @@ from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
 from dsa.show.figures import show, style
 from dsa.show.predict import predict
+from dsa.show.ranking import draw_forms, draw_hits, draw_ratio, draw_weights
 from dsa.show.reading import read_file
 from dsa.text.tasks import hide
 from torch import Tensor
 
 style()
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## How cheap is cheap?
 #
 # Count the multiplications and additions for one query and one key in one layer of the real model. Attention needs
 # them twice per head, once for the score and once for the value; we count its plain form, the cheaper one for a pair
 # ([02](02_multi_head_latent_attention.ipynb)). The indexer has no values. Its ReLU and head weights are left out.
 
-# %%
+# %% tags=["route-2h"]
 real = dsa.Config.v32_exp()
 H, J, W = real.num_attention_heads, real.index_n_heads, real.index_head_dim
 qk = real.qk_nope_head_dim + real.qk_rope_head_dim
@@ -65,7 +65,7 @@ claim(
     value="a fifth",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # So a pair costs the indexer {C3.1} of what it costs attention. Only the order of its scores counts, so the published
 # code computes them with eight bits a number ([05](05_fp8.ipynb)). It still looks at every pair. That is the deal: a
 # small price for *every* pair, the full price for a few.
@@ -76,7 +76,7 @@ claim(
 # ⟨V11⟩, and the last token asks for ⟨K7⟩ again. What is there to rank? This is the attention of each layer at the
 # last token, all heads together:
 
-# %%
+# %% tags=["route-2h"]
 model = dsa.from_pretrained("../data/warmed")
 text = read_file("../data/texts/lighthouse.txt").strip()
 needle = hide(text, length=96, depth=0.25, key=7, value=11)
@@ -98,7 +98,7 @@ words = "; ".join(
 )
 show(fig, f"Attention of the last of {tokens.shape[1]} tokens. {words}.")
 
-# %% [markdown]
+# %% [markdown] tags=["route-15m"]
 # Three different targets: spread out (mind its scale), the neighbours, and one far token. Each layer has an indexer
 # of its own. The attention of a token, summed over heads so that a row has sum 1, is called its **mass** from here on.
 #
@@ -111,7 +111,7 @@ show(fig, f"Attention of the last of {tokens.shape[1]} tokens. {words}.")
 # J small queries, **one** key that all of them share, and a weight for each head that depends on the query token.
 # In numbers so small that you can check them in your head:
 
-# %%
+# %% tags=["route-15m"]
 q = torch.tensor([[1.0, 2.0], [0.0, -1.0]])  # (J, W): two heads
 w = torch.tensor([0.5, -1.0])  # (J,)
 k = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, -2.0]])  # (S, W)
@@ -122,12 +122,12 @@ for s in range(3):
         score += w[j] * torch.relu(q[j] @ k[s])
     print(f"key {s}: q.k = {(q @ k[s]).tolist()}, I = {float(score):+.1f}")
 
-# %% [markdown]
+# %% [markdown] tags=["route-15m"]
 # Look at key 2. Head 0 finds it opposite (-4), and the ReLU makes that 0: *opposite* counts no worse than
 # *unrelated*. Head 1 likes it (2), and its weight is negative: **what head 1 finds is pushed back**. So a score may
 # fall below zero.
 #
-# For a whole text it is loops over t, s and j. That is how the package writes it down, to be read:
+# For a whole text it is loops over t, s and j. `dsa/kernels/loops.py` has them, written to be read.
 
 # %%
 print(inspect.getsource(loops.index_scores))
@@ -298,8 +298,6 @@ claim(
 guess = predict("What share of the head weights is negative?", 0.1)
 
 # %%
-from dsa.show.ranking import draw_forms, draw_hits, draw_ratio, draw_weights
-
 weights = torch.stack([w for _, _, w in mine])  # (layers, T, J)
 show(*draw_weights(weights))
 share = (weights < 0).float().mean((1, 2))
@@ -509,7 +507,7 @@ claim(
     "with Hadamard on both sides every q.k is what it was, in fp32",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # What it does is spread a large number over all W places, before FP8 rounds them. Whether that helps, and where it
 # hurts, is measured in [05](05_fp8.ipynb). In fp32 it has no place, and this package leaves it out.
 #
@@ -522,7 +520,7 @@ claim(
 # Two measures. **Share of the oracle**: the mass on the chosen tokens, over the mass on the oracle's. And the **hit
 # rate**: a question's answer stands at one known place, more than 64 tokens back; is it among the chosen?
 
-# %%
+# %% tags=["route-2h"]
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 from dsa.training.evaluate import choices, hit, set_to
@@ -545,7 +543,7 @@ claim(
 )
 
 
-# %%
+# %% tags=["route-2h"]
 def chosen_by_all(n, k):
     """Everybody's choice of k tokens in layer n."""
     mass = traces["trained"][n].mass
@@ -568,7 +566,7 @@ for n in range(3):
             found = hit(chosen, episodes)[far].float().mean()
             hits[who, n, k] = float(found)
 
-# %%
+# %% tags=["route-2h"]
 ratio = {key: mass / kept["oracle", *key[1:]] for key, mass in kept.items()}
 show(*draw_ratio(ratio, at=16))
 
@@ -587,7 +585,7 @@ claim(
     f" {mean['random']:.0%}",
 )
 
-# %%
+# %% tags=["route-2h"]
 show(*draw_hits(hits, at=16))
 elsewhere = max(hits["oracle", n, 16] for n in (0, 1))
 claim(

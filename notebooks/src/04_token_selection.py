@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # # 04 Token selection: which sixteen?
 #
 # The lightning indexer gives every earlier token a score. Attention then needs a *set*: the K tokens it will look
@@ -13,15 +13,14 @@
 # **You need** PyTorch, and the idea of attention. [00 Start here](00_start_here.ipynb) shows the same in
 # pictures.
 #
-# **Routes.** 15 minutes: the figures and the ✓ lines. 2 hours: predict each answer, change the numbers, do the
-# exercises with one or two stars. 2 days: exercise 4.4, then the source of `dsa/kernels`. Computing: **40 s**.
+# **Routes.** {routes} Afterwards the source of `dsa/kernels` reads easily. Computing: **40 s**.
 #
 # **Words.** The indexer's score of key s for query t is the sum over a few small heads of w · ReLU(q · k), where the
 # weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at once, *decode* adds one token
 # at a time and finds what it needs of the earlier ones in a *cache*. *The report* is DeepSeek's on V3.2-Exp. Shape
 # letters, as everywhere in this course: `T` query positions, `S` key positions, `K` kept tokens (top-k), `H` heads.
 
-# %%
+# %% tags=["route-2h"]
 import inspect
 from itertools import pairwise
 
@@ -38,28 +37,28 @@ from torch import Tensor
 
 style()
 
-# %%
+# %% tags=["route-2h"]
 model = dsa.from_pretrained("../data/sparse")
 text = read_file("../data/texts/lighthouse.txt").strip()
 reading = reader(model)(text)
 count = len(reading.ids)
 print(f"{count} tokens, {len(reading.mass)} layers, K = {model.top_k}")
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## From scores to a set
 #
 # Take one query. It stands at position 3 of a text with six tokens, and the indexer has scored all six.
 
-# %%
+# %% tags=["route-2h"]
 scores = torch.tensor([0.3, -1.2, -0.4, 0.1, 2.0, 0.7])
 print("best two of all six:", scores.topk(2).indices.tolist())
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # Positions 4 and 5 have not been written yet: a choice from the future. The query may see the keys 0 to 3, itself
 # included. So the future must be hidden **before** the choice. Hiding it afterwards leaves slots empty that good
 # keys should have had:
 
-# %%
+# %% tags=["route-2h"]
 t, k = 3, 2
 chosen = scores.topk(k).indices
 print("mask after the choice :", [int(s) for s in chosen if s <= t])
@@ -208,17 +207,17 @@ claim(
     "prefill in one go, in chunks and by single tokens give equal logits",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## How much attention is kept
 #
 # A selection is judged by what attention wanted. **Mass** is that wish: dense attention, averaged over the heads,
 # so that each query's row sums to 1. What is kept is the mass on the chosen keys. Here it is by layer, for each
 # top-k and each way to choose, as a mean over the queries that see at least 64 keys.
 
-# %%
+# %% tags=["route-2h"]
 guess = predict("In layer 0, what do the best 16 keys keep?", 0.5)
 
-# %%
+# %% tags=["route-2h"]
 sizes = [1, 2, 4, 8, 16, 32, 64, 128]
 curve = {
     (who, n): [float(reading.kept(who, n, k)[64:].mean()) for k in sizes]
@@ -226,7 +225,7 @@ curve = {
     for n in range(3)
 }
 
-# %%
+# %% tags=["route-2h"]
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharey=True)
 for n, ax in enumerate(axes):
     for who in CHOOSERS:
@@ -245,7 +244,7 @@ words = "; ".join(
 )
 show(fig, f"Share of attention kept with 16 tokens. {words}.")
 
-# %%
+# %% tags=["route-2h"]
 guess.reveal(
     at16["oracle", 0],
     "layer 0 averages over many tokens, and an average has no best sixteen."
@@ -266,7 +265,7 @@ claim(
     value=f"{at16['oracle', 0]:.0%}",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # So a share kept must be read beside the oracle's. In layer 0 **no** choice of 16 can keep more than {C4.4}, and that is
 # not the indexer's fault: it reaches {C4.3} of the oracle's share or more in every layer. Layer 1 looks at the tokens
 # just before, and a window is as good as any choice. Layer 2 looks mostly nearby as well, on prose. What it can do
@@ -320,7 +319,7 @@ claim(
     value=f"{most:.0f} points",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # A head loses {C4.6} at most, although the choice was made for the sum of all heads, which is the target that taught the
 # indexer (report Eq. 3).
 #
@@ -331,7 +330,7 @@ claim(
 # The value's place is known, so the **hit rate** of a selection is too. It counts the questions whose answer
 # stands more than 64 tokens back.
 
-# %%
+# %% tags=["route-2h"]
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 
@@ -342,11 +341,11 @@ print(
     f"{far.sum()} questions of {far.numel()} reach more than 64 tokens back"
 )
 
-# %%
+# %% tags=["route-2h"]
 guess = predict("How often has the indexer the answer among its 16?", 0.5)
 
 
-# %%
+# %% tags=["route-2h"]
 def hits(who, layer, k=16):
     """Which answers' places are among the chosen: (B, n)."""
     model.attention, model.top_k = who, k
@@ -363,7 +362,7 @@ runs |= {who: who for who in ("window", "random")}
 found = {who: hits(kind, layer=2) for who, kind in runs.items()}
 rate = {who: float(hit[far].float().mean()) for who, hit in found.items()}
 
-# %%
+# %% tags=["route-2h"]
 guess.reveal(
     rate["indexer"],
     "asked for a needle, this layer's attention goes to one token, and"
@@ -450,14 +449,14 @@ claim(
     kind="recorded",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## Masked is not sparse
 #
 # Given the selection, there are two ways to attend. **Masked**: compute all T x S scores and overwrite the
 # unwanted ones with -inf. **Gathered**: fetch the K chosen rows, and let nothing else exist. The numbers are the
 # same.
 
-# %%
+# %% tags=["route-2h"]
 generator = torch.Generator().manual_seed(3)
 
 
@@ -478,10 +477,10 @@ claim(
     "masked and gathered attention give the same numbers",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # Their cost is not. PyTorch can count the operations of the matrix products that a call really makes:
 
-# %%
+# %% tags=["route-2h"]
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -513,7 +512,7 @@ show(
     f" grows {growth}-fold; that of the gathered form does not change.",
 )
 
-# %%
+# %% tags=["route-2h"]
 flat = cost["gathered"][0]
 claim(
     "C4.10",

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # # 07 Sparse training: does the model adapt to what it no longer sees?
 #
 # The indexer can rank (chapter 06). Now attention obeys it: from one step to the next every token sees K earlier
@@ -18,13 +18,12 @@
 # **You need** [06](06_training_the_indexer.ipynb), and [04](04_token_selection.ipynb) for the four choosers:
 # indexer, oracle, window, random.
 #
-# **Routes.** 15 minutes: the figures, the ✓ lines and the panel. 2 hours: predict each answer, exercises 7.1 to
-# 7.3. 2 days: exercise 7.4, the long training (set `FULL`), then `dsa/training/twins.py`. Computing: **60 s**.
+# **Routes.** {routes} Afterwards: the long training (set `FULL`), and `dsa/training/twins.py`. Computing: **60 s**.
 #
 # *The report* is DeepSeek's on V3.2-Exp; this chapter is about its section 2 and its Table 1. `K` is the number
 # of tokens kept.
 
-# %%
+# %% tags=["route-2h"]
 import inspect
 import json
 from pathlib import Path
@@ -50,14 +49,14 @@ from torch import Tensor
 FULL = False  # True: also the long training, about five minutes
 style()
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## The switch
 #
 # We start where chapter 06 ended: a dense model with a warmed-up indexer, `data/warmed`. It reads Python's own
 # source code, as it did when it was trained, from files that were held out; and it is asked for needles. One
 # function for everything that follows: bits per byte of text, and the share of needles recalled.
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "route-2h"]
 text = corpus.load()
 print(text)
 warmed = dsa.from_pretrained("../data/warmed")
@@ -71,7 +70,7 @@ def measure(model, attention, top_k=16):
     return bits, evaluate.recall(model, exam, attention, top_k)["all"]
 
 
-# %%
+# %% tags=["route-2h"]
 guess = predict(
     "Dense, it needs 1.9 bits per byte. By how much does that grow when"
     " each token suddenly sees 16 instead of up to 256?",
@@ -80,7 +79,7 @@ guess = predict(
     unit="bits",
 )
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "route-2h"]
 dense, sparse = measure(warmed, "dense"), measure(warmed, "sparse")
 print(f"dense      {dense[0]:.2f} bits, recall {dense[1]:.0%}")
 print(f"16 of them {sparse[0]:.2f} bits, recall {sparse[1]:.0%}")
@@ -104,7 +103,7 @@ claim(
 # adaptation we must take away more. **Recorded**, three models of three seeds, each switched to K keys by four
 # choosers: `{source:sparse_training.command}`, {source:sparse_training.date}.
 
-# %%
+# %% tags=["route-2h"]
 path = Path("../data/measurements/sparse_training.json")
 record = json.loads(path.read_text())
 swept = record["sweep"]
@@ -120,7 +119,7 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
 plt.close(fig)  # shown below
 
 
-# %%
+# %% tags=["route-2h"]
 def seeds_at(model, who, what, k):
     """The recorded values of all seeds."""
     return adapting.along(swept, model, who, what)[k]
@@ -435,7 +434,7 @@ claim(
     f" {100 * apart:.0f} points",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # The guess was wrong. Attention *wants* as many tokens as before. So what has changed is probably what the model
 # makes of the two that it gets: its values, its projections, the layers above. We have not located it. (Whatever
 # it is, it should disturb the model when it sees everything again. We shall look.)
@@ -472,7 +471,7 @@ words = "Recorded, the indexer chooses, mean of three seeds. " + "; ".join(
 )
 show(fig, words + ".")
 
-# %%
+# %% tags=["route-2h"]
 bits = {
     name: [r["bits"] for r in record["text"] if r["model"] == name]
     for name in ("dense", "sparse", "window")
@@ -598,7 +597,7 @@ side_by_side(
     columns=1,
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## As good as dense? The report's fourteen benchmarks
 #
 # The report's claim about quality is its Table 1: fourteen benchmarks, one number each, dense predecessor against
@@ -608,7 +607,7 @@ side_by_side(
 # 100, if each answered every question once. (The generous end: two models fail at the same hard questions, and
 # averages of several runs spread less.)
 
-# %%
+# %% tags=["route-2h"]
 from dsa.cost.published import read_benchmarks
 
 table = read_benchmarks("../data/published/benchmarks.csv")
@@ -620,7 +619,7 @@ guess = predict(
     unit="benchmarks",
 )
 
-# %%
+# %% tags=["route-2h"]
 fig, ax = plt.subplots(figsize=(6.8, 3.4))
 adapting.draw_published(ax, table)
 ax.set(xlabel="sparse minus dense, points (published)")
@@ -633,7 +632,7 @@ words = ";\n".join(
 )
 show(fig, f"Published, V3.2-Exp minus V3.1-Terminus:\n{words}.")
 
-# %%
+# %% tags=["route-2h"]
 known = [b for b in table if b.chance() is not None]
 outside = [b.name for b in known if abs(b.difference) > b.chance()]
 better = sum(b.difference > 0 for b in table)

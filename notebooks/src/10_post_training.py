@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # # 10 Post-training: what is there to learn when nobody writes the answers?
 #
 # Until now there was always a text to imitate. After pre-training there is none: nobody has written down how *this
@@ -16,15 +16,14 @@
 # **You need** PyTorch, cross-entropy, and top-k selection ([04](04_token_selection.ipynb)).
 # [06](06_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
 #
-# **Routes.** 15 minutes: the figures, the ✓ lines and the two panels. 2 hours: predict each answer, exercises 10.1
-# to 10.3. 2 days: exercise 10.4, the run on all five domains (set `FULL`), then `dsa/training/grpo.py` and the
-# record's `dsa/training/post_training.py`. Computing: about **60 s**.
+# **Routes.** {routes} Afterwards: the run on all five domains (set `FULL`), `dsa/training/grpo.py`, and the record's
+# `dsa/training/post_training.py`. Computing: about **60 s**.
 #
 # Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's
 # on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of TRL,
 # Hugging Face's library for training with rewards.
 
-# %%
+# %% tags=["route-2h"]
 import copy
 import inspect
 import json
@@ -51,14 +50,14 @@ FULL = False  # True: also GRPO on all five domains, two to four minutes
 torch.set_num_threads(1)
 style()
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## Five domains whose answers can be checked
 #
 # The report names five: mathematics, competitive programming, logical reasoning, agentic coding, agentic search.
 # Ours are the smallest tasks that deserve the comparison. Each has three levels. A prompt begins with the sign of
 # its domain, then says whether to think first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
 
-# %%
+# %% tags=["route-2h"]
 chance = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):
@@ -113,7 +112,7 @@ claim(
     " with one token changed are refused",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## A model that knows, and is careless
 #
 # `data/novice` was trained like this course's large model: it copied first, then read worked solutions with dense
@@ -124,11 +123,11 @@ claim(
 #
 # Take its likeliest tokens, and it is nearly always right. And if its tokens are *drawn*, as it would say them?
 
-# %%
+# %% tags=["route-2h"]
 base = dsa.from_pretrained("../data/novice")
 guess = predict("What share of sampled answers is right?", 0.9)
 
-# %%
+# %% tags=["route-2h"]
 names = tuple(DOMAINS)
 greedy = rollout.accuracy(base, names, 120, temperature=0.0)
 sampled = rollout.accuracy(base, names, 120, temperature=1.0)
@@ -144,7 +143,7 @@ ax.set(ylabel="right answers", ylim=(0, 1.05))
 fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
 plt.close(fig)  # shown below
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "route-2h"]
 means = {
     name: sum(found.values()) / 5
     for name, found in (("greedy", greedy), ("sampled", sampled))
@@ -188,7 +187,7 @@ claim(
     "thinking helps at maths and sorting, for nearly twice the tokens",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # With 500 problems each, a single difference below six points may be chance. Thinking helps most at `maths`, where
 # the thought, a running total, does part of the work, and it helps at `search`. At `brackets` and `repair`, where it
 # repeats what one already sees, it does not: a careless writer has one more occasion to slip.
@@ -206,7 +205,7 @@ claim(
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r_1 \dots r_G)}{\mathrm{std}(r_1 \dots r_G)}$$
 
-# %%
+# %% tags=["route-2h"]
 hard = torch.tensor([1.0, 0, 0, 0])  # one of four was right
 easy = torch.tensor([1.0, 1, 1, 0])
 
@@ -482,7 +481,7 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
         f" {rewards.mode_kept(one):4.0f} {penalty(one) + 0:6.2f}"
     )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # A rubric pays for the way there. That helps where nothing is ever quite right, since then 0 or 1 is always 0. And
 # it is an invitation: every point that can be had without the task will be had without the task. We come to that.
 #
@@ -493,7 +492,7 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
 # what is left. What passes from teacher to student are texts. No weights, no probabilities: so the teacher may be
 # of any size and kind.
 #
-# Live, the model above being the teacher:
+# First live, with the model above as the teacher; then recorded.
 
 # %%
 lessons = student.rejection_sample(
@@ -524,13 +523,13 @@ claim(
     f"the student is within 15 points of its teacher: {-100 * behind:+.0f}",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # All five domains, three seeds, are **recorded** (`{source:post_training.command}`, {source:post_training.date}):
 # specialists of 25 steps with 16 prompts; a student of 80 steps on their correct samples; *mixed*, 60 steps of 32
 # prompts from all domains, straight from the base; *sequential*, the five domains one after the other, 25 steps
 # each. Mixed and sequential thus see about equally many samples. Who is how good at what?
 
-# %%
+# %% tags=["route-2h"]
 guess = predict(
     "By how many points does the student beat the specialists?",
     -5,
@@ -540,7 +539,7 @@ guess = predict(
     unit="points",
 )
 
-# %%
+# %% tags=["route-2h"]
 path = Path("../data/measurements/post_training.json")
 record = json.loads(path.read_text())
 runs = record["runs"]
@@ -559,7 +558,7 @@ rows["student, then mixed"] = row(lambda r: r["models"]["student, mixed"])
 rows["mixed"] = row(lambda r: r["models"]["mixed"])
 rows["sequential"] = row(lambda r: r["sequential"][-1])
 
-# %%
+# %% tags=["route-2h"]
 fig, ax = plt.subplots(figsize=(6.4, 4))
 ax.imshow(list(rows.values()), vmin=0.2, vmax=1, aspect="auto")
 for y, line in enumerate(rows.values()):
@@ -575,7 +574,7 @@ words = "; ".join(
 )
 show(fig, f"Right answers, mean of domains and seeds, recorded: {words}.")
 
-# %%
+# %% tags=["route-2h"]
 own, taught = [], []
 for r in runs:
     own.append(sum(r["specialists"][n][n] for n in names) / 5)

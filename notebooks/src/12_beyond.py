@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # # 12 Beyond: DSA among its alternatives
 #
 # DeepSeek Sparse Attention is one answer among several. Others choose blocks instead of tokens, or choose without
@@ -14,14 +14,13 @@
 # **You need** [02](02_multi_head_latent_attention.ipynb) (latents), [04](04_token_selection.ipynb) (how a selection
 # is judged) and [06](06_training_the_indexer.ipynb) (how an indexer learns).
 #
-# **Routes.** 15 minutes: the map, the figures, the ✓ lines, the panel. 2 hours: predict each answer, exercises
-# 12.1 to 12.4. 2 days: write a fifth square into `dsa/model/alternatives/`, and record it with
+# **Routes.** {routes} Afterwards: write a fifth square into `dsa/model/alternatives/`, and record it with
 # `{source:alternatives.command}`. Computing: **40 s**.
 #
 # Shape letters: `S` visible keys, `K` tokens read, `Z` tokens in a block, `N` = S / Z blocks, `H` heads, `C + R`
 # numbers of a latent, `J` index heads of width `W`.
 
-# %%
+# %% tags=["route-2h"]
 import inspect
 import json
 from pathlib import Path
@@ -45,7 +44,7 @@ from torch import Tensor
 FULL = False  # True: also a longer lesson for two designs, five minutes
 style()
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # ## The map
 #
 # Most sparse attention is one scheme: **score candidates by a cheap proxy, take the best, attend to those.** Two
@@ -191,7 +190,7 @@ claim(
     "no query reads a token of its future",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # (-1 is an empty place: early queries have too few blocks to choose from.)
 #
 # ## One bench for choices
@@ -201,7 +200,7 @@ claim(
 # many of the far needles, more than 64 tokens back, are among them, and how much of the attention? Two more choices
 # frame the designs: `oracle` reads the tokens with the most attention, `random` reads any. Blocks are of 8 tokens.
 
-# %%
+# %% tags=["route-2h"]
 warmed = dsa.from_pretrained("../data/warmed")
 text = corpus.load("../data/texts")
 task = Needles(text, length=256, pairs=8, queries=8)
@@ -209,16 +208,16 @@ episodes = task.generate(torch.Generator().manual_seed(1), 6)
 layers = pictures.layers_of(warmed, episodes.tokens)
 print(pictures.CHOOSERS)
 
-# %%
+# %% tags=["route-2h"]
 guess = predict(
     "What share of far needles lie in the blocks of best mean?", 0.5
 )
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "route-2h"]
 draw = pictures.draw_choices(layers, episodes)
 show(*draw(keys=32, block=8, layer=2))
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["nbval-ignore-output", "route-2h"]
 judge = pictures.judged
 found = {
     who: judge(layers[2], episodes, who, Budget())
@@ -472,7 +471,7 @@ claim(
     " after 150 steps more than 70%, its full layer untouched",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # No language loss was used, and the layer that looks needles up has not changed by a bit. It has merely got the
 # input it was used to: which token came before, for instance, is a thing that a fixed memory holds easily.
 #
@@ -490,7 +489,7 @@ claim(
 # trained dense, which is DSA's own history; they do not show what NSA, MoBA or Gated DeltaNet become when a model
 # is trained with them from its first step, as their authors do.
 
-# %%
+# %% tags=["route-2h"]
 record = json.loads(
     Path("../data/measurements/alternatives.json").read_text()
 )
@@ -530,7 +529,7 @@ claim(
     kind="recorded",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # Three things to see.
 #
 # **Who looks at each token recalls; who looks at summaries recalls less; who looks at places recalls what is
@@ -543,7 +542,7 @@ claim(
 # {source:alternatives.options.steps} steps: MoBA and NSA recall less than before. A longer lesson is recorded at the
 # end.
 #
-# **Plain text hardly notices.** Look at the bits:
+# **Plain text hardly notices.** The bits lie close together.
 
 
 # %%
@@ -803,7 +802,7 @@ claim(
     value=f"{same:,.0f}",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # **On plain local text** a window is nearly as good (C12.16), and on a model that must not be touched SparQ or
 # Quest need no training at all. **Where attention is diffuse** (C12.9) every choice loses, DSA's too.
 #
