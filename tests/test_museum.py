@@ -70,6 +70,18 @@ def test_the_specimen_tells_all_visitors_apart():
         assert (sets == golden[4].sets) == right, name
 
 
+def test_a_mistake_in_one_layer_leaves_the_layers_below_and_the_last_row_alone():
+    model, tokens, golden = museum.specimen()
+    model.top_k = 4
+    for name in museum.HIDDEN:
+        with museum.in_layer(2, mistakes.find(name))(), torch.no_grad():
+            logits, trace = model(tokens, trace=True)
+        sets = [museum.chosen_sets(layer.selected[0]) for layer in trace]
+        assert sets[:2] == golden[4].sets[:2] and sets[2] != golden[4].sets[2], name
+        assert sets[2][-1] == golden[4].sets[2][-1]
+        torch.testing.assert_close(logits[:, -1], golden[4].logits[:, -1])
+
+
 def test_the_picture_counts_what_is_visible():
     wide = {"a": museum.Damage(0.0, 0.0, 1.0), "b": museum.Damage(2.0, 0.1, 1.0)}
     narrow = {"a": museum.Damage(3.0, 0.1, 1.0), "b": museum.Damage(1.0, 0.2, 1.0)}

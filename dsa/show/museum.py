@@ -3,8 +3,8 @@
 An exhibit is one of `mistakes.MISTAKES`, switched on while a model reads. What is recorded is what a test could look
 at: how far logits move, how many of the chosen tokens are others, and whether needles are still answered. With K >= S
 nearly every exhibit is invisible, since every visible token is chosen whatever its score; the museum makes that a
-number. For readers who write a test of their own there is a `specimen`, a model small enough to be read thirteen times
-in a moment, and a row of `visitors`, right and wrong.
+number. For readers who write a test of their own there is a `specimen`, a model small enough to be read many times in a
+moment, and a row of `visitors`, right and wrong.
 """
 
 import copy
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from dsa.kernels import ops
 from dsa.kernels.loops import EMPTY
 from dsa.kernels.reference import membership
+from dsa.model.attention import Attention
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 from dsa.show.mistakes import Mistake, Replacement, find
@@ -150,6 +152,19 @@ def _another_order(q: Tensor, k: Tensor, w: Tensor, top_k: int, right=ops.index_
 
 
 IN_ANOTHER_ORDER = Replacement(ops, "index_topk", _another_order)
+HIDDEN = ("mask after top-k", "mask with 0", "fillers not masked again")
+"""Mistakes with the future, which the last query does not have. In the last layer alone nothing carries them to it."""
+
+
+def in_layer(layer: int, mistake: Mistake) -> Replacement:
+    """Make the mistake only where one layer chooses its tokens."""
+    right = Attention.choose
+
+    def choose(self: Attention, *arguments: Any) -> Tensor | None:
+        with mistake.apply() if self.layer == layer else nullcontext():
+            return right(self, *arguments)
+
+    return Replacement(Attention, "choose", choose)
 
 
 @lru_cache(maxsize=1)
@@ -179,3 +194,6 @@ def visitors() -> Iterator[tuple[str, AbstractContextManager[None], bool]]:
     yield "a right model that lists its tokens in another order", IN_ANOTHER_ORDER(), True
     for name in EXHIBITS:
         yield name, find(name).apply(), False
+    last = len(specimen()[0].model.layers) - 1
+    for name in HIDDEN:
+        yield f"{name}, in the last layer only", in_layer(last, find(name))(), False

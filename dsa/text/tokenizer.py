@@ -198,11 +198,6 @@ def words(ids: Ids) -> list[Word]:
     return found
 
 
-def word_of(ids: Ids) -> list[int]:
-    """For each token the number of its word in :func:`words`."""
-    return [number for number, word in enumerate(words(ids)) for _ in range(word.start, word.stop)]
-
-
 def _kind(text: str) -> str:
     if text.isspace():
         return "space"

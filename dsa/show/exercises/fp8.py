@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dsa.kernels import fp8
-from dsa.show.exercises.core import Exercise, require
+from dsa.show.exercises.core import Answer, Exercise, require
 from dsa.show.exercises.fp8_products import BLOCK_MATMUL, INDEX_SCORES
+from dsa.show.mistakes import Replacement
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
@@ -109,14 +110,33 @@ def _without_scale(x: Tensor) -> Tensor:
     return fp8.round_to(x)
 
 
-def _check_quantise(answer) -> None:
+def _calls_the_package(x: Tensor) -> Tensor:
+    """Has the package do all of it: the numbers are right, and nothing was written."""
+    return fp8.dequantise(*fp8.quantise(x[None]))[0]
+
+
+def _by_hand(answer: Answer, x: Tensor) -> Tensor:
+    """What `answer` makes of x, unless it lets `fp8.quantise` look for the groups' largest numbers."""
+    asked, right = [], fp8.largest_of_block
+
+    def spied(x: Tensor, block: tuple[int, int]) -> Tensor:
+        asked.append(block)
+        return right(x, block)
+
+    with Replacement(fp8, "largest_of_block", spied)():
+        found = answer(x.clone())
+    require(not asked, "fp8.quantise does all of it: write the groups yourself, with fp8.scales and fp8.round_to")
+    return found
+
+
+def _check_quantise(answer: Answer) -> None:
     for seed, width in enumerate((128, 256, 300, 5)):
         x = _normal(width, seed=seed) * 10.0 ** torch.randint(
             -4, 3, (width,), generator=torch.Generator().manual_seed(1)
         )
         x[1] = -1.01 * x.abs().max()
         x[280:] = 0  # a group may end in zeros, and no scale may become 0
-        found = answer(x.clone())
+        found = _by_hand(answer, x)
         require(getattr(found, "shape", None) == x.shape, f"{width} numbers must stay {width}")
         right = fp8.dequantise(*fp8.quantise(x[None]))[0]
         wrong = (found != right).nonzero().flatten().tolist()
@@ -140,11 +160,13 @@ EXERCISES = (
     ),
     Exercise(
         "E5.2", "Groups of 128", 1, 10,
-        "Round a vector group by group. What comes back must be equal to the package's in every bit, for any width.",
+        "Round a vector group by group, without `fp8.quantise`. What comes back must equal the package's in every bit, "
+        "for any width.",
         ("`x.split(128)` gives the groups, the last one shorter if need be.",
          "The scale belongs to the largest *magnitude*: `group.abs().max()`.",
          "Divide by the scale, round, multiply by the scale; then `torch.cat`."),
-        my_quantise, (_one_scale, _without_magnitude, _drops_the_rest, _without_scale), _check_quantise,
+        my_quantise,
+        (_one_scale, _without_magnitude, _drops_the_rest, _without_scale, _calls_the_package), _check_quantise,
     ),
     BLOCK_MATMUL,
     INDEX_SCORES,

@@ -2,7 +2,8 @@
 
 The second one turns the usual arrangement round. The reader does not write code that the checker tests, but a test,
 and the checker shows it models: right ones, which it must accept, and each exhibit of the museum, which it must refuse.
-A test that refuses everything is as wrong as one that accepts everything.
+A test that refuses everything is as wrong as one that accepts everything. Some mistakes are made in the last layer
+alone, where no other layer carries them to the last token, so that a test must look at every row.
 """
 
 from copy import deepcopy
@@ -79,11 +80,25 @@ def _everything_selected(model, tokens, golden) -> bool:
     return torch.allclose(model(tokens), golden[64].logits, atol=1e-3)
 
 
-def _one_row(model, tokens, golden) -> bool:
-    """Tests the last query of the first layer only: it has no future, so nobody sees what the mask does."""
+def _one_layer(model, tokens, golden) -> bool:
+    """Tests the first layer only, all rows of it."""
     model.top_k = 4
     _, trace = model(tokens, trace=True)
-    return museum.chosen_sets(trace[0].selected[0])[-1] == golden[4].sets[0][-1]
+    return museum.chosen_sets(trace[0].selected[0]) == golden[4].sets[0]
+
+
+def _last_rows(model, tokens, golden) -> bool:
+    """Tests the last query of every layer: it has no future, so nobody sees what the mask does."""
+    model.top_k = 4
+    _, trace = model(tokens, trace=True)
+    rows = [museum.chosen_sets(layer.selected[0])[-1] for layer in trace]
+    return rows == [sets[-1] for sets in golden[4].sets]
+
+
+def _last_logits(model, tokens, golden) -> bool:
+    """Tests what the last token predicts: what only earlier tokens read does not show in it."""
+    model.top_k = 4
+    return torch.allclose(model(tokens)[:, -1], golden[4].logits[:, -1], atol=1e-4)
 
 
 def _to_the_bit(model, tokens, golden) -> bool:
@@ -108,7 +123,7 @@ def _check_test(answer: Answer) -> None:
         require(said or not right, f"your test refuses {name}")
         if said and not right:
             missed.append(name)
-    total = len(museum.EXHIBITS)
+    total = len(museum.EXHIBITS) + len(museum.HIDDEN)
     require(not missed, f"your test catches {total - len(missed)} of {total} mistakes; missed: {'; '.join(missed)}")
 
 
@@ -128,12 +143,12 @@ EXERCISES = (
         "Write the test that the museum's mistakes would not have survived. It gets a model, 40 tokens, and what a "
         "right model gave for three values of K. It may set `model.top_k`. The checker shows your test two right "
         "models, one of which lists its chosen tokens in another order, and then the same model with each of the "
-        "mistakes. Accept the first two, refuse all others.",
+        "mistakes, and with some of them in one layer only. Accept the first two, refuse all others.",
         ("Which of the three K is useless here, with 40 tokens?",
          "`_, trace = model(tokens, trace=True)`; then `trace[layer].selected[0]` holds a row of chosen tokens for "
          "each query, with -1 in empty slots. Compare sets, not lists.",
          "Compare *every* row of *every* layer: the last query has no future, so a mistake with the mask does not show "
          "in its choice, unless a layer below has spoilt what it reads."),
-        my_test, (_everything_selected, _one_row, _to_the_bit, _same_token), _check_test,
+        my_test, (_everything_selected, _one_layer, _last_rows, _last_logits, _to_the_bit, _same_token), _check_test,
     ),
 )  # fmt: skip
