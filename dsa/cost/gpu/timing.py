@@ -1,7 +1,7 @@
 """First whether a call is right, then how long it takes.
 
 Right means: on fresh random inputs, into memory that was full of NaN, close to what the fp32 reference gives. The
-distance is that of the whole answer in units of its own size; NaN, an unwritten number or a lost mask is infinitely far.
+distance is that of the whole answer in units of its own size; NaN, an unwritten number or a lost mask is without end.
 
 Time is the device's own: two events around each call, the median of many. Calls go round several sets of inputs, so
 that none finds its data in the cache on the chip. All of it is done twice, and how far the two medians lie apart is
@@ -27,7 +27,8 @@ SECONDS, FEWEST, MOST = 0.5, 7, 200  # of one round, and calls in it
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Inside, new memory is full of NaN, so that a number which nobody writes cannot pass for one that was computed."""
-    enabled, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the switch does more than we want; to what it does more it only warns
         torch.use_deterministic_algorithms(True, warn_only=True)
