@@ -1,8 +1,8 @@
 """What kernels are fed with: random numbers of the real shape, several sets of them, made where they are needed.
 
 Random because zeros hide mistakes and run faster; new in each run because a kernel must be right for any. Codes of
-eight bits are rounded normal numbers with scales that are powers of two. Selected positions are one from each of K equal
-stretches of what a query sees: as scattered as a real choice, in rising order, none twice.
+eight bits are rounded normal numbers with scales that are powers of two. Selected positions are one from each of K
+equal stretches of what a query sees: as scattered as a real choice, in rising order, none twice.
 
 On "meta" the same calls make tensors without numbers, from which a test counts the memory that the real ones will take.
 """
