@@ -11,12 +11,14 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dsa.cost import record
+
+COMMAND = "python -m dsa.cost.gpu"
 CASES = (
     "machine", "index logits", "sparse prefill", "sparse decode", "index decode", "top-k", "backward",
     "layer, prefill", "layer, decode",
@@ -26,7 +28,9 @@ CASES = (
 def need_gpu() -> torch.device:
     """The GPU, or one sentence saying that there is none."""
     if not torch.cuda.is_available():
-        raise SystemExit("this measures a GPU and PyTorch sees none: run it on a machine with CUDA or ROCm")
+        raise SystemExit(
+            "this measures a GPU and PyTorch sees none: run it on a machine that has one, with torch's build for it"
+        )
     return torch.device("cuda")
 
 
@@ -34,16 +38,11 @@ def about(out: Path) -> dict[str, Any]:
     """Where a record comes from."""
     import triton
 
-    return {
-        "command": f"python -m dsa.cost.gpu --out {out}",
-        "what": "each Triton kernel, checked, then timed by the device's clock: two medians; DeepSeek-V3.2-Exp's sizes",
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__,
-            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    cudnn = str(torch.backends.cudnn.version())
+    versions = {"triton": triton.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
+    what = "each Triton kernel, checked, then timed by the device's clock: two medians; DeepSeek-V3.2-Exp's sizes"
+    return {**record.origin(f"{COMMAND} --out {out}", machine, **versions), "what": what}
 
 
 def one_case(name: str, out: Path, device: torch.device) -> None:
@@ -62,10 +61,10 @@ def all_cases(names: Sequence[str], out: Path) -> None:
     from dsa.cost.gpu.suite import Record, apart
 
     broken = apart(names, lambda name: [sys.executable, "-m", "dsa.cost.gpu", "--out", str(out), "--only", name])
-    record = Record(out, about(out))
+    kept = Record(out, about(out))
     for name, why in broken.items():
         print(f"{name}: {why}")
-        record.keep(f"{name}, broken off", {"contenders": {}, "failed": why})
+        kept.keep(f"{name}, broken off", {"contenders": {}, "failed": why})
 
 
 def summary(out: Path) -> str:
@@ -82,19 +81,20 @@ def summary(out: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all, or some."""
-    parser = argparse.ArgumentParser("python -m dsa.cost.gpu", description="Check and time the Triton kernels.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
+    parser = argparse.ArgumentParser(COMMAND, description="Check and time the Triton kernels.")
+    record.add_options(parser)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=f"some of: {'; '.join(CASES)}")
-    parser.add_argument("--replace", action="store_true", help="measure all anew though FILE exists")
     options = parser.parse_args(argv)
     device = need_gpu()
     if options.only and len(options.only) == 1:
         one_case(options.only[0], options.out, device)
         return
-    if options.out.exists() and not options.only:
-        if not options.replace:
-            parser.error(f"{options.out} exists: --replace it, or --only NAME to measure one case of it again")
-        options.out.unlink()
+    if not options.only:
+        try:
+            record.check_free(options)
+        except FileExistsError as error:
+            parser.error(f"{error}, or --only NAME to measure one case of it again")
+        options.out.unlink(missing_ok=True)
     all_cases(options.only or CASES, options.out)
     print(summary(options.out))
 

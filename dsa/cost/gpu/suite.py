@@ -9,7 +9,6 @@ is not timed; and the record is written anew, in one step, after every result.
 import gc
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dsa.cost import record
 from dsa.cost.gpu.inputs import Inputs
 from dsa.cost.gpu.timing import Call, Timer, poisoned, replayed
 from dsa.cost.gpu.trial import Contender, Trial, judged, milliseconds, quickest
@@ -146,9 +146,7 @@ class Record:
         """Put a trial's findings in place of earlier ones and write the file, whole or not at all."""
         self.content["trials"][name] = dict(found)
         self.content["rows"] = [row for trial in self.content["trials"].values() for row in trial.get("rows", [])]
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
-        beside.replace(self.path)
+        record.write(self.path, self.content)
 
 
 def apart(names: Sequence[str], command: Callable[[str], list[str]], limit: float = LIMIT) -> dict[str, str]:
