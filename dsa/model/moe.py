@@ -4,7 +4,7 @@ A mixture of experts gives each token `num_experts_per_tok` of the E experts, an
 details are easy to get wrong, and all three are silent. The learned bias helps to *choose* experts and never weighs
 them. Groups that were not chosen are masked with -inf, not 0: a biased score may be negative. And the weights are
 normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too
-few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
+few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2; Eq. 12 to 16).
 """
 
 from collections.abc import Iterator

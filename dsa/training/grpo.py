@@ -1,7 +1,8 @@
 """GRPO: reinforcement learning in which the other answers to the same question are the baseline.
 
 For each prompt the model writes a group of G completions, and rules give each a reward. What is better than the group's
-mean is made more likely, what is worse less likely (report section 2.2; Shao et al. 2024, "DeepSeekMath"):
+mean is made more likely, what is worse less likely (report section 2.2; Shao et al. 2024, "DeepSeekMath"; written out
+in the DeepSeek-V3 report, Eq. 26 to 28):
 
     A_i  = r_i - mean(r_1 ... r_G)                                          (divided by the group's deviation, if asked)
     L    = - mean over own tokens of  min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)  +  beta KL
