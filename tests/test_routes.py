@@ -20,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted(ROOT.glob("notebooks/*.ipynb"))}
 LINK = re.compile(r"\]\(([^)#\s]+)")
 SHORT = list(NAMES)[:-1]
-CHAPTERS = [path.stem for path in ROOT.glob("notebooks/src/*.py") if "{routes}" in path.read_text("utf-8")]
 NUMBERS = count()
 
 
@@ -136,7 +135,7 @@ def test_what_is_whole_is_not_complained_about(cells):
 
 
 def test_a_needed_cell_that_loses_its_tag_is_missed():
-    for name in CHAPTERS:
+    for name in NOTEBOOKS:
         whole = deepcopy(NOTEBOOKS[name])
         imports = next(cell for cell in whole.cells if cell.cell_type == "code" and is_on(cell, "2h"))
         imports.metadata["tags"] = []
@@ -167,7 +166,7 @@ def test_an_exercise_takes_the_minutes_it_names():
 def test_each_route_takes_the_time_it_is_named_after(route):
     parts = [along(whole, route) for whole in NOTEBOOKS.values()]
     needed = sum(map(minutes, parts)) + sum(SECONDS / 60 for cells in parts if cells)
-    assert needed <= 1.01 * ROUTES[route]
+    assert 0.85 * ROUTES[route] <= needed <= ROUTES[route]
 
 
 # What a reader is told, and gets
@@ -181,14 +180,14 @@ def test_the_opening_cell_says_what_is_on_which_route():
 
 def test_every_opening_cell_has_the_line_of_its_routes():
     course = Course(ROOT / "notebooks")
-    for name in CHAPTERS:
+    for name in NOTEBOOKS:
         said = f"2 hours: {len(along(NOTEBOOKS[name], '2h'))} cells, "
         assert said in NOTEBOOKS[name].cells[0].source, name
         assert course.source(name).read_text("utf-8").split("# %%")[1].count("{routes}") == 1, name
 
 
 def test_two_hours_lead_through_every_chapter_and_ask_for_no_exercise():
-    on = {name: [cell.id for cell in along(NOTEBOOKS[name], "2h")] for name in CHAPTERS}
+    on = {name: [cell.id for cell in along(whole, "2h")] for name, whole in NOTEBOOKS.items()}
     assert [name for name, ids in on.items() if len(ids) < 8] == []
     assert [id for ids in on.values() for id in ids if re.match(r"e\d+-\d+_", id)] == []
 
@@ -209,6 +208,11 @@ def test_a_route_s_notebook_says_what_is_left_out_and_where_it_goes_on():
         "See [01](01_a.ipynb) and [02](../notebooks/02_b.ipynb#x), [C3.1](../notebooks/03_c.ipynb) and C2.9."
     )
     assert whole["01_a"].cells[0].execution_count == 7
+
+
+def test_a_notebook_whose_opening_is_left_out_keeps_its_title():
+    on = taken({"01_a": notebook(text("# 01 A title\n\nWords."), code("1", "2h"))}, "2h")
+    assert on["01_a"].cells[0].source.startswith("# 01 A title\n\n*The route of 2 hours: 1 cell of")
 
 
 @pytest.mark.parametrize("route", SHORT)
