@@ -7,8 +7,9 @@
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `builder.draft` makes
 its cells, this file runs them, `builder.prose` fills the numbers they proved into the text, `builder.manners` says what
-else a notebook must keep, and `builder.routes` leads through the course in less time. With all notebooks goes the
-README's ledger of statements (`builder.ledger`).
+else a notebook must keep, and `builder.routes` leads through the course in less time. Tables that point into other
+notebooks (`builder.tables`) are drawn anew after every build; with all notebooks goes the README's ledger of statements
+(`builder.ledger`), too.
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -18,6 +19,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -26,6 +28,7 @@ from builder.ledger import with_ledger
 from builder.manners import faults
 from builder.prose import fill
 from builder.routes import gaps, tell
+from builder.tables import table
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -104,9 +107,14 @@ class Course:
         if run and not (keep and unchanged):
             execute(draft, self.folder)
         tell(draft)
-        fill(draft, self.data)
+        target.write_text(written(draft), "utf-8")  # for tables, which read the notebooks as they lie there
+        self.fill(draft)
         target.write_text(written(draft), "utf-8")
         return list(self.check(name))
+
+    def fill(self, draft: NotebookNode) -> list[str]:
+        """Put numbers and tables into the prose; returns complaints."""
+        return fill(draft, self.data, partial(table, root=self.folder.parent))
 
     def check(self, name: str) -> Iterator[str]:
         """Complaints about one committed notebook: its manners, and whether it is what its source gives."""
@@ -118,9 +126,20 @@ class Course:
         committed, draft = nbformat.reads(text, as_version=4), drafted(self.source(name))
         graft(draft, committed)
         tell(draft)
-        yield from (*faults(committed, len(text.encode())), *gaps(committed), *fill(draft, self.data))
+        yield from (*faults(committed, len(text.encode())), *gaps(committed), *self.fill(draft))
         if written(draft) != text:
             yield _difference(draft, committed)
+
+    def renew_tables(self) -> None:
+        """Draw tables anew, as the cells they point to may have moved, where nothing but tables has changed."""
+        for name in self.names():
+            if "{table:" not in self.source(name).read_text("utf-8") or not self.target(name).exists():
+                continue
+            draft = drafted(self.source(name))
+            if graft(draft, nbformat.read(self.target(name), as_version=4)):
+                tell(draft)
+                self.fill(draft)
+                self.target(name).write_text(written(draft), "utf-8")
 
     def strays(self) -> list[str]:
         """Notebooks without a source."""
@@ -179,6 +198,8 @@ def main(arguments: list[str]) -> int:
             found = [str(error)]
         print(f"{name}: {len(found)} complaints" if found else f"{name}: fine", flush=True)
         complaints += [f"{name}, {complaint}" for complaint in found]
+    if not chosen.check:
+        course.renew_tables()
     if not chosen.names:
         complaints += ledger(ROOT, write=not chosen.check)
     for complaint in complaints:

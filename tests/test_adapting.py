@@ -82,30 +82,66 @@ def test_a_line_of_a_sweep():
     assert adapting.along(rows, "x", "sparse", "bits") == {2: [2.0, 2.1], 4: [4.0, 4.1]}
     with pytest.raises(ValueError, match="no model 'z' with attention 'sparse'"):
         adapting.along(rows, "z", "sparse", "bits")
-    fig, ax = plt.subplots()
-    adapting.draw_line(ax, {2: [1.0, 3.0], 4: [5.0, 5.0]}, "x", 0)
-    assert ax.lines[0].get_ydata().tolist() == [2.0, 5.0] and ax.lines[0].get_linestyle() == "--"
+    assert adapting.along(rows, "y", "sparse", "bits")[2] == [2.0, 2.1]
+
+
+def test_a_sweep_draws_means_with_their_reach_and_says_them():
+    rows = [
+        {"model": "x", "attention": who, "top_k": k, "bits": bits, "recall": 0.5}
+        for who, k, bits in (("sparse", 2, 1.0), ("sparse", 2, 3.0), ("sparse", 4, 5.0), ("oracle", 2, 1.5))
+    ]
+    fig, words = adapting.draw_sweep(rows, {"a": ("x", "sparse"), "b": ("x", "oracle")}, (2,), most=4)
+    line = fig.axes[0].lines[0]
+    assert line.get_ydata().tolist() == [2.0, 5.0] and line.get_linestyle() == "--"
+    assert fig.axes[0].get_ylim()[1] == 4 and "a: K 2 2.00 bits and 50%; b: K 2 1.50 bits and 50%." in words
+    plt.close(fig)
+
+
+def test_a_norm_is_that_of_one_long_vector():
+    found = {"a": torch.tensor([[3.0, 0.0]]), "b": torch.tensor([4.0]), "c": torch.ones(9)}
+    assert adapting.norm(found, ["a", "b"]) == 5
+
+
+def test_what_a_twin_is_behind_stands_in_the_middle_of_its_steps():
+    fig, words = adapting.draw_behind({"dense": [1.0, 0.5], "few": [1.5, 0.6]}, "dense", steps=20)
+    [line] = fig.axes[0].lines
+    assert list(line.get_xdata()) == [5, 15] and list(line.get_ydata()) == pytest.approx([0.5, 0.1])
+    assert words.endswith("few 0.50 at first, 0.10 at last.")
+    plt.close(fig)
+
+
+def test_held_attention_is_drawn_layer_by_layer():
+    fig, words = adapting.draw_held({"before": [0.5, 0.25], "after": [0.75, 1.0]}, "best key")
+    assert [bar.get_height() for bar in fig.axes[0].patches] == [0.5, 0.25, 0.75, 1.0]
+    assert words == "Attention held by the best key, layer by layer: before 50%, 25%; after 75%, 100%."
     plt.close(fig)
 
 
 def test_a_run_from_scratch_recalls_after_it_has_copied():
-    fig, ax = plt.subplots()
-    adapting.draw_scratch(ax, {"dense": {"copy_steps": 20, "copy": [0.1, 0.9], "recall": [0.5, 1.0]}})
-    copied, recalled = ax.lines
+    fig, words = adapting.draw_scratch({"dense": {"copy_steps": 20, "copy": [0.1, 0.9], "recall": [0.5, 1.0]}})
+    copied, recalled = fig.axes[0].lines
+    assert words.endswith("dense: copies after 20 steps, then recalls 50% to 100%.")
     assert list(copied.get_xdata()) == [5, 15] and list(recalled.get_xdata()) == [25, 35]
     assert copied.get_label() == "dense: copy" and list(recalled.get_ydata()) == [0.5, 1.0]
     plt.close(fig)
 
 
 def test_differences_and_published_points_stand_where_they_should():
-    fig, (ours, theirs) = plt.subplots(2)
-    table = [{"benchmark": "a", "difference": 0.01, "half": 0.02}, {"benchmark": "b", "difference": -0.5, "half": 0.1}]
-    adapting.draw_differences(ours, table, "a", 0)
-    assert ours.lines[0].get_xdata().tolist() == pytest.approx([1, -50])
+    table = [
+        {"benchmark": name, "dense": 0.5, "difference": gap, "half": half, "noise": abs(gap) < half}
+        for name, gap, half in (("a", 0.01, 0.02), ("b", -0.5, 0.1))
+    ]
+    fig, words = adapting.draw_suite(table, table[::-1])
+    ours = fig.axes[0]
+    window, sparse = (container[0] for container in ours.containers)
+    assert window.get_xdata().tolist() == [-50, 1] and sparse.get_xdata().tolist() == [1, -50]
     assert [label.get_text() for label in ours.get_yticklabels()] == ["a", "b"]
-    adapting.draw_published(theirs, [Benchmark("a", 50, 52, 100), Benchmark("rating", 2046, 2121, None)])
+    assert "up to 50 points (b)" in words and words.endswith("a 50%, +1.0 ± 2.0;\nb 50%, -50.0 ± 10.0: outside.")
+    plt.close(fig)
+    fig, words = adapting.draw_published([Benchmark("a", 50, 52, 100), Benchmark("rating", 2046, 2121, None)])
+    theirs = fig.axes[0]
     assert [label.get_text() for label in theirs.get_yticklabels()] == ["a"]
-    assert theirs.lines[0].get_xdata().tolist() == [2] and theirs.patches[0].get_width() == pytest.approx(
-        27.713, abs=0.01
-    )
+    assert theirs.lines[0].get_xdata().tolist() == [2]
+    assert theirs.patches[0].get_width() == pytest.approx(27.713, abs=0.01)
+    assert "a +2.0 (chance ±13.9);\nrating +75.0 (a rating, not drawn)" in words
     plt.close(fig)

@@ -47,6 +47,13 @@ def test_links_lead_to_pages_that_are_there(pages):
         assert {to for to in targets if not to.startswith("https://")} <= set(pages), name
 
 
+def test_a_link_to_a_cell_finds_it_on_its_page(pages):
+    marks = {name: {found["id"] for found in page.select("[id]")} for name, page in pages.items()}
+    links = [(name, link["href"]) for name, page in pages.items() for link in page.select("a[href*='#cell-id=']")]
+    assert len(links) > 300
+    assert [(name, to) for name, to in links if to.partition("#")[2] not in marks[to.partition("#")[0]]] == []
+
+
 def small(*cells):
     notebook = new_notebook(cells=[new_markdown_cell("# A *short* page\n\nIt costs $a^2$."), *cells])
     return BeautifulSoup(framed(title(notebook), body(notebook, FOLDER), [("x.html", "On & on")]), "html.parser")

@@ -230,6 +230,7 @@ def test_one_thread_in_the_folder_of_the_notebooks(tmp_path):
         ("{source:paper.tokens}", "needs one paper.json in the data folder, and there are 0"),
         ("{source:report}", "is not one value in report.json"),
         ("Try {exercise:E0.1} now", "must stand alone"),
+        ("{table:sky}", "cell how-a-sample-works: {table:sky} is unknown: use one of ledger, "),
     ],
 )
 def test_a_number_nothing_stands_behind_is_an_error(copy, placeholder, complaint):
@@ -244,6 +245,21 @@ def test_plain_values_need_no_entry(copy):
     source.write_text(source.read_text().replace("{source:report.tokens}", "{source:report.k}"))
     assert copy.build("00_sample", run=False) == []
     assert "of 2048 tokens" in notebook(copy).cells[0].source
+
+
+def test_tables_are_drawn_anew_after_every_build_and_outputs_stay(copy, monkeypatch):
+    drawn = iter(["first", "first", "second", "second"])
+    monkeypatch.setattr(build, "table", lambda name, root: next(drawn))
+    source = copy.source("00_sample")
+    source.write_text(source.read_text().replace("{C0.1}", "{table:sky}"))
+    assert copy.build("00_sample", keep=True) == []
+    before = cell(notebook(copy), "how-a-sample-works_2").outputs
+    copy.renew_tables()
+    assert "keep second, of" in notebook(copy).cells[0].source
+    assert cell(notebook(copy), "how-a-sample-works_2").outputs == before
+    source.write_text(source.read_text().replace("1 / 0", "2 / 0"))
+    copy.renew_tables()
+    assert "1 / 0" in cell(notebook(copy), "where-it-fails_1").source, "code that changed must be executed"
 
 
 # What is committed

@@ -4,14 +4,13 @@ In fp64, and mostly with whole numbers: products are then exact in any order, ti
 agree to the last key. Tiles are made tiny, so that a few tokens cross all their edges.
 """
 
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_of_script
 
 from dsa.kernels import fp8, ops, reference
 from dsa.kernels.cpu import backend, dense, gathered, machine, scoring, topk
@@ -24,8 +23,8 @@ SHAPES = [(1, 1), (6, 6), (9, 9), (3, 8), (4, 9), (1, 7), (2, 13)]  # (T, S)
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     for module, name, size in (
-        (scoring, "ROWS", 6), (scoring, "PRODUCTS", 24), (gathered, "FETCHED", 70), (dense, "QUERY_TILE", 4),
-        (dense, "KEY_TILE", 3), (topk, "LONG", 2), (topk, "LARGE", 0), (topk, "GROUP", 2),
+        (scoring, "ROWS", 6), (scoring, "QUERIES", 3), (scoring, "PRODUCTS", 24), (gathered, "FETCHED", 70),
+        (dense, "QUERY_TILE", 4), (dense, "KEY_TILE", 3), (topk, "LONG", 2), (topk, "LARGE", 0), (topk, "GROUP", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, size)
 
@@ -65,7 +64,7 @@ def test_the_selection_is_the_references_with_ties_and_at_all_edges(data):
     T, K = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 24))
     S = T + data.draw(st.integers(0, 40))
     factors = [x.round() for x in index_factors(T, S)]  # whole numbers: many exact ties
-    sizes = {"ROWS": data.draw(st.integers(1, 12)), "PRODUCTS": data.draw(st.integers(1, 60))}
+    sizes = {name: data.draw(st.integers(1, most)) for name, most in (("ROWS", 12), ("QUERIES", 7), ("PRODUCTS", 60))}
     with mock.patch.multiple(scoring, **sizes), mock.patch.multiple(topk, GROUP=data.draw(st.integers(2, 5))):
         found = ops.index_topk(*factors, K, backend="cpu")
     assert found.shape == (B, T, min(K, S))
@@ -168,6 +167,21 @@ def test_the_dense_baseline_is_the_references(T, S, G):
     same(ops.dense_attention(q, k, v, SCALE, backend="cpu"), reference.dense_attention(q, k, v, SCALE))
 
 
+@pytest.mark.parametrize("few", [0, H])
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_token_is_decoded_by_the_fused_kernel_or_in_tiles_without_a_copy_of_shared_values(few, shared, monkeypatch):
+    monkeypatch.setattr(dense, "FEW_HEADS", few)
+    q, k = randn(B, 1, H, C + R, dtype=torch.float32), randn(B, 9, 1, C + R, seed=1, dtype=torch.float32)
+    v = k[..., :C] if shared else randn(B, 9, 1, C, seed=2, dtype=torch.float32)
+    with (
+        mock.patch.object(dense, "fused", wraps=dense.fused) as fused,
+        mock.patch.object(dense.F, "pad", wraps=dense.F.pad) as padded,
+    ):
+        found = ops.dense_attention(q, k, v, SCALE, backend="cpu")
+    assert (fused.call_count, padded.call_count) == (B * bool(few), B * bool(few and not shared))
+    same(found, reference.dense_attention(q, k, v, SCALE), 1e-6)
+
+
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_the_wide_result_and_keeps_its_type(dtype, fast, monkeypatch):
@@ -214,25 +228,22 @@ def test_the_baseline_respects_a_switched_off_fused_kernel_and_wide_values():
 
 # ---- what it takes
 
-PEAK = """
-import resource, torch
-from dsa.kernels import ops
+LAYER = """
+import sys, torch
+from dsa.cost import layer
+from dsa.cost.measure import SHAPES
 torch.set_num_threads(1)
-S, H, C, R, J, W, K = 32768, 8, 128, 32, 4, 32, 64
-q, kv = torch.randn(1, 4096, H, C + R), torch.randn(1, S, C + R)
-index = torch.randn(1, S, J, W), torch.randn(1, S, W), torch.randn(1, S, J)
-ops.sparse_attention(q[:, :64], kv[:, :512], ops.index_topk(*(x[:, :64] for x in index), K), 0.1, C)  # libraries loaded
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-selected = ops.index_topk(index[0][:, -4096:], index[1], index[2][:, -4096:], K)
-ops.sparse_attention(q, kv, selected, 0.1, C)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+torch.set_grad_enabled(False)
+shape, keys, queries = SHAPES[sys.argv[1]](), int(sys.argv[2]), int(sys.argv[3])
+layer.sparse_call(shape, 512, min(queries, 64))()  # libraries loaded
+call = layer.sparse_call(shape, keys, queries)
 """
 
 
-def test_the_operating_system_sees_less_than_200_mb_at_32k():
-    """The last 4,096 queries of a prompt of 32,768, the most demanding ones; a T x S matrix of one head is 512 MB."""
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 200
+@pytest.mark.parametrize(("shape", "queries"), [("s2", 2048), ("real", 16)])
+def test_the_operating_system_sees_less_than_200_mb_at_32k(shape, queries):
+    """Beside its inputs, for the last queries of 32,768 tokens, the dearest; a T x S matrix of one head is 4 GB."""
+    assert peak_of_script(LAYER, "call()", shape, 32768, queries) < 200e6
 
 
 @pytest.mark.parametrize("operation", ["index_topk", "sparse_attention", "dense_attention"])

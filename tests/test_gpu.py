@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dsa.cost import gpu
+from dsa.cost.gpu import __main__ as gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -27,7 +27,7 @@ def test_nan_and_a_missing_mask_never_pass():
 def test_the_checks_themselves_run_in_the_interpreter():
     pytest.importorskip("triton")
     program = (
-        "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; from dsa.cost import gpu;"
+        "import os; os.environ['TRITON_INTERPRET'] = '1'; import torch; from dsa.cost.gpu import __main__ as gpu;"
         "found = gpu.errors(torch.device('cpu'), torch.float16, 60, 16); print(found);"
         "assert len(found) == 6 and all(e < 2e-3 for e in found.values())"
     )

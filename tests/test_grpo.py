@@ -179,7 +179,8 @@ def test_impossible_settings_are_refused():
     for settings, words in [
         ({"num_generations": 1}, "at least 2"), ({"temperature": 0.0}, "above 0"), ({"epsilon": 1.5}, "epsilon=1.5"),
         ({"scale_rewards": "yes"}, "use one of group"), ({"loss_type": "ppo"}, "use one of grpo"),
-        ({"num_iterations": 0}, "at least 1"), ({"beta": -1.0}, "beta=-1.0"), ({"num_prompts": 0}, "at least 1"),
+        ({"num_iterations": 0}, "at least 1"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1"),
+        ({"beta": -1.0}, "beta=-1.0"), ({"num_prompts": 0}, "at least 1"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             GRPOConfig(**settings)
@@ -267,6 +268,28 @@ def test_samples_are_used_as_often_as_asked_and_the_reference_holds_back():
         model.lm_head.weight.mul_(1.5)
     moved = objective(model, seeded(10))[1]
     assert len(drawn) == 3 and moved["clip_ratio"] > 0 and moved["kl"] > found[0]["kl"]
+
+
+def test_a_killed_run_goes_on_between_two_batches_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, "SAVED_EVERY", 4)  # batches last three updates: saved after six
+    config = GRPOConfig(num_prompts=2, num_generations=4, num_iterations=3, max_completion_length=4, beta=0.1)
+    given = {"names": ["maths"], "steps": 9, "config": config, "reward_funcs": [says_one], "show": False}
+    whole, stopped, batches = small(), small(), []
+    run = grpo.grpo(whole, **given)
+
+    def stop(graded):
+        batches.append(graded)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grpo.grpo(stopped, **given, work=tmp_path, watch=stop)
+    resumed, later = small(), []
+    assert grpo.grpo(resumed, **given, work=tmp_path, resume=True, watch=later.append).rows == run.rows
+    assert len(later) == 1, "two batches of samples were done before"
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(ValueError, match="holds another run"):
+        grpo.grpo(small(), **given | {"names": ["code"]}, work=tmp_path, resume=True)
 
 
 def test_only_the_divergence_teaches_the_indexers():

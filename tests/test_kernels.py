@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsa.kernels import chunked, ops
+from dsa.kernels import chunked, fp8, ops, reference
 
 BACKENDS = ["reference", "chunked"]
 SHAPES = [(1, 1), (6, 6), (9, 9), (3, 8), (4, 9), (1, 7)]  # (T, S): prompts, chunks, decoded tokens
@@ -300,7 +301,7 @@ def test_a_decoded_token_pays_for_k_keys_whatever_the_context():
     masked = [decode_cost(S, "reference")[0] for S in (1024, 16384)]
     dense = [decode_cost(S, "dense")[0] for S in (1024, 16384)]
     assert masked[1] == 16 * masked[0] and dense[1] == 16 * dense[0]  # masking saves nothing
-    assert dense[1] == 16384 / 64 * long[0]
+    assert dense[1] == 2 * 2 * 4 * 16384 * (40 + 40)  # the fused kernel takes values as wide as keys
 
 
 BAD_CALLS = {
@@ -328,3 +329,23 @@ def test_wrong_arguments_are_named(case):
     call, words = BAD_CALLS[case]
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "cpu"])
+def test_latents_in_eight_bits_are_what_they_stand_for(backend):
+    generator = torch.Generator().manual_seed(4)
+    q, kv = torch.randn(2, 3, 4, 260, generator=generator), torch.randn(2, 9, 260, generator=generator)
+    selected = torch.randint(7, (2, 3, 5), generator=generator)
+    cache = fp8.LatentCodes(*fp8.quantise(kv[..., :256]), kv[..., 256:].bfloat16())
+    with torch.no_grad():
+        found = ops.sparse_attention(q, cache, selected, 0.1, 256, backend=backend)
+        right = ops.sparse_attention(q, cache.expand(torch.float32), selected, 0.1, 256, backend=backend)
+    assert torch.equal(found, right)
+    with pytest.raises(ValueError, match=r"kv has shape \(2, 9, 256\)"):
+        ops.sparse_attention(q, cache._replace(rotary=cache.rotary[..., :0]), selected, 0.1, 256)
+
+
+def test_the_mask_that_a_gpu_knows_by_name_is_ours():
+    """On a GPU a block of a prompt is masked by `causal_lower_right`: its rows must see what ours see."""
+    mask = causal_lower_right(3, 8)._materialize()
+    assert torch.equal(mask, reference.causal_mask(3, 8))

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from builder.ledger import BEGIN, END, VERDICTS, ledger_faults, ledger_table, proven, rows, summary, with_ledger
-from nbformat import NotebookNode
+from builder.ledger import BEGIN, END, VERDICTS, ledger_faults, ledger_table, rows, summary, with_ledger
+from builder.places import Place, proven, read_pages
 
 ROOT = Path(__file__).parent.parent
 STATEMENTS = [{"id": "A01", "statement": "it is cheaper"}, {"id": "R01", "statement": "Eq. 1 | a sum"}]
 VERDICT = {"id": "A01", "verdict": "modelled", "claims": "C1.9 C1.25", "note": "from 10 thousand tokens on"}
 OTHER = {"id": "R01", "verdict": "published", "claims": "", "note": "nobody outside can measure it"}
-KNOWN = {"C1.9", "C1.25"}
+KNOWN = {"C1.9": Place("01_attention", "one-pair_3"), "C1.25": Place("01_attention", "bytes")}
 
 
 def complaints(*verdicts, statements=STATEMENTS):
@@ -20,7 +20,7 @@ def complaints(*verdicts, statements=STATEMENTS):
 def test_the_course_s_ledger_is_complete_and_proven():
     statements, verdicts = rows(ROOT / "data/published/statements.csv"), rows(ROOT / "data/ledger.csv")
     assert len(statements) == 50
-    assert list(ledger_faults(statements, verdicts, set(proven(ROOT / "notebooks")))) == []
+    assert list(ledger_faults(statements, verdicts, proven(read_pages(ROOT / "notebooks")))) == []
 
 
 def test_the_readme_holds_it_as_it_is_now():
@@ -51,11 +51,12 @@ def test_what_does_not_stand_is_complained_about(verdicts, reason):
 
 
 def test_the_table_links_each_claim_to_its_notebook_and_survives_bars():
-    found = {id: ("01_attention", NotebookNode()) for id in KNOWN}
-    table = ledger_table(STATEMENTS, [VERDICT, OTHER], found)
+    table = ledger_table(STATEMENTS, [VERDICT, OTHER], KNOWN)
     assert "[C1.25](notebooks/01_attention.ipynb); from 10 thousand tokens on |" in table
     assert r"Eq. 1 \| a sum" in table
     assert len(table.splitlines()) == 2 + len(STATEMENTS)
+    inside = ledger_table(STATEMENTS, [VERDICT, OTHER], KNOWN, lambda place: place.address)
+    assert "[C1.9](01_attention.ipynb#cell-id=one-pair_3)" in inside
     assert summary([VERDICT, OTHER]) == "2 statements: 1 modelled, 1 published"
     assert len(set(VERDICTS)) == len(VERDICTS)
 

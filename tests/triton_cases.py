@@ -15,7 +15,8 @@ import torch
 
 from dsa.kernels import fp8, ops, reference
 from dsa.kernels.gpu import backend, index_logits
-from dsa.kernels.gpu.sparse_attention import Latents, attend
+from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
+from dsa.kernels.gpu.sparse_backward import gradients as backward
 
 torch.use_deterministic_algorithms(True)  # torch.empty is then full of NaN
 torch.manual_seed(0)
@@ -77,6 +78,26 @@ def scores_in_fp8():
     q, k, w = index(J=8, W=128)
     codes = (*fp8.quantise(q), *fp8.quantise(k), w)
     return error(index_logits.index_logits_fp8(*codes), fp8.index_scores(*codes))
+
+
+@case
+def scores_of_codes_through_the_one_face():
+    q, k, w = index(J=8, W=128)
+    errors = []
+    for quantise in (fp8.quantise, fp8.quantise_int8):
+        (codes, scale), keys = quantise(q), fp8.Codes(*quantise(k))
+        found = ops.index_scores(codes, keys, w * scale[..., 0], backend="triton")
+        errors.append(error(found, reference.index_scores(codes.float(), keys.expand(), w * scale[..., 0])))
+    return max(errors)
+
+
+@case
+def choice_from_codes_in_tiles():
+    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    q, k, w = index(T=8, J=8, W=128)
+    codes, keys = fp8.quantise(q)[0], fp8.Codes(*fp8.quantise(k))
+    scores = reference.index_scores(codes.float(), keys.expand(), w)
+    return different(ops.index_topk(codes, keys, w, 7, backend="triton"), reference.select(scores, 7))
 
 
 @case
@@ -160,6 +181,49 @@ def decode_from_an_fp8_cache():
     out, _ = attend(q.half(), Latents(codes, rope, scale), selected, 0.1, splits=2)
     read = torch.cat([fp8.dequantise(codes, scale), rope.float()], dim=-1)
     return error(out, reference.sparse_attention(q.half().float(), read, selected, 0.1, 256))
+
+
+@case
+def decode_from_an_fp8_cache_through_the_one_face():
+    q, kv, selected = attention(T=1, S=400, K=300, C=256)
+    cache = fp8.LatentCodes(*fp8.quantise(kv[..., :256]), kv[..., 256:])
+    with torch.no_grad():
+        errors = [
+            error(ops.sparse_attention(q, cache, selected, 0.1, width, backend="triton"),
+                  reference.sparse_attention(q, cache.expand(torch.float32), selected, 0.1, width))
+            for width in (256, 128)
+        ]  # fmt: skip
+    q.requires_grad_()
+    ops.sparse_attention(q, cache, selected, 0.1, 256, backend="triton").sum().backward()  # no gradient is lost
+    return max(errors) if q.grad.abs().sum() > 0 else float("inf")
+
+
+def in_tiles(tile):
+    """Start kernels with these sizes instead of the smallest."""
+
+    def start(kernel, grid, **arguments):
+        chosen = tile.kwargs if "BLOCK_H" in kernel.function.arg_names else {}
+        kernel.function[grid(chosen)](**arguments, **chosen)
+
+    return start
+
+
+@case
+def weights_behind_a_branch():
+    inputs = attention(H=19, K=23)
+    out, _ = attend(inputs[0], Latents.of(inputs[1], 64), inputs[2], 0.2, start=in_tiles(sizes(16, 16, 4, apart=True)))
+    return error(out, reference.sparse_attention(*inputs, 0.2, 64))
+
+
+@case
+def gradients_behind_a_branch():
+    q, kv, selected = attention(H=19, K=23)
+    out, lse = attend(q, Latents.of(kv, 64), selected, 0.2)
+    found = [
+        backward(q, kv, selected, out, lse, torch.ones_like(out), 0.2, in_tiles(sizes(16, 16, 4, apart=apart)))
+        for apart in (False, True)
+    ]
+    return max(error(apart, together) for together, apart in zip(*found, strict=True))
 
 
 @case

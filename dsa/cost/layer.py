@@ -59,7 +59,7 @@ def dense_call(
     if phase == "decode":
         wide = c.kv_lora_rank + c.qk_rope_head_dim
         q, k = random(1, queries, heads, wide), random(1, keys, 1, wide)
-        return lambda: ops.dense_attention(q, k, k, wide**-0.5)
+        return lambda: ops.dense_attention(q, k, k[..., : c.kv_lora_rank], wide**-0.5)
     wide = c.qk_nope_head_dim + c.qk_rope_head_dim
     q, k = random(1, queries, heads, wide), random(1, keys, heads, wide)
     v = random(1, keys, heads, c.v_head_dim)

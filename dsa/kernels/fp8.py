@@ -41,6 +41,18 @@ class Codes(NamedTuple):
         return self.numbers.float() * self.scale
 
 
+class LatentCodes(NamedTuple):
+    """What an FP8 cache holds of S tokens: latent codes (B, S, C), scales (B, S, C / 128), rotary keys (B, S, R)."""
+
+    numbers: Tensor
+    scale: Tensor
+    rotary: Tensor
+
+    def expand(self, dtype: torch.dtype) -> Tensor:
+        """What they stand for (B, S, C + R)."""
+        return torch.cat([dequantise(self.numbers, self.scale).to(dtype), self.rotary.to(dtype)], dim=-1)
+
+
 def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent in fp32, exactly, for whole exponents -126 ... 127: the exponent is written into the bits."""
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)

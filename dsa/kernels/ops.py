@@ -4,7 +4,8 @@
 `backends` has the list and says how it chooses. What each operation computes is written down in `loops`.
 
 Index queries and keys may come in eight bits: keys as `fp8.Codes`, queries as codes whose scale is in the head weights
-already. A backend that multiplies codes gets them as they are, any other gets the numbers they stand for.
+already. A backend that multiplies codes gets them as they are, any other gets the numbers they stand for. So it is with
+the latents of an FP8 cache, `fp8.LatentCodes`, and backends that read it.
 """
 
 from types import ModuleType
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsa.kernels.backends import choose
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import Codes, LatentCodes
 from dsa.kernels.loops import EMPTY
 
 __all__ = [
@@ -94,16 +95,27 @@ def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int, *, backend: 
 
 
 def sparse_attention(
-    q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int, *, backend: str | None = None
+    q: Tensor, kv: Tensor | LatentCodes, selected: Tensor, scale: float, value_width: int, *, backend: str | None = None
 ) -> Tensor:
     """Attend to the selected tokens (report Eq. 2).
 
     q (B, T, H, C + R), kv (B, S, C + R), selected (B, T, K) with -1 for empty -> (B, T, H, C) for value_width = C.
     """
-    _check_shapes(q=(q, "B T H D"), kv=(kv, "B S D"), selected=(selected, "B T K"))
-    if not 0 < value_width <= kv.shape[-1]:
-        raise ValueError(f"value_width={value_width}: it must lie in 1 ... {kv.shape[-1]}, the width of kv")
-    return choose("sparse_attention", (q, kv, selected), backend).sparse_attention(q, kv, selected, scale, value_width)
+    as_numbers = _stand_in(q, kv) if isinstance(kv, LatentCodes) else kv
+    _check_shapes(q=(q, "B T H D"), kv=(as_numbers, "B S D"), selected=(selected, "B T K"))
+    if not 0 < value_width <= as_numbers.shape[-1]:
+        raise ValueError(f"value_width={value_width}: it must lie in 1 ... {as_numbers.shape[-1]}, the width of kv")
+    module = choose("sparse_attention", (q, as_numbers, selected), backend)
+    if isinstance(kv, LatentCodes) and not getattr(module, "READS_LATENT_CODES", False):
+        kv = kv.expand(q.dtype)
+    return module.sparse_attention(q, kv, selected, scale, value_width)
+
+
+def _stand_in(q: Tensor, kv: LatentCodes) -> Tensor:
+    """A tensor of the shape that an FP8 cache stands for and of the queries' type; it takes no memory."""
+    _check_shapes(numbers=(kv.numbers, "B S C"), scale=(kv.scale, "B S *"), rotary=(kv.rotary, "B S R"))
+    B, S, C = kv.numbers.shape
+    return q.new_empty(1).expand(B, S, C + kv.rotary.shape[-1])
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:

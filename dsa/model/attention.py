@@ -1,7 +1,7 @@
-"""Multi-head latent attention (MLA) under DeepSeek Sparse Attention (report section 2.1, Eq. 2, App. A).
+"""Multi-head latent attention (MLA) under DeepSeek Sparse Attention (report section 1, Eq. 2, App. A).
 
-MLA compresses what a token offers to later ones into one latent of C numbers, plus R rotary numbers; all H heads expand
-their own keys and values from it. There are two ways to compute the same thing:
+MLA (DeepSeek-V3 report, Eq. 1 to 11) compresses what a token offers to later ones into one latent of C numbers, plus R
+rotary numbers; all H heads expand their own keys and values from it. There are two ways to compute the same thing:
 
 * **MHA mode** expands first: K and V per head, then ordinary attention. Few FLOPs per pair, much memory.
 * **MQA mode** moves the expansion to the query's and the output's side ("absorption"): a head's key is W_k c, so

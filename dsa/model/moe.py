@@ -4,7 +4,7 @@ A mixture of experts gives each token `num_experts_per_tok` of the E experts, an
 details are easy to get wrong, and all three are silent. The learned bias helps to *choose* experts and never weighs
 them. Groups that were not chosen are masked with -inf, not 0: a biased score may be negative. And the weights are
 normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too
-few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2).
+few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2; Eq. 12 to 16).
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ class Gate(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(wide), self.weight.to(wide))
         chosen, weights = route(logits, self.e_score_correction_bias, self.config)
-        if self.training:
+        if self.training and not chosen.is_meta:
             self.load += torch.bincount(chosen.flatten(), minlength=len(self.load))
         return chosen, weights
 
@@ -98,7 +98,10 @@ class MoE(nn.Module):
         The counts are read from the device once for all experts; asking each for its rows would halt it E times.
         """
         pairs, per_token = chosen.flatten(), chosen.shape[-1]
-        counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
+        if pairs.is_meta:  # shapes only, and they are the same however tokens are shared out
+            counts = [len(part) for part in pairs.tensor_split(len(self.experts))]
+        else:
+            counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
         for expert, mine in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
             if expert is not None and (len(mine) or self.idle_experts_run):
                 yield expert, mine // per_token, mine % per_token

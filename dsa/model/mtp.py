@@ -86,7 +86,7 @@ class MTP(Layer):
         return self(x.to(torch.promote_types(x.dtype, torch.float32)), step, cache)
 
     def logits(self, state: Tensor) -> Tensor:
-        """Predict: states (B, T, D) -> (B, T, vocab) in at least fp32."""
+        """Predict: states (B, T, D) -> (B, T, vocab) in at least fp32 (DeepSeek-V3 report Eq. 23)."""
         head = self.shared_head
         found = head.head(head.norm(state, self.embed_tokens.weight.dtype))
         return found.to(torch.promote_types(found.dtype, torch.float32))

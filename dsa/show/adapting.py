@@ -6,9 +6,9 @@ it is paid, byte by byte. The other functions here draw the chapter's recorded t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,6 +28,8 @@ from dsa.training.evaluate import set_to
 CHOOSERS = ("indexer", "oracle", "window", "random")
 MOST = 64
 Row = dict[str, Any]
+Pair = tuple[str, str]
+Drawn = tuple[Figure, str]
 
 
 def bits(model: Transformer, ids: list[int], attention: str, top_k: int) -> Tensor:
@@ -93,7 +95,36 @@ def along(rows: Sequence[Row], model: str, attention: str, measure: str) -> dict
     return dict(sorted(found.items()))
 
 
-def draw_line(ax: Axes, line: Mapping[int, Sequence[float]], label: str, number: int) -> None:
+def norm(gradients: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
+    """The norm of these gradients, taken as one long vector: a scalar."""
+    return torch.cat([gradients[name].flatten() for name in names]).norm()
+
+
+def draw_sweep(rows: Sequence[Row], lines: Mapping[str, Pair], said: Sequence[int], most: float | None = None) -> Drawn:
+    """Bits and recall against K, for each name a pair (model, chooser) of a recorded sweep.
+
+    The words tell of the Ks `said`; `most` cuts the axis of bits off.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 2.9))
+    for number, (name, pair) in enumerate(lines.items()):
+        _line(left, along(rows, *pair, "bits"), name, number)
+        _line(right, along(rows, *pair, "recall"), name, number)
+    left.set(ylabel="bits per byte", ylim=(None, most))
+    right.set(ylabel="needles recalled", ylim=(0, 1.05))
+    fig.legend(*left.get_legend_handles_labels(), loc="outside right center")
+    means = {
+        name: [tuple(mean(along(rows, *pair, what)[k]) for what in ("bits", "recall")) for k in said]
+        for name, pair in lines.items()
+    }
+    words = "; ".join(
+        f"{name}: "
+        + ", ".join(f"K {k} {bits:.2f} bits and {right:.0%}" for k, (bits, right) in zip(said, found, strict=True))
+        for name, found in means.items()
+    )
+    return fig, f"Recorded, mean of three seeds, bars from the least to the most. {words}."
+
+
+def _line(ax: Axes, line: Mapping[int, Sequence[float]], label: str, number: int) -> None:
     """The mean over seeds against K, with bars from the least to the most; recorded, so dashed."""
     values = list(line.values())
     middle = [mean(each) for each in values]
@@ -106,34 +137,85 @@ def draw_line(ax: Axes, line: Mapping[int, Sequence[float]], label: str, number:
     ax.set_xlabel("K")
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean of some seeds, and their deviation."""
-    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+def draw_behind(curves: Mapping[str, Sequence[float]], twin: str, steps: int) -> Drawn:
+    """How far curves of language losses lie above that of `twin`; each has the means of equal parts of `steps`."""
+    fig, ax = plt.subplots(figsize=(6.6, 2.6))
+    part, words = steps / len(curves[twin]), []
+    for name in (name for name in curves if name != twin):
+        behind = [a - b for a, b in zip(curves[name], curves[twin], strict=True)]
+        ax.plot([part * (n + 0.5) for n in range(len(behind))], behind, label=name)
+        words.append(f"{name} {behind[0]:.2f} at first, {behind[-1]:.2f} at last")
+    ax.set(xlabel="step", ylabel=f"nats behind the {twin} twin", ylim=(0, None))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    batches = f"Language loss on the training batches, minus the {twin} twin's on the same batches"
+    return fig, f"{batches}, measured: {'; '.join(words)}."
 
 
-def draw_differences(ax: Axes, table: Sequence[Row], label: str, number: int) -> None:
-    """Our benchmarks: one model's difference to the dense twin in points, with its 95 % interval, one line each."""
+def draw_held(kept: Mapping[str, Sequence[float]], whose: str) -> Drawn:
+    """Bars of how much attention some keys hold in each layer, for each model by name."""
+    fig, ax = plt.subplots(figsize=(6, 2.4))
+    for i, (name, shares) in enumerate(kept.items()):
+        ax.bar([n + 0.3 * (i - 0.5) for n in range(len(shares))], shares, width=0.28, label=name, hatch=("", "//")[i])
+    layers = range(len(shares))
+    ax.set_xticks(layers, [f"layer {n}" for n in layers])
+    ax.set(ylabel=f"{whose} hold", ylim=(0, 1.05))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    words = "; ".join(f"{name} {', '.join(f'{x:.0%}' for x in shares)}" for name, shares in kept.items())
+    return fig, f"Attention held by the {whose}, layer by layer: {words}."
+
+
+def draw_suite(ours: Sequence[Row], window: Sequence[Row]) -> Drawn:
+    """Our benchmarks: the sparse and the window model's differences to the dense twin, with their 95 % intervals."""
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    _differences(ax, window, "window", 1)
+    _differences(ax, ours, "sparse", 0)
+    ax.axvline(0, color="#8a8a8a", linewidth=1)
+    ax.set_yticks([-n for n in range(len(ours))], [row["benchmark"] for row in ours])
+    ax.set(xlabel="difference to the dense twin, points (recorded)")
+    ax.set_xscale("symlog", linthresh=5)
+    ax.set_xticks([-100, -10, -2, 0, 2, 10], ["-100", "-10", "-2", "0", "2", "10"])
+    ax.legend(loc="lower left")
+    worst = min(window, key=lambda row: row["difference"])
+    found = ";\n".join(
+        f"{row['benchmark']} {row['dense']:.0%}, {100 * row['difference']:+.1f} ± {100 * row['half']:.1f}"
+        + ("" if row["noise"] else ": outside")
+        for row in ours
+    )
+    return fig, (
+        "Difference to the dense twin, mean and 95% interval of three seeds, recorded. The window loses up to "
+        f"{-100 * worst['difference']:.0f} points ({worst['benchmark']}). The dense twin's share, and the sparse "
+        f"one's difference in points:\n{found}."
+    )
+
+
+def _differences(ax: Axes, table: Sequence[Row], label: str, number: int) -> None:
+    """One model's differences in points, with their intervals, one line each."""
     places = [0.15 - 0.3 * number - n for n in range(len(table))]
     gaps, halves = ([100 * row[key] for row in table] for key in ("difference", "half"))
     look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "none"}
     ax.errorbar(gaps, places, xerr=halves, label=label, capsize=2, elinewidth=1, **look)
-    ax.axvline(0, color="#8a8a8a", linewidth=1)
-    ax.set_yticks([-n for n in range(len(table))], [row["benchmark"] for row in table])
 
 
-def draw_scratch(ax: Axes, runs: Mapping[str, Row]) -> None:
+def draw_scratch(runs: Mapping[str, Row]) -> Drawn:
     """Recorded runs from random weights, by name: the share copied, then the share of needles, every ten steps."""
+    fig, ax = plt.subplots(figsize=(6.8, 2.7))
+    words = []
     for number, (name, row) in enumerate(runs.items()):
         look: dict[str, Any] = {"color": COLOURS[number], "linestyle": LINES["recorded"]}
         for start, task, marker in ((0, "copy", "o"), (row["copy_steps"], "recall", "^")):
             at = [start + 10 * n + 5 for n in range(len(row[task]))]
             label = f"{name}: {'needles' if task == 'recall' else task}"
             ax.plot(at, row[task], marker=marker, label=label, **look)
+        recalled = f"then recalls {row['recall'][0]:.0%} to {row['recall'][-1]:.0%}"
+        words.append(f"{name}: copies after {row['copy_steps']} steps, {recalled}")
     ax.set(xlabel="step", ylabel="right")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
+    return fig, f"From scratch, one seed, recorded. {'; '.join(words)}."
 
 
-def draw_published(ax: Axes, table: Sequence[Benchmark]) -> None:
+def draw_published(table: Sequence[Benchmark]) -> Drawn:
     """The report's shares: the difference in points as published, over a band of what chance alone can do."""
+    fig, ax = plt.subplots(figsize=(6.8, 3.4))
     shares = [row for row in table if row.dense <= 100]
     for n, row in enumerate(shares):
         if (half := row.chance()) is not None:
@@ -141,3 +223,11 @@ def draw_published(ax: Axes, table: Sequence[Benchmark]) -> None:
     ax.plot([row.difference for row in shares], [-n for n in range(len(shares))], "s", color=COLOURS[3])
     ax.axvline(0, color="#8a8a8a", linewidth=1)
     ax.set_yticks([-n for n in range(len(shares))], [row.name for row in shares])
+    ax.set(xlabel="sparse minus dense, points (published)", xlim=(-20, 20))
+    words = ";\n".join(
+        f"{row.name} {row.difference:+.1f}"
+        + (" (a rating, not drawn)" if row.dense > 100 else "")
+        + ("" if row.chance() is None else f" (chance ±{row.chance():.1f})")
+        for row in table
+    )
+    return fig, f"Published, V3.2-Exp minus V3.1-Terminus:\n{words}."

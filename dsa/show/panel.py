@@ -31,7 +31,7 @@ class Html(str):
     """An HTML fragment as a picture. What a reader typed must be escaped in it (`html.escape`)."""
 
 
-VIEW = "application/vnd.jupyter.widget-view+json"  # by which ipywidgets 7, still in use on Colab, and 8 are shown alike
+VIEW = "application/vnd.jupyter.widget-view+json"  # shows a widget of ipywidgets 7, which some services have, and of 8
 
 Picture = Figure | Html
 Draw = Callable[..., tuple[Picture | list[Picture], str]]

@@ -1,7 +1,8 @@
 """GRPO: reinforcement learning in which the other answers to the same question are the baseline.
 
 For each prompt the model writes a group of G completions, and rules give each a reward. What is better than the group's
-mean is made more likely, what is worse less likely (report section 2.2; Shao et al. 2024, "DeepSeekMath"):
+mean is made more likely, what is worse less likely (report section 2.2; Shao et al. 2024, "DeepSeekMath"; written out
+in the DeepSeek-V3 report, Eq. 26 to 28):
 
     A_i  = r_i - mean(r_1 ... r_G)                                          (divided by the group's deviation, if asked)
     L    = - mean over own tokens of  min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)  +  beta KL
@@ -19,8 +20,10 @@ reaches them: selecting passes no gradient.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +40,7 @@ from dsa.training.rollout import Rollout, logprobs_of, sample
 
 SCALES = ("group", "batch", "none")
 LOSSES = ("grpo", "dapo", "dr_grpo")
+SAVED_EVERY = 10  # steps, at least
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,15 @@ def grpo(
     level: int | None = None,
     seed: int = 0,
     watch: Callable[[Graded], None] | None = None,
+    work: Path | None = None,
+    resume: bool = False,
     show: bool = True,
 ) -> Run:
     """Train ``model``, in place and under the attention it is set to, on problems of the domains ``names``.
+
+    With a ``work`` folder the run's state is saved there now and then, and a run that was killed goes on with
+    ``resume``, from the model it began with, and ends with the same bits. What is saved lies between two batches of
+    samples, never within the ``num_iterations`` updates from one. Raises ValueError for another run's state.
 
     Each row of the run's table holds the measures by TRL's names: reward, completions/mean_length and so on.
     """
@@ -230,4 +240,9 @@ def grpo(
     model.eval()  # routers keep their biases
     optimizers = adamw(model.parameters(), config.learning_rate)
     plan = [Phase("grpo", steps, objective, rates=(1.0, 0.1), warmup=min(5, steps // 4))]
-    return train(model, optimizers, plan, seed=seed, clip=config.max_grad_norm, show=show)
+    every = config.num_iterations * math.ceil(SAVED_EVERY / config.num_iterations)
+    label = f"{config}, {', '.join(names)}, level {level}"
+    return train(
+        model, optimizers, plan,
+        seed=seed, clip=config.max_grad_norm, work=work, resume=resume, every=every, label=label, show=show,
+    )  # fmt: skip

@@ -44,6 +44,7 @@ details { padding: .4rem .8rem; } summary { cursor: pointer; }
 .output_html code { background: #f3f5f7; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; } th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
+th, td { vertical-align: top; }
 math[display="block"] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; }
 """
 LIGHT, DARK = "xcode", "github-dark"  # Pygments styles whose palest letters still have a contrast of 4.5 on --soft

@@ -5,36 +5,29 @@
 assert), *published* (we can only show the published figure) or *not testable* (nothing outside can decide it), and
 *contradicted* where a measurement or the published figure itself says otherwise. The first, second and last need claims
 that executed notebooks have printed, so a verdict cannot outlive its evidence. What is drawn from the two files is a
-table in the README, between two marks; `build.py --check` complains when either side has changed.
+table in the README, between two marks, and one in the last chapter's closing (`builder.tables`), whose links lead to
+the cells; `build.py --check` complains when either side has changed.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import nbformat
-from nbformat import NotebookNode
-
-from builder.prose import claims
+from builder.places import Place, proven, read_pages
 
 BEGIN, END = "<!-- ledger: written by notebooks/build.py -->", "<!-- end of ledger -->"
 PROVEN = ("reproduced", "modelled", "contradicted")
 VERDICTS = (*PROVEN, "published", "not testable")
+Row = dict[str, str]
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def rows(path: Path) -> list[Row]:
     """The rows of a CSV file by column name, cells stripped."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
 
 
-def proven(folder: Path) -> dict[str, tuple[str, NotebookNode]]:
-    """Every claim the notebooks in a folder have printed: its id -> (notebook, the record)."""
-    notebooks = [(path.stem, nbformat.read(path, as_version=4)) for path in sorted(folder.glob("*.ipynb"))]
-    return {record.id: (name, record) for name, notebook in notebooks for record in claims(notebook)}
-
-
-def ledger_faults(statements: list[dict[str, str]], verdicts: list[dict[str, str]], known: set[str]) -> Iterator[str]:
+def ledger_faults(statements: list[Row], verdicts: list[Row], known: Mapping[str, Place]) -> Iterator[str]:
     """Complaints: a statement without a verdict, a verdict without a statement, a proof that no cell gives."""
     said, judged = [row["id"] for row in statements], [row["id"] for row in verdicts]
     for id in sorted({*said} - {*judged}):
@@ -55,35 +48,54 @@ def ledger_faults(statements: list[dict[str, str]], verdicts: list[dict[str, str
                 yield f"{row['id']}: no notebook proves claim {claim}"
 
 
+def markdown(*lines: tuple[str, ...]) -> str:
+    """A table in Markdown; the first line has the columns' names."""
+    head, *body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    return "\n".join([head.replace("|  |", "| |"), f"|{' --- |' * len(lines[0])}", *body])
+
+
+def of_notebook(place: Place) -> str:
+    """How the README points at a cell: by its notebook, which is all that GitHub can open."""
+    return f"notebooks/{place.notebook}.ipynb"
+
+
 def ledger_table(
-    statements: list[dict[str, str]], verdicts: list[dict[str, str]], found: dict[str, tuple[str, NotebookNode]]
+    statements: list[Row],
+    verdicts: list[Row],
+    found: Mapping[str, Place],
+    address: Callable[[Place], str] = of_notebook,
 ) -> str:
-    """The table in Markdown: statement, verdict, the claims with links to their notebooks."""
-    judged = {row["id"]: row for row in verdicts}
-    lines = ["| | it is said that | here | shown by |", "| --- | --- | --- | --- |"]
+    """The table in Markdown: statement, verdict, the claims with links to where they are proven."""
+    judged, lines = {row["id"]: row for row in verdicts}, [("", "it is said that", "here", "shown by")]
     for row in statements:
         verdict = judged[row["id"]]
-        links = [f"[{claim}](notebooks/{found[claim][0]}.ipynb)" for claim in verdict["claims"].split()]
+        links = [f"[{claim}]({address(found[claim])})" for claim in verdict["claims"].split()]
         shown = "; ".join(part for part in (", ".join(links), verdict["note"]) if part)
-        cells = (row["id"], row["statement"], f"**{verdict['verdict']}**", shown)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines)
+        lines.append((row["id"], row["statement"], f"**{verdict['verdict']}**", shown))
+    return markdown(*lines)
 
 
-def summary(verdicts: list[dict[str, str]]) -> str:
+def summary(verdicts: list[Row]) -> str:
     """How many statements stand how, as one sentence."""
     counts = [(sum(row["verdict"] == verdict for row in verdicts), verdict) for verdict in VERDICTS]
     return f"{len(verdicts)} statements: " + ", ".join(f"{number} {verdict}" for number, verdict in counts if number)
+
+
+def folded_ledger(root: Path, found: Mapping[str, Place], address: Callable[[Place], str] = of_notebook) -> str:
+    """The ledger as it is now, folded below its summary. ValueError says what is wrong with it."""
+    statements, verdicts = rows(root / "data/published/statements.csv"), rows(root / "data/ledger.csv")
+    if complaints := list(ledger_faults(statements, verdicts, found)):
+        raise ValueError("; ".join(complaints))
+    table = ledger_table(statements, verdicts, found, address)
+    return f"<details><summary>{summary(verdicts)}</summary>\n\n{table}\n\n</details>"
 
 
 def with_ledger(text: str, root: Path) -> tuple[str, list[str]]:
     """The README's text with the ledger as it is now, and what there is to complain about in it."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         return text, [f"the README needs the marks {BEGIN} and {END} once each"]
-    statements, verdicts = rows(root / "data/published/statements.csv"), rows(root / "data/ledger.csv")
-    found = proven(root / "notebooks")
-    if complaints := list(ledger_faults(statements, verdicts, set(found))):
-        return text, complaints
-    table = ledger_table(statements, verdicts, found)
-    block = f"{BEGIN}\n<details><summary>{summary(verdicts)}</summary>\n\n{table}\n\n</details>\n{END}"
-    return text[: text.index(BEGIN)] + block + text[text.index(END) + len(END) :], []
+    try:
+        folded = folded_ledger(root, proven(read_pages(root / "notebooks")))
+    except ValueError as complaints:
+        return text, str(complaints).split("; ")
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n{folded}\n{END}" + text[text.index(END) + len(END) :], []

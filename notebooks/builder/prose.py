@@ -1,29 +1,39 @@
 """Numbers in prose: filled in from what a cell has proven or a file records, never typed.
 
 `{C4.2}` stands for the value of claim C4.2, which a cell of the same notebook printed when it was executed;
-`{source:report.tokens}` for the entry "tokens" of data/**/report.json. A placeholder that nothing stands behind is an
-error, so a sentence cannot outlive its evidence.
+`{source:report.tokens}` for the entry "tokens" of data/**/report.json; `{table:glossary}` for a table that is drawn
+from data and all notebooks (`builder.tables`). A placeholder that nothing stands behind is an error, so a sentence
+cannot outlive its evidence.
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from nbformat import NotebookNode
 
-PLACEHOLDER = re.compile(r"\{(C\d+\.\d+|source:[\w.-]+|exercise:[\w.]*)\}")
+PLACEHOLDER = re.compile(r"\{(C\d+\.\d+|source:[\w.-]+|table:\w+|exercise:[\w.]*)\}")
 
 
-class Unproven(Exception):
+class Unproven(ValueError):
     """Why nothing stands behind a placeholder."""
 
 
-def fill(notebook: NotebookNode, data: Path) -> list[str]:
-    """Fill the placeholders of the prose in place; returns one complaint for each that nothing stands behind."""
+def fill(notebook: NotebookNode, data: Path, table: Callable[[str], str]) -> list[str]:
+    """Fill the placeholders of the prose in place; returns one complaint for each that nothing stands behind.
+
+    `table` draws the table of a name; its ValueError says why it cannot.
+    """
     proven, complaints = {made.id: made.value for made in claims(notebook)}, list[str]()
+
+    def value(key: str) -> str:
+        kind, _, rest = key.partition(":")
+        return table(rest) if kind == "table" else _value(key, proven, data)
+
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _filled(cell, proven, data, complaints)
+            cell.source = _filled(cell, value, complaints)
     return complaints
 
 
@@ -33,17 +43,17 @@ def claims(notebook: NotebookNode) -> list[NotebookNode]:
     return [output.metadata.claim for output in outputs if "claim" in output.get("metadata", {})]
 
 
-def _filled(cell: NotebookNode, proven: dict[str, str], data: Path, complaints: list[str]) -> str:
+def _filled(cell: NotebookNode, value: Callable[[str], str], complaints: list[str]) -> str:
     """The text of one cell; what cannot be filled stays as it is and is complained about."""
 
-    def value(found: re.Match[str]) -> str:
+    def text(found: re.Match[str]) -> str:
         try:
-            return _value(found[1], proven, data)
-        except Unproven as reason:
+            return value(found[1])
+        except ValueError as reason:
             complaints.append(f"cell {cell.id}: {found[0]} {reason}")
             return found[0]
 
-    return PLACEHOLDER.sub(value, cell.source)
+    return PLACEHOLDER.sub(text, cell.source)
 
 
 def _value(key: str, proven: dict[str, str], data: Path) -> str:

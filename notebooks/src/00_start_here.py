@@ -298,9 +298,15 @@ claim(
 # * [04 Token selection](04_token_selection.ipynb) builds the choice by hand and measures what it keeps;
 # * [05 FP8](05_fp8.ipynb) asks how much precision a ranking needs;
 # * [06 Training the indexer](06_training_the_indexer.ipynb) teaches one, live;
-# * [07 Sparse training](07_sparse_training.ipynb) trains the model to live with what is chosen.
+# * [07 Sparse training](07_sparse_training.ipynb) trains the model to live with what is chosen;
+# * [08 Kernels](08_kernels.ipynb) turns less work into less time;
+# * [09 The full model](09_the_full_model.ipynb) looks at the 671 billion parameters around it;
+# * [10 Post-training](10_post_training.ipynb) goes on by reward alone, with sparse attention;
+# * [11 Cost curves](11_cost_curves.ipynb) asks when it is cheaper, and by how much, for you;
+# * [12 Beyond](12_beyond.ipynb) sets it beside its alternatives, on one bench.
 #
-# The rest, with what is still to come, is listed in the [README](../README.md). Chapters start cold, in any order.
+# Chapters start cold, in any order. A word you do not know, an equation of the report, a choice that somebody must
+# have made: [13 Reference](13_reference.ipynb) leads to the cell.
 #
 # **Three questions to take along**
 # 1. The indexer looks at *every* earlier token to score it. Why is that cheaper than attending to them?

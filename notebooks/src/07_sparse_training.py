@@ -30,13 +30,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 from dsa.model.transformer import Transformer
 from dsa.show import adapting
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, MARKERS, show, style
+from dsa.show.figures import show, style
 from dsa.show.predict import predict
 from dsa.text import corpus
 from dsa.text.tasks import Episodes, Needles
@@ -107,47 +106,25 @@ claim(
 path = Path("../data/measurements/sparse_training.json")
 record = json.loads(path.read_text())
 swept = record["sweep"]
-fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.9))
-for ax, what in zip(axes, ("bits", "recall"), strict=True):
-    for n, who in enumerate(("sparse", "oracle", "window", "random")):
-        line = adapting.along(swept, "warmed", who, what)
-        name = "indexer" if who == "sparse" else who
-        adapting.draw_line(ax, line, name, n)
-axes[0].set(ylabel="bits per byte", ylim=(1.7, 5))
-axes[1].set(ylabel="needles recalled", ylim=(0, 1.05))
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-plt.close(fig)  # shown below
+choosers = {
+    "indexer": ("warmed", "sparse"),
+    "oracle": ("warmed", "oracle"),
+    "window": ("warmed", "window"),
+    "random": ("warmed", "random"),
+}
+show(*adapting.draw_sweep(swept, choosers, (2, 16), most=5))
 
 
 # %% tags=["route-2h"]
 def seeds_at(model, who, what, k):
-    """The recorded values of all seeds."""
-    return adapting.along(swept, model, who, what)[k]
+    """The recorded values of all seeds, as a tensor."""
+    return torch.tensor(adapting.along(swept, model, who, what)[k])
 
-
-words = "Recorded, before any sparse training: mean of three seeds, bars"
-words += " from the least to the most. " + "; ".join(
-    f"{who}: "
-    + ", ".join(
-        f"K {k} {mean(seeds_at('warmed', who, 'bits', k)):.2f} bits and"
-        f" {mean(seeds_at('warmed', who, 'recall', k)):.0%}"
-        for k in (2, 16)
-    )
-    for who in ("sparse", "oracle", "window", "random")
-)
-show(fig, words + ".")
 
 # %%
-gap = max(
-    a - b
-    for k in (1, 2, 4, 16)
-    for a, b in zip(
-        seeds_at("warmed", "sparse", "bits", k),
-        seeds_at("warmed", "oracle", "bits", k),
-        strict=True,
-    )
-)
-far = max(seeds_at("warmed", "window", "recall", 16))
+ours, best = ([seeds_at("warmed", who, "bits", k) for k in (1, 2, 4, 16)]
+              for who in ("sparse", "oracle"))  # fmt: skip
+gap = max((a - b).max() for a, b in zip(ours, best, strict=True))
 claim(
     "C7.2",
     gap < 0.15,
@@ -155,23 +132,22 @@ claim(
     " oracle",
     kind="recorded",
 )
+
+# %%
+far = seeds_at("warmed", "window", "recall", 16).max()
 claim(
     "C7.3",
     far < 0.25,
     f"a window of 16 recalls {far:.0%} of the needles at most",
     kind="recorded",
 )
-
-# %%
-pair = [
-    min(seeds_at("warmed", who, "recall", 2))
-    for who in ("sparse", "oracle")
-]
+ours = seeds_at("warmed", "sparse", "recall", 2).min()
+best = seeds_at("warmed", "oracle", "recall", 2).min()
 claim(
     "C7.31",
-    pair[0] < pair[1] - 0.1,
-    f"with two keys the indexer recalls {pair[0]:.0%} of the needles with"
-    f" the worst seed, the oracle {pair[1]:.0%}",
+    ours < best - 0.1,
+    f"with two keys the indexer recalls {ours:.0%} of the needles with"
+    f" the worst seed, the oracle {best:.0%}",
     kind="recorded",
 )
 
@@ -266,15 +242,13 @@ from dsa.training.ablations import attach, copied
 leaking = attach(copied(pupil))
 _, kl = leaking(episodes.tokens, indexer_loss=True)
 kl.sum().backward()
-reached = [n for n, p in leaking.named_parameters() if p.grad is not None]
-leaked = [n for n in reached if n in alone]
-norm = sum(
-    leaking.get_parameter(n).grad.square().sum() for n in leaked
-).sqrt()
-own = sum(alone[n].square().sum() for n in leaked).sqrt()
-share = float(norm / own)
-print(f"reaches {len(leaked)} of the model's {len(alone)} tensors")
-print(f"as strong as {share:.1f} times the language loss's own gradient")
+leaked = {n: p.grad for n, p in leaking.named_parameters()
+          if p.grad is not None and n in alone}  # fmt: skip
+
+# %%
+share = float(adapting.norm(leaked, leaked) / adapting.norm(alone, leaked))
+print(f"reaches {len(leaked)} of the model's {len(alone)} tensors,"
+      f" {share:.1f} times as strong as the language loss")  # fmt: skip
 claim(
     "C7.7",
     len(leaked) > 20 and share > 0.05,
@@ -294,7 +268,7 @@ claim(
 # {source:sparse_training.options.rate} at first. Each batch is text in which 2 to 16 needles are hidden and asked,
 # as in chapter 06. Live: 60 steps of four sequences of 256 tokens, about ten seconds each.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 ways = {"dense": "dense", "sparse 16": "sparse", "window 16": "window"}
 twins, curves = {}, {}
 for name, attention in ways.items():
@@ -303,26 +277,7 @@ for name, attention in ways.items():
     run = train_on(twins[name], task, attention, 16, steps=60, size=4)
     measured = [row.get("language", row["loss"]) for row in run.rows]
     curves[name] = [mean(measured[n : n + 6]) for n in range(0, 60, 6)]
-
-# %% tags=["nbval-ignore-output"]
-fig, ax = plt.subplots(figsize=(6.6, 2.6))
-behind = {}
-for n, name in enumerate(("sparse 16", "window 16")):
-    pairs = zip(curves[name], curves["dense"], strict=True)
-    behind[name] = [a - b for a, b in pairs]
-    look = {"color": COLOURS[n], "marker": MARKERS[n]}
-    ax.plot(range(3, 63, 6), behind[name], label=name, **look)
-ax.set(xlabel="step", ylabel="nats behind the dense twin", ylim=(0, None))
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-words = "; ".join(
-    f"{name} {curve[0]:.2f} at first, {curve[-1]:.2f} at last"
-    for name, curve in behind.items()
-)
-show(
-    fig,
-    "Language loss on the training batches, minus the dense twin's on the"
-    f" same batches, measured: {words}.",
-)
+show(*adapting.draw_behind(curves, "dense", steps=60))
 
 # %% tags=["nbval-ignore-output"]
 after = {name: measure(twins[name], ways[name]) for name in ways}
@@ -409,24 +364,9 @@ kept = {
     name: evaluate.watch(model, exam, "sparse", 2)["kept"]["oracle"]
     for name, model in (("before", warmed), ("trained with 2", few))
 }
-fig, ax = plt.subplots(figsize=(6, 2.4))
-for i, (name, shares) in enumerate(kept.items()):
-    places = [n + 0.3 * (i - 0.5) for n in range(3)]
-    ax.bar(places, shares, width=0.28, label=name, hatch=("", "//")[i])
-ax.set_xticks(range(3), [f"layer {n}" for n in range(3)])
-ax.set(ylabel="best two keys hold", ylim=(0, 1.05))
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-words = "; ".join(
-    f"{name} " + ", ".join(f"{x:.0%}" for x in shares)
-    for name, shares in kept.items()
-)
-show(fig, f"Attention held by the best two keys, layers 0 to 2: {words}.")
-
-# %% tags=["nbval-ignore-output"]
-apart = max(
-    abs(a - b)
-    for a, b in zip(kept["before"], kept["trained with 2"], strict=True)
-)
+show(*adapting.draw_held(kept, "best two keys"))
+before, trained = (torch.tensor(shares) for shares in kept.values())
+apart = (before - trained).abs().max()
 claim(
     "C7.27",
     apart < 0.1,
@@ -452,47 +392,31 @@ lines = {
     "trained with 16": ("sparse", "sparse"),
     "trained with 2": ("sparse 2", "sparse"),
 }
-fig, axes = plt.subplots(1, 2, figsize=(7.8, 2.9))
-for ax, what in zip(axes, ("bits", "recall"), strict=True):
-    for n, (name, (model, who)) in enumerate(lines.items()):
-        line = adapting.along(swept, model, who, what)
-        adapting.draw_line(ax, line, name, n)
-axes[0].set(ylabel="bits per byte")
-axes[1].set(ylabel="needles recalled")
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-words = "Recorded, the indexer chooses, mean of three seeds. " + "; ".join(
-    f"{name}: "
-    + ", ".join(
-        f"K {k} {mean(seeds_at(*pair, 'bits', k)):.2f} bits and"
-        f" {mean(seeds_at(*pair, 'recall', k)):.0%}"
-        for k in (1, 2, 16)
-    )
-    for name, pair in lines.items()
-)
-show(fig, words + ".")
+show(*adapting.draw_sweep(swept, lines, (1, 2, 16)))
 
 # %% tags=["route-2h"]
-bits = {
-    name: [r["bits"] for r in record["text"] if r["model"] == name]
-    for name in ("dense", "sparse", "window")
-}
-for name, found in bits.items():
-    print(f"{name:6} twin, bits:", *(f"{x:.3f}" for x in found))
-behind = [s - d for s, d in zip(bits["sparse"], bits["dense"], strict=True)]
+bits = {}
+for name in ("dense", "sparse", "window"):
+    seeds = [r["bits"] for r in record["text"] if r["model"] == name]
+    bits[name] = torch.tensor(seeds)
+    print(f"{name:6} twin, bits:", *(f"{x:.3f}" for x in seeds))
+behind = (bits["sparse"] - bits["dense"]).max()
 claim(
     "C7.12",
-    max(behind) < 0.1,
-    f"with every seed, sparse with 16 keys is at most {max(behind):.3f}"
+    behind < 0.1,
+    f"with every seed, sparse with 16 keys is at most {behind:.3f}"
     " bits per byte behind its dense twin",
     kind="recorded",
 )
-right = seeds_at("sparse", "sparse", "recall", 16)
-windowed = seeds_at("window", "window", "recall", 16)
+
+# %% tags=["route-2h"]
+right = seeds_at("sparse", "sparse", "recall", 16).min()
+windowed = seeds_at("window", "window", "recall", 16).max()
 claim(
     "C7.13",
-    min(right) > 0.95 and max(windowed) < 0.25,
-    f"it recalls at least {min(right):.0%} of the needles, the window at"
-    f" most {max(windowed):.0%}",
+    right > 0.95 and windowed < 0.25,
+    f"it recalls at least {right:.0%} of the needles, the window at"
+    f" most {windowed:.0%}",
     kind="recorded",
 )
 
@@ -518,13 +442,12 @@ claim(
 floor = seeds_at("dense", "dense", "bits", 256)
 damage = {}
 for name, pair in lines.items():
-    found = seeds_at(*pair, "bits", 2)
-    damage[name] = torch.tensor(found) - torch.tensor(floor)
+    damage[name] = seeds_at(*pair, "bits", 2) - floor
     print(f"{name:16} K = 2 costs", *(f"{x:.2f}" for x in damage[name]))
 claim(
     "C7.14",
-    bool((damage["trained with 2"] < 0.75 * damage["before"]).all())
-    and bool((damage["dense twin"] > 0.75 * damage["before"]).all()),
+    (damage["trained with 2"] < 0.75 * damage["before"]).all()
+    and (damage["dense twin"] > 0.75 * damage["before"]).all(),
     "with every seed, training with 2 keys takes away more than a quarter"
     " of what they cost; dense training does not",
     kind="recorded",
@@ -536,27 +459,15 @@ claim(
 # keys again:
 
 # %%
-for name, model in (
-    ("before", "warmed"),
-    ("dense twin", "dense"),
-    ("trained with 16", "sparse"),
-    ("trained with 2", "sparse 2"),
-):
+for name, (model, _) in lines.items():
     found = seeds_at(model, "dense", "bits", 256)
     print(f"{name:16} all keys:", *(f"{x:.3f}" for x in found))
-lost = [
-    b - a
-    for a, b in zip(
-        seeds_at("dense", "dense", "bits", 256),
-        seeds_at("sparse 2", "dense", "bits", 256),
-        strict=True,
-    )
-]
+lost = (seeds_at("sparse 2", "dense", "bits", 256) - floor).min()
 claim(
     "C7.15",
-    min(lost) > 0.02,
+    lost > 0.02,
     f"the model trained with 2 keys reads worse with all of them, by"
-    f" {min(lost):.2f} bits or more",
+    f" {lost:.2f} bits or more",
     kind="recorded",
 )
 
@@ -588,14 +499,9 @@ Panel(
 )
 
 # %% tags=["nbval-ignore-output"]
-side_by_side(
-    draw,
-    [
-        {"text": story, "top_k": 2, "who": "indexer"},
-        {"text": story, "top_k": 16, "who": "window"},
-    ],
-    columns=1,
-)
+side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
+    (2, "indexer"), (16, "window"),
+)], columns=1)  # fmt: skip
 
 # %% [markdown] tags=["route-2h"]
 # ## As good as dense? The report's fourteen benchmarks
@@ -620,23 +526,11 @@ guess = predict(
 )
 
 # %% tags=["route-2h"]
-fig, ax = plt.subplots(figsize=(6.8, 3.4))
-adapting.draw_published(ax, table)
-ax.set(xlabel="sparse minus dense, points (published)")
-ax.set_xlim(-20, 20)
-words = ";\n".join(
-    f"{b.name} {b.difference:+.1f}"
-    + (" (a rating, not drawn)" if b.dense > 100 else "")
-    + ("" if b.chance() is None else f" (chance ±{b.chance():.1f})")
-    for b in table
-)
-show(fig, f"Published, V3.2-Exp minus V3.1-Terminus:\n{words}.")
+show(*adapting.draw_published(table))
 
 # %% tags=["route-2h"]
 known = [b for b in table if b.chance() is not None]
 outside = [b.name for b in known if abs(b.difference) > b.chance()]
-better = sum(b.difference > 0 for b in table)
-worse = sum(b.difference < 0 for b in table)
 guess.reveal(
     len(outside),
     f"none of the {len(known)} whose size is known. The other two cannot be"
@@ -647,6 +541,10 @@ claim(
     not outside and len(known) == 12,
     f"all {len(known)} shares of known size lie within chance",
 )
+
+# %% tags=["route-2h"]
+better = sum(b.difference > 0 for b in table)
+worse = sum(b.difference < 0 for b in table)
 claim(
     "C7.17",
     (better, worse) == (7, 6),
@@ -680,13 +578,10 @@ claim(
 # does not notice a window would not notice anything. Every score is a share of right next tokens; these are asked:
 
 # %%
-exams = suite.exams(text, sequences=8)
-for one in exams:
+for one in suite.exams(text, sequences=8):
     for name, asked in one.asked.items():
-        print(
-            f"{name:20} {one.tokens.shape[1]:4} tokens a sequence,",
-            f"{asked.sum() / len(asked):5.1f} asked",
-        )
+        print(f"{name:20} {one.tokens.shape[1]:4} tokens a sequence,",
+              f"{asked.sum() / len(asked):5.1f} asked")  # fmt: skip
 
 # %% [markdown]
 # Two rules make it an honest comparison. The two models sit the *same* exam, and the difference is taken sequence
@@ -695,34 +590,9 @@ for one in exams:
 # for the distances.
 
 # %%
-graded = record["suite"]
-ours = suite.differences(graded, "sparse")
-theirs = suite.differences(graded, "window")
-fig, ax = plt.subplots(figsize=(7, 3.6))
-adapting.draw_differences(ax, theirs, "window", 1)
-adapting.draw_differences(ax, ours, "sparse", 0)
-ax.set(xlabel="difference to the dense twin, points (recorded)")
-ax.set_xscale("symlog", linthresh=5)
-ax.set_xticks(
-    [-100, -10, -2, 0, 2, 10], ["-100", "-10", "-2", "0", "2", "10"]
-)
-ax.legend(loc="lower left")
-worst = min(theirs, key=lambda r: r["difference"])
-show(
-    fig,
-    "Difference to the dense twin, mean and 95% interval of three seeds,"
-    f" recorded. The window loses up to {-100 * worst['difference']:.0f}"
-    f" points ({worst['benchmark']}); the sparse twin's numbers follow.",
-)
-
-# %%
-print(f"{'':20} dense sparse  difference, points")
-for r in ours:
-    print(
-        f"{r['benchmark']:20} {r['dense']:5.0%} {r['model']:5.0%}"
-        f"   {100 * r['difference']:+5.1f} ± {100 * r['half']:.1f}"
-        f"{'' if r['noise'] else '   outside'}"
-    )
+ours = suite.differences(record["suite"], "sparse")
+theirs = suite.differences(record["suite"], "window")
+show(*adapting.draw_suite(ours, theirs))
 
 # %%
 quiet = sum(r["noise"] for r in ours)
@@ -735,6 +605,8 @@ claim(
     value=f"{quiet} of our 14",
     kind="recorded",
 )
+
+# %%
 needles = [r for r in theirs if "needle" in r["benchmark"]]
 claim(
     "C7.20",
@@ -785,11 +657,10 @@ def ablation(name, kind):
     return [r for r in ablations if (r["ablation"], r["kind"]) == pair]
 
 
+# %%
 plain, leaky = (ablation("detach", k) for k in ("detached", "attached"))
-for r in plain + leaky:
-    print(
-        f"{r['kind']} {r['seed']}: {r['bits']:.3f} bits, KL {r['kl']:.3f}"
-    )
+for one in plain + leaky:
+    print("{kind} {seed}: {bits:.3f} bits, KL {kl:.3f}".format(**one))
 gaps = [b["bits"] - a["bits"] for a, b in zip(plain, leaky, strict=True)]
 easier = 1 - sum(r["kl"] for r in leaky) / sum(r["kl"] for r in plain)
 claim(
@@ -811,15 +682,7 @@ claim(
 
 # %%
 scratch = {k: ablation("scratch", k)[0] for k in ("dense", "sparse")}
-fig, ax = plt.subplots(figsize=(6.8, 2.7))
-adapting.draw_scratch(ax, scratch)
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-words = "; ".join(
-    f"{kind}: copies after {r['copy_steps']} steps, then recalls"
-    f" {r['recall'][0]:.0%} to {r['recall'][-1]:.0%}"
-    for kind, r in scratch.items()
-)
-show(fig, f"From scratch, one seed, recorded. {words}.")
+show(*adapting.draw_scratch(scratch))
 late = scratch["sparse"]["copy_steps"] / scratch["dense"]["copy_steps"]
 claim(
     "C7.22",
@@ -854,10 +717,9 @@ tokens = {
 }
 forward = roofline.prompt_work(real, length, "sparse").total / length
 for name in ("sparse, report", "sparse, article"):
-    count = tokens[name]
-    hours = 3 * forward * count / (990e12 * 0.4) / 3600
+    hours = 3 * forward * tokens[name] / (990e12 * 0.4) / 3600
     print(
-        f"{name:16} {count / 1e9:6.1f} billion tokens,"
+        f"{name:16} {tokens[name] / 1e9:6.1f} billion tokens,"
         f" {hours:9,.0f} GPU hours, ${2 * hours / 1e6:.2f} million"
     )
 claim(
@@ -930,16 +792,12 @@ if FULL:
 # token sees itself or another one, never both:
 
 # %%
-one = {
-    name: seeds_at(*lines[name], "bits", 1)
-    for name in ("before", "trained with 2")
-}
-for name, found in one.items():
+one = [seeds_at(*lines[n], "bits", 1) for n in ("before", "trained with 2")]
+for name, found in zip(("before", "trained with 2"), one, strict=True):
     print(f"{name:16} K = 1:", *(f"{x:.2f}" for x in found))
 claim(
     "C7.25",
-    min(a - b for a, b in zip(one["trained with 2"], floor, strict=True))
-    > 0.5,
+    (one[1] - floor > 0.5).all(),
     "with one key more than 0.5 bits are missing even after training with"
     " two",
     kind="recorded",
@@ -951,11 +809,11 @@ claim(
 # somebody asks for something far away.
 
 # %%
-apart = [w - s for w, s in zip(bits["window"], bits["sparse"], strict=True)]
+apart = (bits["window"] - bits["sparse"]).max()
 claim(
     "C7.26",
-    max(apart) < 0.1 and max(windowed) < 0.25,
-    f"the window is at most {max(apart):.3f} bits per byte behind the"
+    apart < 0.1 and windowed < 0.25,
+    f"the window is at most {apart:.3f} bits per byte behind the"
     " indexer, and cannot find a needle",
     kind="recorded",
 )
@@ -968,22 +826,20 @@ claim(
 
 # %%
 far = ablation("longer", "sparse")[0]
-for name, found in (
-    ("dense, as it is", far["before"]["dense"]),
-    ("sparse, as it is", far["before"]["sparse"]),
-    ("sparse, trained there", far["after"]),
-):
+dense, sparse = (far["before"][kind] for kind in ("dense", "sparse"))
+ways = dense, sparse, far["after"]
+names = "dense, as it is", "sparse, as it is", "sparse, trained there"
+for name, found in zip(names, ways, strict=True):
     print(
-        f"{name:22} {found['bits']:.2f} bits, recall {found['recall']:.0%}"
+        f"{name:22}", "{bits:.2f} bits, recall {recall:.0%}".format(**found)
     )
-now, then = far["before"], far["after"]
 claim(
     "C7.30",
-    abs(now["dense"]["recall"] - now["sparse"]["recall"]) < 0.05
-    and then["recall"] > now["sparse"]["recall"],
-    f"at 1,024 tokens dense recalls {now['dense']['recall']:.0%} and sparse"
-    f" {now['sparse']['recall']:.0%}, after 30 steps there"
-    f" {then['recall']:.0%}",
+    abs(dense["recall"] - sparse["recall"]) < 0.05
+    and far["after"]["recall"] > sparse["recall"],
+    f"at 1,024 tokens dense recalls {dense['recall']:.0%} and sparse"
+    f" {sparse['recall']:.0%}, after 30 steps there"
+    f" {far['after']['recall']:.0%}",
     kind="recorded",
 )
 

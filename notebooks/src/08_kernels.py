@@ -414,7 +414,7 @@ machine = [["none"] * 5] * 5
 if TRITON:
     machine = compiled(
         (FP8, "sm_90", 0), (FP8, "sm_100", 0), (MLA, "sm_90", 0),
-        (MLA, "sm_90", 4), (MLA, "gfx942", 0),
+        (MLA, "sm_90", 6), (MLA, "gfx942", 0),
     )  # fmt: skip
 names = [FP8, FP8, MLA, MLA + ", 16 heads", MLA]
 for name, row in zip(names, machine, strict=True):
@@ -438,9 +438,29 @@ if TRITON:
 
 # %% [markdown]
 # The compiler found mistakes that the interpreter had accepted. The gradient of the latents was first written
-# upright, 64 tokens by 512 numbers. It was right, and 7,328 bytes a thread would have overflowed into memory. Lying
-# on its side the same sum overflows by 96. (Recorded: read off the compiler when the kernel was written.) What was
-# tried, and why it was dropped, is told in the docstrings beside the code.
+# upright, 64 tokens by 512 numbers. It was right, and 7,328 bytes a thread would have overflowed into memory.
+#
+# It also showed work done twice. A program of 64 heads has eight warps, two groups, and each group multiplied all
+# queries with all keys. The compiler deals rows out to warps, never columns, where the result of one product enters
+# another, and 64 rows are enough for one group only. It does not look through a branch: behind an `if` that is always
+# taken each group gets half of the keys. What was tried, for Hopper, recorded from the compiler:
+#
+# | kernel | tried | matrix instructions | spilled | shared memory | |
+# |---|---|---|---|---|---|
+# | sparse attention | 32 keys, both groups all keys | 74 | 0 B | 144 KB | left to the tuner |
+# | | 128 heads a program | 40 | 1,728 B | 216 KB | dropped |
+# | | only the products behind a branch | 38 | 0 B | 168 KB | dropped: they leave it by memory |
+# | | products and softmax behind a branch | 38 | 8 B | 153 KB | |
+# | | the same, addresses found inside the loop | 38 | 0 B | 153 KB | first choice |
+# | | the same with 64 keys | 40 | 0 B | 233 KB | too much, but fits an FP8 cache |
+# | its gradient of queries | both groups all keys | 140 | 152 B | 172 KB | dropped |
+# | | behind a branch | 72 | 280 B | 180 KB | dropped |
+# | | the same, addresses found inside the loop | 72 | 24 B | 180 KB | first choice |
+# | its gradient of latents | both groups all keys | 172 | 96 B | 180 KB | dropped |
+# | | behind a branch | 104 | 0 B | 180 KB | first choice |
+# | index scores, FP8 | 128 keys, one group | 8 | 0 B | 40 KB | nothing is done twice |
+#
+# Half of the instructions need not be half of the time: on a GPU the tuner times both kinds and keeps the faster.
 #
 # What is **not** shown here is a single measured time on a GPU: none was at hand. Rates that others published
 # are in [11 Cost curves](11_cost_curves.ipynb).

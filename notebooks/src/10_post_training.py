@@ -31,11 +31,11 @@ from pathlib import Path
 from random import Random
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
+from dsa.show import rewarded
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, MARKERS, provenance, show, style
+from dsa.show.figures import show, style
 from dsa.show.groups import across, averaged
 from dsa.show.predict import predict
 from dsa.text import domains, transcripts
@@ -131,37 +131,18 @@ guess = predict("What share of sampled answers is right?", 0.9)
 names = tuple(DOMAINS)
 greedy = rollout.accuracy(base, names, 120, temperature=0.0)
 sampled = rollout.accuracy(base, names, 120, temperature=1.0)
-fig, ax = plt.subplots(figsize=(6.6, 2.5))
-for i, (found, label, hatch) in enumerate(
-    ((greedy, "likeliest tokens", ""), (sampled, "sampled", "//"))
-):
-    places = [n + 0.38 * (i - 0.5) for n in range(5)]
-    bars = found.values()
-    ax.bar(places, bars, width=0.36, label=label, hatch=hatch)
-ax.set_xticks(range(5), names)
-ax.set(ylabel="right answers", ylim=(0, 1.05))
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-plt.close(fig)  # shown below
 
 # %% tags=["nbval-ignore-output", "route-2h"]
-means = {
-    name: sum(found.values()) / 5
-    for name, found in (("greedy", greedy), ("sampled", sampled))
-}
-words = "; ".join(
-    f"{name} {greedy[name]:.0%} and {sampled[name]:.0%}" for name in names
-)
-show(fig, f"Right answers, likeliest tokens and sampled: {words}.")
-guess.reveal(
-    means["sampled"],
-    "it imitates the mistakes as faithfully as the rest.",
-)
+ways = {"likeliest tokens": greedy, "sampled": sampled}
+show(*rewarded.draw_careless(ways))
+best, drawn = (sum(found.values()) / 5 for found in ways.values())
+guess.reveal(drawn, "it imitates the mistakes as faithfully as the rest.")
 claim(
     "C10.2",
-    means["greedy"] > 0.85 and 0.45 < means["sampled"] < 0.7,
-    f"the likeliest tokens are right in {means['greedy']:.0%},"
-    f" sampled ones in {means['sampled']:.0%}",
-    value=f"{means['sampled']:.0%}",
+    best > 0.85 and 0.45 < drawn < 0.7,
+    f"the likeliest tokens are right in {best:.0%}, sampled ones in"
+    f" {drawn:.0%}",
+    value=f"{drawn:.0%}",
 )
 
 # %% [markdown]
@@ -318,13 +299,10 @@ Panel(
 )
 
 # %%
+base_case = {"size": 8, "right": "half", "high": 0.28, "beta": 0.0}
 twins(
     draw_objective,
-    [
-        {"size": 8, "right": "half", "high": 0.28, "beta": 0.0},
-        {"size": 8, "right": "one", "high": 0.28, "beta": 0.0},
-        {"size": 8, "right": "half", "high": 0.28, "beta": 2.0},
-    ],
+    [base_case, base_case | {"right": "one"}, base_case | {"beta": 2.0}],
     columns=1,
 )
 
@@ -406,23 +384,7 @@ claim(
 )
 
 # %% tags=["nbval-ignore-output"]
-columns = {
-    "reward": "reward",
-    "completions/mean_length": "own tokens",
-    "frac_reward_zero_std": "groups without variance",
-}
-fig, axes = plt.subplots(1, 3, figsize=(8, 2.4))
-for ax, (column, label) in zip(axes, columns.items(), strict=True):
-    each = [row[column] for row in run.rows]
-    ax.plot(each, color="#b0b0b0", marker="")
-    ax.plot(range(2, 30, 5), averaged(each), color=COLOURS[0])
-    ax.set(xlabel="step", title=label, ylim=(0, 1.3 * max(each)))
-words = "; ".join(
-    f"{label} {averaged([row[c] for row in run.rows])[0]:.2f} to"
-    f" {averaged([row[c] for row in run.rows])[-1]:.2f}"
-    for c, label in columns.items()
-)
-show(fig, f"Means of five steps, first to last: {words}.")
+show(*rewarded.draw_run(run.rows))
 
 # %% [markdown]
 # The third picture is worth a habit. The better the model, the more groups are all right, and have nothing to
@@ -545,52 +507,33 @@ record = json.loads(path.read_text())
 runs = record["runs"]
 
 
-def row(of):
-    """Mean over seeds of what `of` picks from a run, per domain."""
-    return [sum(of(r)[n] for r in runs) / len(runs) for n in names]
+def of(pick):
+    """What `pick` takes from each run: (seeds, domains)."""
+    return torch.tensor([[pick(r)[n] for n in names] for r in runs])
 
 
-rows = {"base": row(lambda r: r["models"]["base"])}
+rows = {"base": of(lambda r: r["models"]["base"])}
 for who in names:
-    rows[f"{who} only"] = row(lambda r, who=who: r["specialists"][who])
-rows["student"] = row(lambda r: r["models"]["student"])
-rows["student, then mixed"] = row(lambda r: r["models"]["student, mixed"])
-rows["mixed"] = row(lambda r: r["models"]["mixed"])
-rows["sequential"] = row(lambda r: r["sequential"][-1])
+    rows[f"{who} only"] = of(lambda r, who=who: r["specialists"][who])
+rows["student"] = of(lambda r: r["models"]["student"])
+rows["student, then mixed"] = of(lambda r: r["models"]["student, mixed"])
+rows["mixed"] = of(lambda r: r["models"]["mixed"])
+rows["sequential"] = of(lambda r: r["sequential"][-1])
+show(*rewarded.draw_recipes(rows, names))
 
 # %% tags=["route-2h"]
-fig, ax = plt.subplots(figsize=(6.4, 4))
-ax.imshow(list(rows.values()), vmin=0.2, vmax=1, aspect="auto")
-for y, line in enumerate(rows.values()):
-    for x, value in enumerate(line):
-        colour = "black" if value > 0.65 else "white"
-        place = {"ha": "center", "va": "center", "color": colour}
-        ax.text(x, y, f"{value:.2f}", fontsize=9, **place)
-ax.set_xticks(range(5), names)
-ax.set_yticks(range(len(rows)), list(rows))
-ax.grid(False)
-words = "; ".join(
-    f"{name} {sum(line) / 5:.2f}" for name, line in rows.items()
-)
-show(fig, f"Right answers, mean of domains and seeds, recorded: {words}.")
-
-# %% tags=["route-2h"]
-own, taught = [], []
-for r in runs:
-    own.append(sum(r["specialists"][n][n] for n in names) / 5)
-    taught.append(sum(r["models"]["student"][n] for n in names) / 5)
-apart = [b - a for a, b in zip(own, taught, strict=True)]
-mean, right = sum(apart) / len(apart), sum(taught) / len(taught)
+alone = [rows[f"{name} only"][:, n] for n, name in enumerate(names)]
+right, best = rows["student"].mean(), torch.stack(alone).mean()
 guess.reveal(
-    100 * mean,
+    100 * (right - best),
     "imitating right answers is a lesson too: rejection sampling has thrown"
     " the carelessness away.",
 )
 claim(
     "C10.10",
-    mean > -0.05,
+    right > best - 0.05,
     f"one student has {right:.0%} right, the five specialists, each in its"
-    f" own domain, {right - mean:.0%}",
+    f" own domain, {best:.0%}",
     kind="recorded",
     value=f"{right:.0%}",
 )
@@ -602,13 +545,10 @@ claim(
 # changes little:
 
 # %%
-polished = [
-    sum(r["models"]["student, mixed"][n] for n in names) / 5 for r in runs
-]
-more = [b - a for a, b in zip(taught, polished, strict=True)]
+more = (rows["student, then mixed"] - rows["student"]).mean(1)  # by seed
 claim(
     "C10.19",
-    max(abs(x) for x in more) < 0.05,
+    more.abs().max() < 0.05,
     "20 mixed steps after the student change less than 5 points (seeds:"
     f" {', '.join(f'{x:+.2f}' for x in more)})",
     kind="recorded",
@@ -621,64 +561,37 @@ claim(
 # had their turn? One picture for each domain, a grey line where its own stage ends:
 
 # %%
-fig, axes = plt.subplots(1, 5, figsize=(9, 2.4), sharey=True)
-for n, (ax, name) in enumerate(zip(axes, names, strict=True)):
-    for seed, r in enumerate(runs):
-        line = [r["models"]["base"][name]]
-        line += [stage[name] for stage in r["sequential"]]
-        look = {"color": COLOURS[seed], "marker": MARKERS[seed]}
-        ax.plot(line, markersize=4, **look, **provenance("recorded"))
-    ax.axvline(n + 1, color="#8a8a8a", linewidth=1)
-    level = rows["mixed"][n]
-    ax.axhline(level, color="black", linewidth=1.5, linestyle=":")
-    ax.set(title=name, xlabel="stages done", ylim=(0, 1.05))
-axes[0].set(ylabel="right answers")
-words = "; ".join(
-    f"{name} {rows['base'][n]:.2f}, {rows['sequential'][n]:.2f},"
-    f" mixed {rows['mixed'][n]:.2f}"
-    for n, name in enumerate(names)
-)
-show(
-    fig,
-    "Stages in a row, three seeds; grey: the domain's own stage; dotted:"
-    f" the mixed stage. Base, end of the row and mixed: {words}.",
-)
+stages = torch.stack(
+    [
+        rows["base"],
+        *(of(lambda r, n=n: r["sequential"][n]) for n in range(5)),
+    ]
+)  # (1 + stages, seeds, domains)
+show(*rewarded.draw_row(stages.transpose(0, 1), rows["mixed"], names))
 
 # %%
-mixed, rowed, first = (
-    [sum(pick(r).values()) / 5 for r in runs]
-    for pick in (
-        lambda r: r["models"]["mixed"],
-        lambda r: r["sequential"][-1],
-        lambda r: r["models"]["base"],
-    )
-)
-for name, found in (("base", first), ("row", rowed), ("mixed", mixed)):
-    print(f"{name:6}", [f"{x:.2f}" for x in found])
-gained = [a - b for a, b in zip(mixed, first, strict=True)]
-mean = sum(gained) / len(gained)
+gained = (rows["mixed"] - rows["base"]).mean(1)  # by seed
 claim(
     "C10.11",
-    mean > 0.2,
-    f"one mixed stage raises the base by {mean:.2f} (seeds:"
+    gained.mean() > 0.2,
+    f"one mixed stage raises the base by {gained.mean():.2f} (seeds:"
     f" {', '.join(f'{x:.2f}' for x in gained)})",
     kind="recorded",
-    value=f"{mean:.2f}",
+    value=f"{gained.mean():.2f}",
 )
 
 # %%
 steps = record["options"]["steps"]
 in_a_row = 5 * steps["specialist"]
-ahead = [a - b for a, b in zip(mixed, rowed, strict=True)]
-mean = sum(ahead) / len(ahead)
+ahead = (rows["mixed"] - rows["sequential"]).mean(1)
 claim(
     "C10.12",
-    mean > 0 and in_a_row > 2 * steps["mixed"],
-    f"{steps['mixed']} mixed steps end {mean:.2f} ahead of {in_a_row} steps"
-    " in a row, which read about as many samples (seeds:"
+    ahead.mean() > 0 and in_a_row > 2 * steps["mixed"],
+    f"{steps['mixed']} mixed steps end {ahead.mean():.2f} ahead of"
+    f" {in_a_row} steps in a row, which read about as many samples (seeds:"
     f" {', '.join(f'{x:+.2f}' for x in ahead)})",
     kind="recorded",
-    value=f"{mean:.2f} ahead",
+    value=f"{ahead.mean():.2f} ahead",
 )
 
 # %% [markdown]
@@ -688,19 +601,15 @@ claim(
 # lose between the end of its own stage and the end of the row?
 
 # %%
-worn = [
-    r["sequential"][n][name] - r["sequential"][-1][name]
-    for r in runs
-    for n, name in enumerate(names[:-1])
-]
-mean = sum(worn) / len(worn)
+then = torch.stack([stages[n + 1, :, n] for n in range(4)], dim=1)
+worn = (then - rows["sequential"][:, :4]).mean()
 claim(
     "C10.20",
-    0 < mean < 0.1,
-    f"on average a domain loses {100 * mean:.0f} points after its own"
+    0 < worn < 0.1,
+    f"on average a domain loses {100 * worn:.0f} points after its own"
     " stage",
     kind="recorded",
-    value=f"{100 * mean:.0f} points",
+    value=f"{100 * worn:.0f} points",
 )
 
 # %% [markdown]
@@ -714,42 +623,17 @@ claim(
 # it near what it was:
 
 # %%
-stages = {
-    "mixed": "mixed",
-    "then maths alone": "forget",
-    "the same, beta 0.1": "forget less",
-}
 found = {
-    label: torch.tensor(
-        [[r["models"][who][n] for n in names] for r in runs]
-    )
-    for label, who in stages.items()
+    "mixed": rows["mixed"],
+    "then maths alone": of(lambda r: r["models"]["forget"]),
+    "the same, beta 0.1": of(lambda r: r["models"]["forget less"]),
 }
-fig, ax = plt.subplots(figsize=(6.8, 2.6))
-for i, (label, each) in enumerate(found.items()):
-    places = torch.arange(5) + 0.14 * (i - 1)
-    look = {"fmt": MARKERS[i], "capsize": 3, "label": label}
-    ax.errorbar(places, each.mean(0), each.std(0), **look)
-ax.set_xticks(range(5), names)
-ax.set(ylabel="right answers", ylim=(0, 1.05))
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-words = "; ".join(
-    f"{label} " + ", ".join(f"{x:.2f}" for x in each.mean(0))
-    for label, each in found.items()
-)
-show(fig, f"Means of three seeds with deviations, recorded: {words}.")
-
-# %%
-lost = [
-    r["models"]["mixed"][n] - r["models"]["forget"][n]
-    for r in runs
-    for n in names[1:]
-]
-mean = sum(lost) / len(lost)
+show(*rewarded.draw_domains(found, names))
+lost = (found["mixed"] - found["then maths alone"])[:, 1:].mean()
 claim(
     "C10.13",
-    abs(mean) < 0.05,
-    f"25 steps on maths alone cost the other four domains {100 * mean:.1f}"
+    abs(lost) < 0.05,
+    f"25 steps on maths alone cost the other four domains {100 * lost:.1f}"
     " points on average: nothing that could be told from chance",
     kind="recorded",
 )
@@ -792,41 +676,14 @@ claim(
 # gone on reading with dense attention for as long as the base read with K = 8.
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
 both = {"sparse, K = 8": "mixed", "dense": "mixed, dense"}
-for ax, measure in zip(axes, ("reward", "length"), strict=True):
-    for i, (label, curve) in enumerate(both.items()):
-        found = across(runs, curve, measure)
-        look = {"color": COLOURS[i], "marker": MARKERS[i]}
-        at = range(2, 60, 5)
-        ax.errorbar(
-            at,
-            found.mean(0),
-            found.std(0),
-            capsize=2,
-            label=label,
-            **look,
-            **provenance("recorded"),
-        )
-    top = 1 if measure == "reward" else 8
-    ax.set(xlabel="step", title=measure, ylim=(0, top))
-axes[0].legend(loc="lower right")
-plt.close(fig)  # shown below
-
-# %%
+show(*rewarded.draw_learning(runs, both))
 sparse, dense = (across(runs, name, "reward") for name in both.values())
-apart = (sparse - dense).abs()  # (seeds, 12)
-show(
-    fig,
-    "Means of five steps over three seeds, with deviations. Reward from"
-    f" {sparse.mean(0)[0]:.2f} to {sparse.mean(0)[-1]:.2f} (sparse),"
-    f" {dense.mean(0)[0]:.2f} to {dense.mean(0)[-1]:.2f} (dense).",
-)
+apart = (sparse - dense).abs().max()  # of (seeds, 12)
 claim(
     "C10.14",
-    bool(apart.max() < 0.15),
-    f"with no seed are the two reward curves more than {apart.max():.2f}"
-    " apart",
+    apart < 0.15,
+    f"with no seed are the two reward curves more than {apart:.2f} apart",
     kind="recorded",
 )
 
@@ -858,15 +715,9 @@ print(inspect.getsource(rewards.nothing_closed_wrongly))
 guess = predict("Right answers after 25 steps, before: 50%", 0.7)
 
 # %%
-hacked = copy.deepcopy(base)
-hack = grpo.grpo(
-    hacked,
-    ["brackets"],
-    steps=25,
-    config=config,
-    reward_funcs=[rewards.nothing_closed_wrongly],
-    show=False,
-)
+hacked, leak = copy.deepcopy(base), [rewards.nothing_closed_wrongly]
+hack = grpo.grpo(hacked, ["brackets"], steps=25, config=config,
+                 reward_funcs=leak, show=False)  # fmt: skip
 
 # %% tags=["nbval-ignore-output"]
 from dsa.show.groups import group_of
@@ -915,18 +766,15 @@ claim(
 broken = copy.deepcopy(base)
 wild = GRPOConfig(num_prompts=16, learning_rate=1e-2)
 crash = grpo.grpo(broken, ["sorting"], steps=12, config=wild, show=False)
-curve = [row["reward"] for row in crash.rows]
-fig, ax = plt.subplots(figsize=(6, 2.3))
-ax.plot(curve, label="rate 0.01")
-calmer = [row["reward"] for row in run.rows[:12]]
-ax.plot(calmer, label="rate 0.001, three domains")
-ax.set(xlabel="step", ylabel="reward", ylim=(0, 1.05))
-ax.legend()
-show(fig, f"Reward at the high rate: {curve[0]:.2f}, then {curve[-1]:.2f}.")
+fast, calm = ([row["reward"] for row in one.rows] for one in (crash, run))
+labels = "rate 0.01", "rate 0.001, three domains"
+show(
+    *rewarded.draw_rates(dict(zip(labels, (fast, calm[:12]), strict=True)))
+)
 claim(
     "C10.17",
-    curve[-1] < 0.1 < 0.4 < curve[0],
-    f"at ten times the rate the reward falls to {curve[-1]:.0%}",
+    fast[-1] < 0.1 < 0.4 < fast[0],
+    f"at ten times the rate the reward falls to {fast[-1]:.0%}",
 )
 
 # %% [markdown]

@@ -889,6 +889,13 @@ if FULL:
 # Choosing is {C12.18} of DSA's work at 128 Ki (C12.18), and there are lengths, memories and texts for which it is
 # the wrong choice.
 #
+# **What is said, and what stands.** Every statement of the article and of the report on V3.2-Exp, and how it fares in
+# this course. *Reproduced*: cells measure it, at our size. *Modelled*: it follows from counts that a cell asserts.
+# *Contradicted*: a cell shows the opposite. *Published*: only the published figure can be shown. The links lead to
+# the cells.
+#
+# {table:ledger}
+#
 # **What the sources do not say, and what we chose.** How MoBA, Quest, SparQ or NSA would sit on MLA: they are
 # defined for heads with keys of their own, which choose for themselves. We let one choice serve all heads, by the
 # sum of each head's softmax over the candidates. NSA's branches share one latent here. SparQ's mean value for
@@ -921,4 +928,5 @@ if FULL:
 # </details>
 #
 # **Next**: your own square. Everything you need is in `dsa/model/alternatives/choosing.py`: one class, one
-# method.
+# method. And when you ask "where was that?": [13 Reference](13_reference.ipynb) leads from each equation of the report
+# to code, test and cell, lists what was chosen where the report is silent, and says every term in a sentence.

@@ -4,8 +4,8 @@ Whoever says that sparse attention is so many times faster has to say than what.
 slow without a word, and are avoided here. Values narrower than keys send the fused kernel to a T x S matrix: they are
 padded. A causal mask of a chunk (1 < T < S) costs it up to 1.7 times as long, because the mask is a T x S matrix too:
 past keys need no mask, the chunk's own are a causal square, and the two results are merged by their log-sum-exp. And
-for one decoded token whose heads share a key the fused kernel is slow in bf16: there two matrix products a tile of keys
-do it, with a running maximum.
+for one decoded token whose heads share a key the fused kernel is slow in bf16, and with many heads: there two matrix
+products a tile of keys do it, with a running maximum.
 """
 
 import torch
@@ -18,11 +18,19 @@ from dsa.kernels.reference import at_least_fp32
 
 QUERY_TILE = 1024  # smaller ones are slower, which would flatter sparse attention
 KEY_TILE = 2048  # of decoding
+FEW_HEADS = 64  # up to which the fused kernel decodes faster in fp32
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """The library's fused kernel: q (B, H, T, D), k and v (B, H, S, D) -> the result, and log-sum-exp (B, H, T)."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+
+
+def as_wide(v: Tensor, k: Tensor) -> Tensor:
+    """Values as wide as keys, which the fused kernel wants: MLA's are the first numbers of the keys, others padded."""
+    if v.data_ptr() == k.data_ptr() and v.stride() == k.stride():
+        return k
+    return F.pad(v, (0, k.shape[-1] - v.shape[-1]))
 
 
 def attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -39,7 +47,7 @@ def attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def prefill(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), V <= D -> (B, T, H, V)."""
     V, H = v.shape[3], q.shape[2]
-    v = F.pad(v, (0, k.shape[3] - V))
+    v = as_wide(v, k)
     q, k, v = q.transpose(1, 2), *(x.transpose(1, 2).expand(-1, H, -1, -1) for x in (k, v))  # (B, H, T or S, D)
     out = [
         attend_tile(q[:, :, rows], k[:, :, :seen], v[:, :, :seen], scale)
@@ -49,7 +57,15 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One token whose heads share a key: q (H, D), k (S, D), v (S, V) -> (H, V), by a softmax that runs over tiles."""
+    """One token whose heads share a key: q (H, D), k (S, D), v (S, V) -> (H, V)."""
+    if k.dtype == torch.float32 and len(q) <= FEW_HEADS:
+        one = (None, None)  # sequence, head: the heads of the query become its rows
+        return fused(q[one].to(k.dtype), k[one], as_wide(v, k)[one], scale, causal=False)[0][0, 0, :, : v.shape[1]]
+    return decode_tiles(q, k, v, scale)
+
+
+def decode_tiles(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The same by a softmax that runs over tiles of keys."""
     numbers = operand(k.dtype)
     q = q.to(numbers)
     total = at_least_fp32(q).new_zeros(len(q), v.shape[1])

@@ -40,9 +40,7 @@ def multiply(q: Tensor, keys: Tensor, scale: float, out: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor, empty: Tensor) -> Tensor:
-    """Softmax over the filled slots, in place if it can be: (n, H, K), empty (n, K) -> (n, H, K)."""
+    """Softmax over the filled slots, in place, inside in fp32 at least: (n, H, K), empty (n, K) -> (n, H, K)."""
     if empty.any():
         logits.masked_fill_(empty[:, None], float("-inf"))
-    if logits.dtype in (torch.float32, torch.float64):
-        return torch.softmax(logits, -1, out=logits)
-    return logits.softmax(-1, dtype=torch.float32).to(logits.dtype)
+    return torch.softmax(logits, -1, out=logits)

@@ -20,7 +20,8 @@ from dsa.kernels.cpu.machine import fast, multiplier
 from dsa.kernels.fp8 import Codes
 from dsa.kernels.reference import causal_mask
 
-ROWS = 256  # heads of queries multiplied at once
+ROWS = 512  # heads of queries multiplied at once, at most
+QUERIES = 64  # queries scored at once, at most: a row of scores for each has to stay in reach until it is chosen from
 PRODUCTS = 2**18  # numbers of the buffer: 1 MB in fp32
 KEY_TILE = 8192  # keys multiplied at once, at most
 
@@ -34,7 +35,7 @@ def operand(dtype: torch.dtype) -> torch.dtype:
 
 def query_tile(T: int, J: int) -> int:
     """How many of T queries are scored at once."""
-    return min(T, max(1, ROWS // J))
+    return min(T, QUERIES, max(1, ROWS // J))
 
 
 class Products:

@@ -3,17 +3,22 @@
 It has no `attention_mass` and no `indexer_loss`: they are training's, and `chunked` has them on every device. Dense
 attention is here for decoding on the latents only (one query a sequence, one key shared by all heads): that width is
 beyond the library's fused kernels, and for the rest these are as fast as it goes.
+
+Index vectors in eight bits are multiplied as they are where the tensor cores take FP8; elsewhere, and int8 everywhere,
+as fp16, which holds every code exactly. An FP8 cache is read in place.
 """
 
 import torch
 from torch import Tensor
 
+from dsa.kernels.fp8 import E4M3, Codes, LatentCodes
 from dsa.kernels.gpu.index_logits import index_logits
 from dsa.kernels.gpu.launch import interpreted
-from dsa.kernels.gpu.sparse_attention import Latents, attend, enough_splits
+from dsa.kernels.gpu.sparse_attention import GROUP, Latents, attend, enough_splits
 from dsa.kernels.gpu.sparse_backward import SparseAttention
 from dsa.kernels.gpu.top_k import top_k as radix_select
 
+MULTIPLIES_CODES = READS_LATENT_CODES = True
 KINDS = (torch.float16, torch.bfloat16, torch.float32)
 WIDEST = {"sparse_attention": 576, "dense_attention": 576, "index_scores": 256, "index_topk": 256}
 SCORE_BYTES = 2**30  # of index scores held at once
@@ -51,9 +56,25 @@ def _shares(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[-1] <= k.shape[-1]
 
 
-def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+def _takes_fp8(x: Tensor) -> bool:
+    """Whether kernels on this device can read FP8: Nvidia's since Ada and Hopper; ROCm and the interpreter too."""
+    return (
+        x.device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(x.device) >= (8, 9)
+    )
+
+
+def _factors(q: Tensor, k: Tensor | Codes) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Index queries, keys and the keys' scales as the tensor cores of this device take them."""
+    if not isinstance(k, Codes):
+        return q, k, None
+    kind = E4M3 if q.dtype == E4M3 and _takes_fp8(q) else torch.float16
+    return q.to(kind), k.numbers.to(kind), k.scale
+
+
+def index_scores(q: Tensor, k: Tensor | Codes, w: Tensor) -> Tensor:
     """Score every visible key for every query (report Eq. 1); see `loops.index_scores`."""
-    return index_logits(q, k, w)
+    q, k, scale = _factors(q, k)
+    return index_logits(q, k, w, scale)
 
 
 def select(scores: Tensor, top_k: int) -> Tensor:
@@ -61,25 +82,31 @@ def select(scores: Tensor, top_k: int) -> Tensor:
     return radix_select(scores, top_k)
 
 
-def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
+def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int) -> Tensor:
     """Score and choose by tiles of queries, whose scores take at most a gigabyte; see `loops.index_topk`."""
+    q, k, scale = _factors(q, k)
     (B, T, *_), S = q.shape, k.shape[1]
     tile = max(1, SCORE_BYTES // (4 * B * S))
     parts = []
     for begin in range(0, T, tile):
         rows = slice(begin, min(begin + tile, T))
         seen = S - T + rows.stop
-        scores = index_logits(q[:, rows], k[:, :seen], w[:, rows])
+        scores = index_logits(q[:, rows], k[:, :seen], w[:, rows], None if scale is None else scale[:, :seen])
         chosen = radix_select(scores, top_k, seen - (rows.stop - rows.start) + 1)
         parts.append(torch.nn.functional.pad(chosen, (0, min(top_k, S) - chosen.shape[-1]), value=-1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
+def sparse_attention(q: Tensor, kv: Tensor | LatentCodes, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attend to the selected tokens (report Eq. 2), with gradients; see `loops.sparse_attention`."""
-    if torch.is_grad_enabled() and (q.requires_grad or kv.requires_grad):
-        return SparseAttention.apply(q, kv, selected, scale, value_width)
+    learning = torch.is_grad_enabled() and (q.requires_grad or (isinstance(kv, Tensor) and kv.requires_grad))
     splits = enough_splits(q.shape[0] * q.shape[1], q.shape[2], selected.shape[-1])
+    if isinstance(kv, LatentCodes):
+        if not learning and kv.numbers.shape[-1] == value_width and value_width % GROUP == 0 and _takes_fp8(q):
+            return attend(q, Latents(kv.numbers, kv.rotary, kv.scale), selected, scale, splits)[0]
+        kv = kv.expand(q.dtype)
+    if learning:
+        return SparseAttention.apply(q, kv, selected, scale, value_width)
     return attend(q, Latents.of(kv, value_width), selected, scale, splits)[0]
 
 

@@ -66,7 +66,8 @@ class Code:
         return self.shared <= SHARED_LIMIT[self.target]
 
     def __str__(self) -> str:
-        tile = " ".join(f"{name[6:]}={size}" for name, size in self.tile.items())
+        sizes = [f"{name[6:]}={size}" for name, size in self.tile.items() if name != "APART"]
+        tile = " ".join([*sizes, *["apart"] * bool(self.tile.get("APART"))])
         units = ", ".join(f"{count} {name}" for name, count in sorted(self.matrix.items())) or "no matrix unit"
         room = f"{self.shared / 1024:.0f} KB{'' if self.fits else ' TOO MUCH'}"
         spills = f", {self.spilled} B spilled" if self.spilled else ""

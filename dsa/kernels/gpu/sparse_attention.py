@@ -5,8 +5,12 @@ each block it fetches the latents, multiplies them with the query, and adds to a
 list is ever stored. All heads share one latent per token, and that makes the gathering affordable: a fetched row of
 1,152 bytes serves 64 heads, so tensor cores have 64 x 2 x 1,088 operations for it. Fewer heads would leave them idle:
 16 rows are too few for the wide instruction. All 128 heads would need 128 x 512 fp32 numbers for the
-answer alone, more than the registers hold. Hence 64. (A program of 64 rows has two groups of warps where one
-suffices for the logits, and Triton 3.7 lets both compute them; more keys a tile make that cheaper.)
+answer alone, more than the registers hold. Hence 64.
+
+A program of 64 rows has two groups of warps, and 64 rows are work for one. Each should take half of the columns. But
+where the compiler sees the result of a product go into another, it gives every group all columns, so that a row's sum
+needs no exchange: both then compute the same logits, half of the program's multiplying for nothing. It does not look
+through a branch. So tiles with APART weigh a block inside an `if` that is always taken; the tuner compares both.
 
 Rows are gathered by their own addresses. Neighbouring threads read neighbouring numbers of one row, so memory is
 read in whole lines although the rows lie anywhere; what is lost against contiguous keys is only that no copying
@@ -63,12 +67,25 @@ def fetch(
 
 
 @triton.jit
+def weigh(q_latent, q_rope, latent, rope, filled, scale, largest, total):
+    """One block of the running softmax: its weights (BLOCK_H, BLOCK_K), and what becomes of largest and total."""
+    logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee") * scale
+    logits += tl.dot(q_rope, tl.trans(rope), input_precision="ieee") * scale
+    logits = tl.where(filled[None, :], logits, float("-inf"))
+    larger = tl.maximum(largest, tl.max(logits, axis=1))
+    weights = tl.exp2(logits - larger[:, None])
+    shrink = tl.exp2(largest - larger)
+    return weights.to(latent.dtype), larger, shrink, total * shrink + tl.sum(weights, axis=1)
+
+
+@triton.jit
 def sparse_attention_kernel(
     q_ptr, kv_ptr, rope_ptr, scale_ptr, selected_ptr, out_ptr, lse_ptr,
     T, S, H, K, rows, kv_batch_stride, kv_stride, rope_batch_stride, rope_stride, scale_batch_stride, scale_stride,
     keys_a_split, scale,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     FP8: tl.constexpr, GROUPS: tl.constexpr, DENSE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
     """One program: one query, BLOCK_H heads, one part of the list."""
     head_tiles = tl.cdiv(H, BLOCK_H)
@@ -90,7 +107,7 @@ def sparse_attention_kernel(
     out = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
     begin = tl.program_id(1) * keys_a_split
     end = tl.minimum(begin + keys_a_split, seen if DENSE else K)
-    for first in tl.range(begin, end, BLOCK_K):
+    for first in tl.range(begin, end, BLOCK_K, disable_licm=True):
         slots = first + tl.arange(0, BLOCK_K)
         if DENSE:
             token, filled = slots, slots < end
@@ -101,14 +118,11 @@ def sparse_attention_kernel(
             kv_ptr, rope_ptr, scale_ptr, token, filled, kv_stride, rope_stride, scale_stride,
             C, R, BLOCK_C, BLOCK_R, BLOCK_K, FP8, GROUPS, q_latent.dtype,
         )  # fmt: skip
-        logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
-        logits = tl.dot(q_rope, tl.trans(rope), logits, input_precision="ieee")  # (BLOCK_H, BLOCK_K)
-        logits = tl.where(filled[None, :], logits * scale, float("-inf"))
-        larger = tl.maximum(largest, tl.max(logits, axis=1))
-        weights = tl.exp2(logits - larger[:, None])
-        shrink = tl.exp2(largest - larger)
-        total = total * shrink + tl.sum(weights, axis=1)
-        out = tl.dot(weights.to(latent.dtype), latent, out * shrink[:, None], input_precision="ieee")  # Eq. 2
+        if not APART or K > 0:  # always
+            weights, larger, shrink, total = weigh(q_latent, q_rope, latent, rope, filled, scale, largest, total)
+        else:
+            weights, larger, shrink = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype), largest, largest
+        out = tl.dot(weights, latent, out * shrink[:, None], input_precision="ieee")  # Eq. 2
         largest = larger
 
     out /= tl.where(total > 0, total, 1.0)[:, None]
@@ -140,14 +154,17 @@ def merge_kernel(
     tl.store(lse_ptr + row, largest + tl.log2(total))
 
 
-def sizes(heads: int, keys: int, warps: int, stages: int = 2) -> triton.Config:
+def sizes(heads: int, keys: int, warps: int, stages: int = 2, apart: bool = False) -> triton.Config:
     """One choice of tile sizes."""
-    return triton.Config({"BLOCK_H": heads, "BLOCK_K": keys}, num_warps=warps, num_stages=stages)
+    return triton.Config({"BLOCK_H": heads, "BLOCK_K": keys, "APART": apart}, num_warps=warps, num_stages=stages)
 
 
 SPARSE_ATTENTION = Kernel(
     sparse_attention_kernel,
-    [sizes(64, 32, 8), sizes(64, 64, 8), sizes(64, 32, 8, 3), sizes(32, 32, 4), sizes(16, 16, 4)],
+    [
+        *(sizes(64, 32, 8, 3, True), sizes(64, 64, 8, 2, True), sizes(64, 64, 8, 1, True)),
+        *(sizes(64, 64, 8), sizes(64, 32, 8, 3), sizes(32, 32, 4), sizes(16, 16, 4)),
+    ],
     key=("H", "K", "C", "R", "FP8", "DENSE"),
 )
 MERGE = Kernel(merge_kernel, [triton.Config({}, num_warps=4)], key=())

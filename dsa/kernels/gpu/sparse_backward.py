@@ -19,7 +19,8 @@ digits of dkv may differ from run to run.
 
 The block of dkv lies on its side, (C numbers) x (tokens). Upright, its rows would be the 32 tokens, and the wide
 matrix instruction wants 64; with 64 tokens the registers overflow by 7 KB a thread. On its side the rows are the 512
-numbers of a latent. What still overflows (about 150 and 100 bytes a thread) are addresses computed before the loop.
+numbers of a latent. Weights and slopes are found behind a branch (APART, see `sparse_attention`): computed once instead
+of twice, they leave so many registers free that hardly anything overflows.
 """
 
 import torch
@@ -28,7 +29,17 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa.kernels.gpu.launch import Kernel, Start, padded, run
-from dsa.kernels.gpu.sparse_attention import LOG2_E, Latents, attend, fetch
+from dsa.kernels.gpu.sparse_attention import LOG2_E, Latents, attend, fetch, sizes
+
+
+@triton.jit
+def slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E: tl.constexpr):
+    """One block of attention weights and of the gradients of its logits, times the scale: two of (BLOCK_H, BLOCK_K)."""
+    logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee") * (scale * LOG2_E)
+    logits += tl.dot(q_rope, tl.trans(rope), input_precision="ieee") * (scale * LOG2_E)
+    weights = tl.where(filled[None, :], tl.exp2(logits - lse[:, None]), 0.0)
+    slope = tl.dot(grad, tl.trans(latent), input_precision="ieee") - delta[:, None]
+    return weights.to(latent.dtype), (weights * slope * scale).to(latent.dtype)
 
 
 @triton.jit
@@ -36,7 +47,7 @@ def query_gradient_kernel(
     q_ptr, kv_ptr, rope_ptr, selected_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
     T, H, K, kv_batch_stride, kv_stride, scale, LOG2_E: tl.constexpr,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """One program: dq of one query and BLOCK_H heads; also d = g . out, which the other kernel wants."""
     head_tiles = tl.cdiv(H, BLOCK_H)
@@ -61,7 +72,7 @@ def query_gradient_kernel(
 
     dq_latent = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
     dq_rope = tl.zeros((BLOCK_H, BLOCK_R), tl.float32)
-    for first in tl.range(0, K, BLOCK_K):
+    for first in tl.range(0, K, BLOCK_K, disable_licm=True):
         slots = first + tl.arange(0, BLOCK_K)
         token = tl.load(selected_ptr + query * K + slots, mask=slots < K, other=-1).to(tl.int32)
         filled = token >= 0
@@ -69,11 +80,10 @@ def query_gradient_kernel(
             kv_ptr, rope_ptr, kv_ptr, token, filled, kv_stride, kv_stride, 0,
             C, R, BLOCK_C, BLOCK_R, BLOCK_K, False, 1, q_latent.dtype,
         )  # fmt: skip
-        logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")
-        logits = tl.dot(q_rope, tl.trans(rope), logits, input_precision="ieee")
-        weights = tl.where(filled[None, :], tl.exp2(logits * (scale * LOG2_E) - lse[:, None]), 0.0)
-        slope = tl.dot(grad, tl.trans(latent), input_precision="ieee") - delta[:, None]  # (BLOCK_H, BLOCK_K)
-        slope = (weights * slope * scale).to(latent.dtype)
+        if not APART or K > 0:  # always
+            _, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
+        else:
+            slope = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
         dq_latent = tl.dot(slope, latent, dq_latent, input_precision="ieee")
         dq_rope = tl.dot(slope, rope, dq_rope, input_precision="ieee")
     kind = dq_ptr.dtype.element_ty
@@ -86,7 +96,7 @@ def latent_gradient_kernel(
     q_ptr, kv_ptr, rope_ptr, selected_ptr, grad_ptr, lse_ptr, delta_ptr, dkv_ptr,
     T, S, H, K, kv_batch_stride, kv_stride, scale, LOG2_E: tl.constexpr,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """One program: what one query, all its heads, adds to the gradients of BLOCK_K of its tokens."""
     key_tiles = tl.cdiv(K, BLOCK_K)
@@ -113,12 +123,12 @@ def latent_gradient_kernel(
         grad = tl.load(grad_ptr + row[:, None] * C + c[None, :], mask=latent_mask, other=0.0)
         lse = tl.load(lse_ptr + row, mask=heads < H, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=heads < H, other=0.0)
-        logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee")  # (BLOCK_H, BLOCK_K)
-        logits = tl.dot(q_rope, tl.trans(rope), logits, input_precision="ieee")
-        weights = tl.where(filled[None, :], tl.exp2(logits * (scale * LOG2_E) - lse[:, None]), 0.0)
-        slope = tl.dot(grad, tl.trans(latent), input_precision="ieee") - delta[:, None]
-        slope = (weights * slope * scale).to(q_latent.dtype)
-        dlatent = tl.dot(tl.trans(grad), weights.to(grad.dtype), dlatent, input_precision="ieee")
+        if not APART or K > 0:  # always
+            weights, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
+        else:
+            weights = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
+            slope = weights
+        dlatent = tl.dot(tl.trans(grad), weights, dlatent, input_precision="ieee")
         dlatent = tl.dot(tl.trans(q_latent), slope, dlatent, input_precision="ieee")
         drope = tl.dot(tl.trans(q_rope), slope, drope, input_precision="ieee")
     dkv_ptr += query // T * S * (C + R)
@@ -127,21 +137,16 @@ def latent_gradient_kernel(
     tl.atomic_add(dkv_ptr + at + C + r[:, None], drope, mask=filled[None, :] & (r < R)[:, None], sem="relaxed")
 
 
-def sizes(heads: int, keys: int, warps: int, stages: int) -> triton.Config:
-    """One choice of tile sizes."""
-    return triton.Config({"BLOCK_H": heads, "BLOCK_K": keys}, num_warps=warps, num_stages=stages)
-
-
 KEY = ("H", "K", "C", "R")
-QUERY_GRADIENT = Kernel(
-    query_gradient_kernel, [sizes(64, 32, 8, 1), sizes(64, 64, 8, 1), sizes(32, 32, 4, 1), sizes(16, 16, 4, 1)], key=KEY
-)
-LATENT_GRADIENT = Kernel(
-    latent_gradient_kernel,
-    [sizes(64, 32, 8, 1), sizes(64, 64, 8, 1), sizes(32, 32, 4, 1), sizes(16, 16, 4, 1)],
-    key=KEY,
-    cleared=["dkv_ptr"],
-)
+TILES = [
+    sizes(64, 32, 8, 1, True),
+    sizes(64, 16, 8, 1, True),
+    sizes(64, 32, 8, 1),
+    sizes(32, 32, 4, 1),
+    sizes(16, 16, 4, 1),
+]
+QUERY_GRADIENT = Kernel(query_gradient_kernel, TILES, key=KEY)
+LATENT_GRADIENT = Kernel(latent_gradient_kernel, TILES, key=KEY, cleared=["dkv_ptr"])
 
 
 def gradients(
