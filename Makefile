@@ -51,6 +51,7 @@ models: .venv/course
 
 bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python -m dsa.cost.measure --shape s2
+	$(ONE_THREAD) $(BIN)/python -m dsa.cost.tried
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
 	$(ONE_THREAD) $(BIN)/python tests/bench_indexer_loss.py
 
