@@ -40,9 +40,11 @@ import torch
 from dsa.cost import curves, roofline
 from dsa.kernels import fp8, ops, reference
 from dsa.model.config import Config
+from dsa.show import goals
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
 from dsa.show.figures import provenance, show, style
+from dsa.show.full_model import read_record
 from dsa.show.panel import Choice, Panel, Slider, twins
 from dsa.show.predict import predict
 from dsa.show.reading import read_file
@@ -462,9 +464,21 @@ if TRITON:
 #
 # Half of the instructions need not be half of the time: on a GPU the tuner times both kinds and keeps the faster.
 #
-# What is **not** shown here is a single measured time on a GPU: none was at hand. Rates that others published
-# are in [11 Cost curves](11_cost_curves.ipynb).
-#
+# Whether all this is fast only a GPU can say. On a machine with one, `make gpu` checks every kernel at full size and
+# times it, beside the strongest that PyTorch has for the job and against goals that were set beforehand; the sizes of
+# tiles that it tried stand in a table. Here is its record, or the sentence that stands in for it. (Rates that others
+# published are in [11 Cost curves](11_cost_curves.ipynb).)
+
+# %%
+record = read_record("../data/measurements/gpu_kernels.json")
+drawn = goals.draw_goals(record)
+if record is None:
+    print(drawn)
+else:
+    show(*drawn)
+    print(goals.tiles(record))
+
+# %% [markdown]
 # ## Which hardware
 #
 # | hardware | backend here | how it is tested | besides |
