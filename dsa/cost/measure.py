@@ -80,15 +80,21 @@ def contenders(config: Config, phase: str, keys: int) -> dict[str, tuple[Call, f
 
 
 def token_seconds(config: Config, phase: str, keys: int, repeats: int = 5) -> dict[str, float]:
-    """Median CPU seconds of one token that sees `keys` keys in one layer, by contender; a first call warms up."""
+    """Median CPU seconds of one token that sees `keys` keys in one layer, by contender."""
     check(phase, keys)
     with one_thread(), torch.no_grad():
         calls = contenders(config, phase, keys)
-        often = {name: max(1, round(ENOUGH / _cpu_seconds(call, 1))) for name, (call, _) in calls.items()}
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(repeats):
-            for name, (call, tokens) in calls.items():
-                times[name].append(_cpu_seconds(call, often[name]) / tokens)
+        found = in_turn({name: call for name, (call, _) in calls.items()}, repeats)
+    return {name: seconds / calls[name][1] for name, seconds in found.items()}
+
+
+def in_turn(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each call, all of them once in each repeat; a first call warms up."""
+    often = {name: max(1, round(ENOUGH / _cpu_seconds(call, 1))) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(_cpu_seconds(call, often[name]))
     return {name: median(found) for name, found in times.items()}
 
 
@@ -155,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.cost.measure``."""
     parser = argparse.ArgumentParser("python -m dsa.cost.measure", description="Time one layer's attention by length.")
     parser.add_argument("--shape", choices=list(SHAPES), default="s2", help="real takes minutes and 2 GB")
+    parser.add_argument("--top-k", type=int, metavar="K", help="keep so many keys, not as many as the shape does")
     parser.add_argument("--longest", type=int, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
@@ -168,11 +175,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FileExistsError as error:
         parser.error(str(error))
     lengths = [SHORTEST << n for n in range((longest // SHORTEST).bit_length())]
-    found = measure(SHAPES[options.shape](), lengths, 1 if options.quick else options.repeats)
+    config = SHAPES[options.shape]()
+    config = replace(config, index_topk=options.top_k or config.index_topk)
+    found = measure(config, lengths, 1 if options.quick else options.repeats)
     print(table(found))
     if options.out:
         words = record.command(parser.prog, sys.argv[1:] if argv is None else argv)
-        what = f"CPU seconds of one token in one layer, shape {options.shape}, fp32 where nothing else is said"
+        shape = f"shape {options.shape} with K {config.index_topk}"
+        what = f"CPU seconds of one token in one layer, {shape}, fp32 where nothing else is said"
         record.write(options.out, provenance(found, words, what))
 
 
