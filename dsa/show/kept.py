@@ -140,4 +140,4 @@ def _draw_shares(ax: Axes, reading: Reading, layer: int, t: int, top_k: int) -> 
     ax.set_xticks(sizes[::2], [str(k) for k in sizes[::2]])
     ax.set(xlabel=f"top-k (the line: {top_k})", ylabel="share of attention kept", ylim=(0, 1.04))
     ax.set_title("What each way to choose keeps")
-    ax.legend(loc="upper left", fontsize=8)
+    ax.legend(loc="upper left", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")  # a line may pass

@@ -105,9 +105,10 @@ def draw_damage(found: Mapping[int, Mapping[str, Damage]]) -> tuple[Figure, str]
     """How far each exhibit moves a logit, for each K in `found`; a change of zero is drawn at the left edge, 1e-16."""
     fig, ax = plt.subplots(figsize=(6.6, 3.2))
     said = []
-    for marker, (top_k, damage) in zip("os^D", found.items(), strict=False):
+    for i, (marker, (top_k, damage)) in enumerate(zip("os^D", found.items(), strict=False)):
         moved = [max(one.logits, 1e-16) for one in damage.values()]
-        ax.plot(moved, range(len(moved)), marker, markersize=7, label=f"K = {top_k}")
+        places = [n + 0.25 * (i - (len(found) - 1) / 2) for n in range(len(moved))]  # beside each other
+        ax.plot(moved, places, marker, markersize=6, label=f"K = {top_k}")
         said.append(f"with K = {top_k} {sum(one.visible for one in damage.values())} of {len(moved)}")
     names = list(next(iter(found.values())))
     ax.axvline(SEEN, color="#888888", linewidth=0.8, marker="")

@@ -23,7 +23,8 @@
 # (top-k). Beside them `L`, the tokens of a prompt. A Ki is 1,024, so 128 Ki are 131,072.
 #
 # Where numbers come from is told by the line: what is **modelled**, counted from sizes, is dash-dotted, and what
-# the report **published** is dotted. Bars are modelled too. Time is **measured** once, under "Where it fails".
+# the report (DeepSeek's, on V3.2-Exp) **published** is dotted. Bars are modelled too. Time is **measured** once, under
+# "Where it fails".
 
 # %% tags=["route-2h"]
 import math

@@ -19,7 +19,7 @@
 #
 # Shape letters, as everywhere in this course: `T` query positions, `S` key positions, `D` model width, `H` heads,
 # `N` width of a head's key without its rotary part, `R` width of that part, `V` width of a head's value, `C` width of
-# the latent, the one vector that this chapter is about.
+# the latent, the one vector that this chapter is about. *The report* is DeepSeek's on V3.2-Exp.
 
 # %% tags=["route-2h"]
 import inspect

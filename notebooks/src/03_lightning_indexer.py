@@ -21,7 +21,7 @@
 # Computing: **30 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
-# index head width, `R` rotary width, `K` kept tokens.
+# index head width, `R` rotary width, `K` kept tokens. *The report* is DeepSeek's on V3.2-Exp.
 
 # %% tags=["route-15m"]
 import inspect
@@ -138,7 +138,7 @@ def einsum_scores(q, k, w):
 
 # %%
 guess = predict(
-    "Terabytes for one layer's products?", 1, high=1000, form=".0f"
+    "For one layer's products?", 1, high=1000, form=".0f", unit="TB"
 )
 
 # %%
@@ -586,10 +586,10 @@ widest = max((share[f] - share["relu"]).abs().max() for f in less)
 claim(
     "C3.18",
     less["none"] >= 4 and less["softmax"] == 6 and widest < 0.02,
-    f"{record['options']['steps']} steps, 6 runs each: no activation"
-    f" follows attention closer than Eq. 1 in {less['none']} of them,"
-    f" softmax weights in {less['softmax']}; the mass kept differs by"
-    f" {widest:.1%} at most",
+    f"{record['options']['steps']} steps, 6 runs each: scores without"
+    f" activation follow attention closer than Eq. 1 in {less['none']},"
+    f" those with softmax weights in {less['softmax']}; the mass kept"
+    f" differs by {widest:.1%} at most",
     kind="recorded",
 )
 
@@ -674,11 +674,10 @@ from dsa.show.museum import EXHIBITS, draw_damage, shrink_keys, tour
 for name in EXHIBITS:
     print(f"{name}. {find(name).what}")
 guess = predict(
-    "Exhibits that change a logit when K >= S?",
+    "How many of the 11 change a logit when K >= S?",
     5,
     high=11,
     form=".0f",
-    unit="of 11",
 )
 
 # %% [markdown]

@@ -151,7 +151,7 @@ EXERCISES = (
         "E5.1", "A scale that is a power of two", 1, 10,
         "An FP8 scale is stored as an exponent alone. Find the power: large enough that nothing exceeds 448, and not "
         "one larger. The checker asks you *at* the powers of two (times 448), and for the floating-point numbers right "
-        "beside them, where C5.4's logarithm failed; one in double precision only fails later.",
+        "beside them, where C5.4's logarithm failed. One in double precision fails there too.",
         ("2 ** ceil(log2(amax / 448)) is the formula. Division and logarithm round: use neither.",
          "`math.frexp(amax)` gives amax = fraction * 2**exponent with 0.5 <= fraction < 1, exactly.",
          "448 is 0.875 * 2**9: compare the fractions, subtract the exponents."),

@@ -23,8 +23,8 @@ H, N, R, C, V = 3, 8, 4, 16, 6  # sizes of the checkers' tiny attention
 def my_cache_bytes(config, kind: str, groups: int = 8) -> int:
     """Bytes in bf16 that one token leaves in the caches of all layers.
 
-    kind is "MHA", "GQA" (with so many groups), "MQA" or "MLA". But for
-    MLA a key has N + R numbers and a value V.
+    kind is "MHA", "GQA" (with so many groups), "MQA" or "MLA". In the
+    first three a head's key has N + R numbers and its value V.
     """
     key = config.qk_nope_head_dim + config.qk_rope_head_dim
     each = key + config.v_head_dim

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dsa.kernels import loops, reference
 from dsa.show.exercises.core import Exercise, require
+from dsa.show.exercises.multiplications import counted
 from dsa.show.exercises.two_levels import TWO_LEVELS
 
 
@@ -172,6 +173,11 @@ def _masked_dense(q: Tensor, kv: Tensor, chosen: Tensor, scale: float) -> Tensor
     return (scale * q @ kv.T).masked_fill(~mask, float("-inf")).softmax(-1) @ kv
 
 
+def _mended(q: Tensor, kv: Tensor, chosen: Tensor, scale: float) -> Tensor:
+    """Reads every key, and sweeps the poison away."""
+    return _masked_dense(q, kv.nan_to_num(), chosen, scale)
+
+
 def _check_sparse(answer) -> None:
     generator = torch.Generator().manual_seed(6)
     q, kv = torch.randn(3, 16, generator=generator), torch.randn(40, 16, generator=generator)
@@ -183,8 +189,10 @@ def _check_sparse(answer) -> None:
     require(gap < 1e-5, f"it differs from attention over the keys 7, 0, 31 and 22 by up to {gap:.2f}")
     poisoned = torch.full_like(kv, float("nan"))
     poisoned[chosen[:4]] = kv[chosen[:4]]
-    again = answer(q.clone(), poisoned, chosen.clone(), 0.3)
+    again, flop = counted(lambda: answer(q.clone(), poisoned, chosen.clone(), 0.3))
     require(not again.isnan().any(), "the numbers are right, but it reads keys that were not chosen: gather first")
+    enough = 2 * 2 * 3 * 16 * len(chosen) + 400  # scores and values, empty slots too; and what a scale may take
+    require(flop <= enough, f"the numbers are right, but they take {flop:,} FLOP where {enough:,} are enough")
 
 
 EXERCISES = (
@@ -208,11 +216,13 @@ EXERCISES = (
     Exercise(
         "E4.3", "Attend to what was chosen, and to nothing else", 2, 15,
         "One query, H heads, K chosen keys out of S. The checker compares your numbers with the loops of "
-        "`dsa.kernels.loops`, and then poisons every key that was *not* chosen: whoever reads those notices.",
+        "`dsa.kernels.loops`, and then poisons every key that was *not* chosen: whoever reads those notices. "
+        "Multiplications are counted as well.",
         ("Leave the empty slots out before you index: `chosen[chosen >= 0]`.",
          "Gather the chosen rows of `kv` first. All that follows is ordinary attention over these rows.",
          "The softmax runs over the gathered scores only, and the rows are keys and values at once."),
-        my_sparse_attention, (_softmax_over_all, _attends_to_empty, _without_scale, _masked_dense), _check_sparse,
+        my_sparse_attention, (_softmax_over_all, _attends_to_empty, _without_scale, _masked_dense, _mended),
+        _check_sparse,
     ),
     TWO_LEVELS,
 )  # fmt: skip

@@ -186,11 +186,11 @@ def _check_head_gradient(answer) -> None:
             q[0] = -q[0].abs()  # a head that is shut for every key
         p = torch.randn(S, generator=generator).double().softmax(-1)
         learned = w.clone().requires_grad_()
-        scores = ops.index_scores(
-            q[None, None], k[None], learned[None, None].expand(1, S, -1)[:, :1], backend="reference"
-        )
+        scores = ops.index_scores(q[None, None], k[None], learned[None, None], backend="reference")
         (right,) = torch.autograd.grad(reference.kl_divergence(p, scores[0, 0]), learned)
-        _near(answer(p.clone(), q.clone(), k.clone(), w.clone()), right, "the gradient of the weights")
+        with torch.inference_mode():  # where autograd records nothing
+            found = answer(p.clone(), q.clone(), k.clone(), w.clone())
+        _near(found, right, "the gradient of the weights")
 
 
 # E6.4 ---------------------------------------------------------------------------------------------------------------
@@ -257,9 +257,9 @@ EXERCISES = (
     ),
     Exercise(
         "E6.3", "The gradient of a head's weight", 2, 15,
-        "The chapter has shown how the loss moves a *score*. Go one step further back, without autograd: how does it "
-        "move the weight of an index head? The checker includes a head that is shut for every key; look at what your "
-        "formula says about it.",
+        "The chapter has shown how the loss moves a *score*. Go one step further back, without autograd (the checker "
+        "switches it off): how does it move the weight of an index head? One head of the checker's is shut for every "
+        "key; look at what your formula says about it.",
         ("The scores are linear in w: dI[s] / dw[j] is ReLU(q[j] . k[s]).",
          "The chain rule is a sum over the keys, that is, a matrix with a vector.",
          "The vector is what the chapter found for a score: softmax(I) - p."),
