@@ -17,8 +17,8 @@
 # **You need** PyTorch and the idea of attention. [02](02_multi_head_latent_attention.ipynb) explains the latent that
 # the query is made of, [04](04_token_selection.ipynb) what is done with the scores; neither is required.
 #
-# **Routes.** {routes} Visit the bug museum slowly. Afterwards `dsa/model/indexer.py` and the files in `dsa/kernels`
-# read easily. Computing: **30 s**.
+# **Routes.** {routes} Visit the bug museum slowly. Afterwards: `dsa/model/indexer.py` and the files in `dsa/kernels`.
+# Computing: **30 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
 # index head width, `R` rotary width, `K` kept tokens.
