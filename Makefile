@@ -9,7 +9,7 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline  # no Python process reaches beyon
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab route-15m route-2h test notebooks book models bench clean
+.PHONY: help lab route-15m route-2h test notebooks book models bench gpu clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
@@ -19,6 +19,7 @@ help:
 	@echo "make book       write the course as HTML pages into book/, to read without a kernel"
 	@echo "make models     train the models in data/ anew"
 	@echo "make bench      measure the kernels on this machine"
+	@echo "make gpu        on a GPU: check and time kernels and layers, then run all notebooks there"
 	@echo "make clean      remove what these targets made, .venv included"
 
 lab: .venv/course
@@ -54,6 +55,15 @@ bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python -m dsa.cost.tried
 	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
 	$(ONE_THREAD) $(BIN)/python tests/bench_indexer_loss.py
+
+# Under ten minutes for the kernels, each against its goal, and about as much for layers of true width; then the
+# notebooks that draw what was found are made anew, and all of them must run here as they do without a GPU.
+gpu: .venv/tests
+	$(BIN)/python -c "from dsa.cost.gpu.__main__ import need_gpu; need_gpu()"
+	$(BIN)/python -m dsa.cost.gpu --out data/measurements/gpu_kernels.json --replace
+	$(BIN)/python -m dsa.inference.true_width --out data/measurements/true_width.json --replace
+	$(BIN)/python notebooks/build.py 08_kernels 09_the_full_model 11_cost_curves
+	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info route-15m route-2h

@@ -15,7 +15,12 @@ from builder.manners import seconds
 from builder.routes import SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSING = ("__pycache__", "build", "book")  # written by Python, pip and `make book`, and so is what begins with a dot
+PASSING = (
+    "__pycache__",
+    "build",
+    "book",
+    "dsa.egg-info",
+)  # Python's, pip's and `make book`'s, as what begins with a dot
 
 
 def budget(path: Path) -> int:

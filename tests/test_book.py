@@ -75,6 +75,15 @@ def test_an_output_keeps_its_words_and_the_picture_s_description():
     assert all(block["tabindex"] == "0" for block in page.select("pre"))
 
 
+def test_what_is_folded_away_stays_inside(pages):
+    hints = pages["04_token_selection.html"].select("details")
+    assert len(hints) > 10
+    assert [fold for name, page in pages.items() for fold in page.select("details") if len(fold.contents) < 3] == []
+    page = small(new_markdown_cell("<details><summary>Hint</summary>\n\nA *hint*.\n\n| a |\n| - |\n\n</details>"))
+    assert page.select_one("details > p > em").text == "hint"
+    assert page.select_one("details table")
+
+
 def test_links_into_the_repository_become_text_and_scripts_go():
     page = small(new_markdown_cell("[03](03_x.ipynb#two), [code](../dsa/x.py)\n\n<script>alert(1)</script>"))
     assert [link["href"] for link in page.select("main a")] == ["03_x.html#two"]

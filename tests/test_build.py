@@ -326,6 +326,11 @@ def vector(found):
     cell(found, "a-figure_1").outputs[0].data["image/svg+xml"] = "<svg/>"
 
 
+def warned(found):
+    warning = nbformat.v4.new_output("stream", name="stderr", text="/tmp/cell.py:7: UserWarning: a tensor")
+    found.cells[1].outputs.append(warning)
+
+
 def failed(found):
     cell(found, "a-figure_1").outputs += cell(found, "where-it-fails_1").outputs
 
@@ -355,6 +360,7 @@ def repeated(found):
         (speechless, "no alternative text: end with `show(fig, words)`"),
         (silent, "the words of a figure are not shown"),
         (vector, "figures are PNG"),
+        (warned, "it prints a warning, '/tmp/cell.py:7: UserWarning"),
         (failed, "cell a-figure_1: it raised ZeroDivisionError; if that is meant, tag it"),
         (harmless, "is tagged raises-exception and raised nothing"),
         (repeated, "claim C0.1 is made more than once"),

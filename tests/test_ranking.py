@@ -6,7 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from dsa.show import ranking
 from dsa.show.ranking import FORMS, draw_forms, draw_hits, draw_ratio, draw_weights
+from dsa.text.tasks import Episodes
 
 WHO = ("oracle", "trained")
 NUMBERS = dict.fromkeys(itertools.product(WHO, range(3), (4, 16)), 0.5) | {
@@ -27,6 +29,39 @@ def test_weights_are_described_by_their_means():
     fig, words = draw_weights(weights)
     assert "over 2 tokens" in words and "layer 0: +1.50 and -2.00; layer 1: +0.00 and +0.50" in words
     assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == ["layer 0", "layer 1"]
+
+
+def test_attention_is_said_by_its_peaks():
+    fig, words = ranking.draw_mass(torch.tensor([[0.25, 0.75], [0.9, 0.1]]), answer=1)
+    assert words.endswith("last of 2 tokens. layer 0: most, 75%, on token 1; layer 1: most, 90%, on token 0.")
+    assert [ax.lines[1].get_xdata()[0] for ax in fig.axes] == [1, 1]
+
+
+def test_distances_set_near_against_far():
+    _, words = ranking.draw_distances({"halves": [9.0, 7.0, 5.0, 1.0, 3.0]}, near=2, far=3)
+    assert "rotated as halves, the last 2 tokens score 6 higher" in words
+
+
+def test_choosers_are_measured_by_mass_kept_and_answers_found():
+    mass = torch.eye(100)[None] * 0.75  # every token looks at itself, a little at its predecessor
+    mass[0].diagonal(-1).fill_(0.25)
+    query, source = torch.tensor([[99, 98]]), torch.tensor([[9, 97]])  # one answer is far, one is near
+    episodes = Episodes(torch.zeros(1, 100, dtype=torch.long), torch.ones(1, 100).bool(), query, source)
+
+    def choosers(layer, k):
+        itself = torch.arange(100)[None, :, None]
+        return {"itself": itself.clone(), "ninth": torch.where(itself >= 9, 9, -1), "nobody": itself * 0 - 1}
+
+    kept, hits = ranking.compare(choosers, [mass], episodes, sizes=(1,))
+    assert kept == {("itself", 0, 1): 0.75, ("ninth", 0, 1): 0, ("nobody", 0, 1): 0}
+    assert hits == {("itself", 0, 1): 0, ("ninth", 0, 1): 1, ("nobody", 0, 1): 0}
+
+
+def test_a_measure_is_sorted_by_form():
+    runs = [{"form": form, "kl": float(n)} for n, form in enumerate([*FORMS, *FORMS])]
+    assert {form: found.tolist() for form, found in ranking.by_form(runs, "kl").items()} == {
+        "relu": [0, 3], "none": [1, 4], "softmax": [2, 5],
+    }  # fmt: skip
 
 
 def test_the_share_of_the_oracle_is_said_for_one_k():

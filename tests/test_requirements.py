@@ -29,7 +29,9 @@ PINS = [
     for line in (ROOT / name).read_text("utf-8").splitlines()
     if line.strip() and not line.startswith(("#", "-e")) and meant_for_this_machine(line)
 ]
-OURS = {"dsa", "build", "builder", "conftest", "route"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+OURS = {"dsa", "build", "builder", "colab", "conftest", "hosted", "route"} | {
+    path.stem for path in (ROOT / "tests").rglob("*.py")
+}
 
 
 @pytest.mark.parametrize(("file", "line"), PINS)

@@ -1,5 +1,7 @@
 """The benchmarks ask what they say they ask, count per sequence, and their intervals are Student's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_training import tiny
@@ -33,6 +35,16 @@ def test_needles_are_asked_at_their_distance(exams):
     assert asked.sum(1).tolist() == [8] * 8
 
 
+def test_every_distance_is_asked_once(text, monkeypatch):
+    """Also those at the edge of two ranges."""
+    found = suite.Needles(text, 256, 8, 8, "held_out").generate(torch.Generator().manual_seed(0), 4)
+    edges = torch.tensor([1, 64, 65, 128, 129, 256, 257, 300])
+    edge = replace(found, source=found.query - edges)
+    monkeypatch.setattr(suite.Needles, "generate", lambda *_: edge)
+    (exam,) = suite._distances(text, 256, 4, torch.Generator())
+    assert [int(mask.sum()) for mask in exam.asked.values()] == [8, 8, 8, 8]
+
+
 def test_loads_ask_for_every_pair(exams):
     for pairs in suite.LOADS:
         exam, mask = exams[f"{pairs} needles"]
@@ -47,6 +59,8 @@ def test_what_is_repeated_has_stood_there(exams):
         assert mask.sum(1).tolist() == [32 - 8] * 4
         assert torch.equal(exam.tokens[:, back:], exam.tokens[:, :32])
         assert not mask[:, : back + 8].any()
+        between = {"text, again far on": 128}.get(name, 0)
+        assert exam.tokens.shape[1] == 2 * 32 + between
 
 
 def test_shares_are_counted_by_sequence():
@@ -93,6 +107,8 @@ def test_intervals_run_over_seeds():
     (line,) = suite.differences(rows, "x")
     assert line["difference"] == pytest.approx(0.03) and line["model"] == pytest.approx(0.53)
     assert line["half"] == pytest.approx(4.30 * 0.026458 / 3**0.5, rel=1e-3) and line["noise"]
+    worse = [row | {"over_dense": -0.05 - row["over_dense"]} for row in rows]
+    assert not suite.differences(worse, "x")[0]["noise"], "a loss is as certain as a gain"
     with pytest.raises(ValueError, match="1 seeds of 'x': an interval needs one of"):
         suite.differences([rows[0], rows[3]], "x")
 

@@ -31,6 +31,8 @@ class Html(str):
     """An HTML fragment as a picture. What a reader typed must be escaped in it (`html.escape`)."""
 
 
+VIEW = "application/vnd.jupyter.widget-view+json"  # shows a widget of ipywidgets 7, which some services have, and of 8
+
 Picture = Figure | Html
 Draw = Callable[..., tuple[Picture | list[Picture], str]]
 
@@ -141,9 +143,8 @@ class Panel:
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The live panel for a page with a kernel, the picture with its sentence for every other."""
-        live = self.widget._repr_mimebundle_(**options)
         bundle, metadata = _static(self.pictures, self.sentence)
-        return {**live, **bundle}, metadata
+        return {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}, **bundle}, metadata
 
 
 def twins(draw: Draw, positions: Sequence[Mapping[str, Any]], columns: int = 2) -> None:

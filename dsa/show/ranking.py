@@ -1,10 +1,12 @@
 """Pictures of a comparison: who chooses what attention wanted, and which form of Eq. 1 learns to.
 
-Each function gets the numbers, asks nothing of a model, and returns a figure with the sentence that says what it shows.
+Each function that draws gets the numbers, asks nothing of a model, and returns a figure with the sentence that says
+what it shows.
 Numbers of several choosers are keyed (who, layer, K), those of the recorded sweep are the runs of its file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,11 +15,41 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dsa.show.figures import COLOURS, MARKERS
+from dsa.text.tasks import Episodes
+from dsa.training.evaluate import hit
 
 FORMS = {"relu": "ReLU", "none": "no activation", "softmax": "softmax over heads"}
 HATCHES = ("", "//", "..")
 Drawn = tuple[Figure, str]
-Keyed = Mapping[tuple[str, int, int], float]
+Key = tuple[str, int, int]
+Keyed = Mapping[Key, float]
+Choosers = Callable[[int, int], Mapping[str, Tensor]]
+
+
+def draw_mass(mass: Tensor, answer: int) -> Drawn:
+    """Attention of one token to the others, layer by layer (layers, T); a line marks where the `answer` stands."""
+    fig, axes = plt.subplots(len(mass), 1, figsize=(6.6, 2.5), sharex=True)
+    words = []
+    for n, (ax, row) in enumerate(zip(axes, mass, strict=True)):
+        ax.plot(row, marker="")
+        ax.axvline(answer, color="#888888", linewidth=0.8, marker="")
+        ax.set(ylabel=f"layer {n}")
+        words.append(f"layer {n}: most, {float(row.max()):.0%}, on token {int(row.argmax())}")
+    axes[-1].set(xlabel="key position (the line: where the answer stands)")
+    return fig, f"Attention of the last of {mass.shape[1]} tokens. {'; '.join(words)}."
+
+
+def draw_distances(curves: Mapping[str, Sequence[float]], near: int, far: int) -> Drawn:
+    """Mean index scores by distance, for each way of rotating; the words set `near` ones against all from `far` on."""
+    fig, ax = plt.subplots(figsize=(6.4, 2.5))
+    words = []
+    for name, curve in curves.items():
+        ax.plot(curve, ms=3, label=name)
+        ahead = mean(curve[:near]) - mean(curve[far:])
+        words.append(f"rotated as {name}, the last {near} tokens score {ahead:.0f} higher than those further back")
+    ax.set(xlabel="tokens back", ylabel="mean index score")
+    ax.legend(title="rotated as")
+    return fig, f"One layer's scores with the same weights: {'; '.join(words)}."
 
 
 def draw_weights(weights: Tensor) -> Drawn:
@@ -84,6 +116,29 @@ def draw_forms(runs: Sequence[Mapping[str, Any]]) -> Drawn:
     said = "; ".join(f"{label}: KL {_of(runs, form, 'kl').mean():.2f}, kept {_of(runs, form, 'of_oracle').mean():.1%}"
                      for form, label in FORMS.items())  # fmt: skip
     return fig, f"Means over {len(runs) // len(FORMS)} runs each, recorded. {said}."
+
+
+def compare(
+    chosen_by_all: Choosers, masses: Sequence[Tensor], episodes: Episodes, sizes: Sequence[int] = (4, 8, 16, 32, 64)
+) -> tuple[dict[Key, float], dict[Key, float]]:
+    """Measure choosers by (who, layer, K): the mass that they keep, and their share of the answers over 64 tokens back.
+
+    `chosen_by_all(layer, K)` gives each chooser's selection (B, T, K), `masses` each layer's attention (B, T, S). Mass
+    is the mean over the queries from the 64th on, since earlier ones hardly have a choice.
+    """
+    kept, hits, far = {}, {}, episodes.distance > 64
+    for n, mass in enumerate(masses):
+        for k in sizes:
+            for who, chosen in chosen_by_all(n, k).items():
+                at = mass.gather(-1, chosen.clamp(min=0)) * (chosen >= 0)  # (B, T, K)
+                kept[who, n, k] = float(at.sum(-1)[:, 64:].mean())
+                hits[who, n, k] = float(hit(chosen, episodes)[far].float().mean())
+    return kept, hits
+
+
+def by_form(runs: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Tensor]:
+    """A measure of the recorded sweep: one number a run, for each form of Eq. 1."""
+    return {form: _of(runs, form, measure) for form in FORMS}
 
 
 def _of(runs: Sequence[Mapping[str, Any]], form: str, measure: str) -> Tensor:

@@ -61,6 +61,10 @@ class Renderer(IPythonRenderer):
         """A formula on a line of its own."""
         return mathml(body.strip(), display="block")
 
+    def block_html(self, html: str) -> str:
+        """HTML as it is: nbconvert would close what a later block closes, and show all that is folded away."""
+        return f"{html}\n"
+
 
 def rendered(source: str, folder: Path) -> str:
     """Markdown as HTML; pictures beside the notebook, in `folder`, go into the page."""

@@ -83,6 +83,8 @@ def _outputs(cell: NotebookNode) -> Iterator[str]:
             yield from _figure(output, following)
         if "image/svg+xml" in data or WIDGET_STATE in data:
             yield "it stores SVG or widget state: figures are PNG, panels are `dsa.show.panel.Panel`"
+        if output.get("name") == "stderr":
+            yield f"it prints a warning, {output.text.strip()[:60]!r}…: change the code that it warns of"
 
 
 def _figure(output: NotebookNode, following: NotebookNode | None) -> Iterator[str]:

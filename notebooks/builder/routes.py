@@ -132,12 +132,13 @@ def taken(notebooks: dict[str, NotebookNode], route: str) -> dict[str, NotebookN
     names = [name for name, cells in chosen.items() if cells]
     written = {}
     for name, following in zip(names, [*names[1:], ""], strict=True):
-        _number(chosen[name])
-        _lead(chosen[name], name, names)
-        left = len(notebooks[name].cells) - len(chosen[name])
-        first = new_markdown_cell(_notice(name, route, left), id="this-route")
+        cells, whole = chosen[name], notebooks[name].cells
+        _number(cells)
+        _lead(cells, name, names)
+        title = "" if cells[0].id == whole[0].id else whole[0].source.splitlines()[0] + "\n\n"
+        first = new_markdown_cell(title + _notice(name, route, len(whole) - len(cells)), id="this-route")
         last = [new_markdown_cell(f"**Next**: [{following}]({following}.ipynb)", id="next")] if following else []
-        written[name] = NotebookNode({**notebooks[name], "cells": [first, *chosen[name], *last]})
+        written[name] = NotebookNode({**notebooks[name], "cells": [first, *cells, *last]})
     return written
 
 

@@ -180,10 +180,12 @@ panel
 
 # %% [markdown] tags=["route-15m"]
 # `dense` looks at everything, `window` at the last tokens only, `random` at any. Push the depth to 100 and the
-# window finds the needle too; pull it back a little and the window is blind. To be sure, here are 64 needles:
-# four depths, and each of the 16 values there are.
+# window finds the needle too; pull it back a little and the window is blind.
 
-# %% tags=["route-15m"]
+# %% [markdown] tags=["route-2h"]
+# To be sure, here are 64 needles: four depths, and each of the 16 values there are.
+
+# %% tags=["route-2h"]
 import torch
 from dsa.text.tasks import hide
 
@@ -210,7 +212,7 @@ runs |= {"window": "window", "random": "random"}
 right = {who: found(kind) for who, kind in runs.items()}
 print(", ".join(f"{who}: {n} of 64" for who, n in right.items()))
 
-# %% tags=["route-15m"]
+# %% tags=["route-2h"]
 claim(
     "C0.3",
     right["indexer"] >= 58 and right["window"] <= 8,
@@ -222,7 +224,8 @@ claim(
 # That is the point of a *learned* choice: {C0.3}. A model that cannot see
 # the answer can only guess. Attention then
 # reads 16 tokens either way; the indexer's own scoring comes on top, which a window does not need.
-#
+
+# %% [markdown]
 # ## Your turn, in other scripts
 #
 # The tokens are raw bytes, so any script works, though this model has seen little but English and Python. Each

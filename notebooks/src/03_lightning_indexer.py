@@ -17,8 +17,8 @@
 # **You need** PyTorch and the idea of attention. [02](02_multi_head_latent_attention.ipynb) explains the latent that
 # the query is made of, [04](04_token_selection.ipynb) what is done with the scores; neither is required.
 #
-# **Routes.** {routes} Visit the bug museum slowly. Afterwards `dsa/model/indexer.py` and the files in `dsa/kernels`
-# read easily. Computing: **30 s**.
+# **Routes.** {routes} Visit the bug museum slowly. Afterwards: `dsa/model/indexer.py` and the files in `dsa/kernels`.
+# Computing: **30 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
 # index head width, `R` rotary width, `K` kept tokens.
@@ -29,15 +29,14 @@ import json
 from pathlib import Path
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from dsa.kernels import chunked, loops, ops, reference
+from dsa.show import ranking
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
 from dsa.show.figures import show, style
 from dsa.show.predict import predict
-from dsa.show.ranking import draw_forms, draw_hits, draw_ratio, draw_weights
 from dsa.show.reading import read_file
 from dsa.text.tasks import hide
 from torch import Tensor
@@ -84,19 +83,8 @@ tokens = needle.tokens[None]  # (1, T)
 model.attention = "dense"
 with torch.no_grad():
     _, trace = model(tokens, trace=True)
-
-fig, axes = plt.subplots(3, 1, figsize=(6.6, 2.5), sharex=True)
-for n, ax in enumerate(axes):
-    ax.plot(trace[n].mass[0, -1], marker="")
-    ax.axvline(needle.value, color="#888888", linewidth=0.8, marker="")
-    ax.set(ylabel=f"layer {n}")
-axes[-1].set(xlabel="key position (the line: where the answer stands)")
-peaks = [layer.mass[0, -1].max(-1) for layer in trace]
-words = "; ".join(
-    f"layer {n}: most, {float(p.values):.0%}, on token {int(p.indices)}"
-    for n, p in enumerate(peaks)
-)
-show(fig, f"Attention of the last of {tokens.shape[1]} tokens. {words}.")
+mass = torch.stack([layer.mass[0, -1] for layer in trace])  # (layers, T)
+show(*ranking.draw_mass(mass, needle.value))
 
 # %% [markdown] tags=["route-15m"]
 # Three different targets: spread out (mind its scale), the neighbours, and one far token. Each layer has an indexer
@@ -299,7 +287,7 @@ guess = predict("What share of the head weights is negative?", 0.1)
 
 # %%
 weights = torch.stack([w for _, _, w in mine])  # (layers, T, J)
-show(*draw_weights(weights))
+show(*ranking.draw_weights(weights))
 share = (weights < 0).float().mean((1, 2))
 guess.reveal(
     float(share.mean()),
@@ -330,8 +318,9 @@ products = torch.stack(
 )  # (layers, J, visible pairs)
 cut = (products < 0).float().mean(-1)
 for n in range(3):
-    heads = ", ".join(f"{float(c):.0%}" for c in cut[n])
-    print(f"layer {n}: share of products cut, by head: {heads}")
+    print(
+        f"layer {n}, products cut, by head:", *(f"{c:.0%}" for c in cut[n])
+    )
 against = weights.mean(1)[1:] < 0
 claim(
     "C3.6",
@@ -351,19 +340,19 @@ claim(
 
 # %%
 wide = [[x.double() for x in f] for f in mine]
-one_head, rank = [], {"no activation": [], "ReLU": []}
+one_head, ranks = [], []
 for q, k, w in wide:
     per_head = torch.einsum("tjw,sw->tjs", q, k)
-    linear = torch.einsum("tj,tjs->ts", w, per_head)
+    forms = [torch.einsum("tj,tjs->ts", w, x)
+             for x in (per_head, per_head.relu())]  # fmt: skip
     merged = torch.einsum("tj,tjw->tw", w, q) @ k.T  # one query for all
-    one_head.append(torch.allclose(linear, merged))
-    cut_off = torch.einsum("tj,tjs->ts", w, per_head.relu())
-    rank["no activation"].append(int(torch.linalg.matrix_rank(linear)))
-    rank["ReLU"].append(int(torch.linalg.matrix_rank(cut_off)))
+    one_head.append(torch.allclose(forms[0], merged))
+    ranks.append([int(torch.linalg.matrix_rank(x)) for x in forms])
+linear, cut_off = zip(*ranks, strict=True)
 claim("C3.7", all(one_head), "without activation two heads are one head")
 claim(
     "C3.8",
-    {*rank["no activation"]} == {32} and min(rank["ReLU"]) > 32,
+    set(linear) == {32} and min(cut_off) > 32,
     "without activation the scores of 96 tokens have rank 32, the width of"
     " a head; with it more, in every layer",
 )
@@ -379,15 +368,12 @@ claim(
 
 # %%
 x = torch.linspace(-3, 3, 101)
-kinds = {"ReLU": torch.relu, "GELU": F.gelu}
-off = {
-    name: float((act(0.1 * x) - 0.1 * act(x)).abs().max())
-    for name, act in kinds.items()
-}
-print(", ".join(f"{name}: off by {gap:.2f}" for name, gap in off.items()))
+relu, gelu = ((act(0.1 * x) - 0.1 * act(x)).abs().max()
+              for act in (torch.relu, F.gelu))  # fmt: skip
+print(f"ReLU: off by {relu:.2f}, GELU: off by {gelu:.2f}")
 claim(
     "C3.9",
-    off["ReLU"] < 1e-6 and off["GELU"] > 0.05,
+    relu < 1e-6 and gelu > 0.05,
     "a scale of 0.1 can be moved behind a ReLU, and not behind a GELU",
 )
 
@@ -403,17 +389,16 @@ layer2 = model.model.layers[2].self_attn.indexer
 x = seen[2].x[0]
 loud = x.clone()
 loud[40] *= 5  # one hidden state five times as long
-keys, louder = (
-    my_factors(layer2, h, seen[2].query_latent[0])[1] for h in (x, loud)
-)
-with torch.no_grad():
-    raw = [float(layer2.wk(h)[40].norm()) for h in (x, loud)]
-normed = [float(keys[40].norm()), float(louder[40].norm())]
+raw, keys = [], []
+for h in (x, loud):
+    long = (h @ layer2.wk.weight.detach().T)[40].norm()
+    raw.append(float(long))
+    keys.append(my_factors(layer2, h, seen[2].query_latent[0])[1])
 print(f"raw key:    {raw[0]:.1f} -> {raw[1]:.1f}")
-print(f"normed key: {normed[0]:.1f} -> {normed[1]:.1f}")
+print("normed key:", *(f"{float(key[40].norm()):.1f}" for key in keys))
 claim(
     "C3.10",
-    torch.allclose(keys, louder, atol=1e-3) and raw[1] > 4.9 * raw[0],
+    torch.allclose(*keys, atol=1e-3) and raw[1] > 4.9 * raw[0],
     "five times the hidden state is the same index key",
 )
 
@@ -464,18 +449,8 @@ for name, turn in turns.items():
     curves[name] = [float(rotated.diagonal(-d).mean()) for d in range(40)]
 
 # %%
-fig, ax = plt.subplots(figsize=(6.4, 2.5))
-for name, curve in curves.items():
-    ax.plot(curve, ms=3, label=name)
-ax.set(xlabel="tokens back", ylabel="mean index score")
-ax.legend(title="rotated as")
+show(*ranking.draw_distances(curves, near=4, far=8))
 near = {n: sum(c[:4]) / 4 - sum(c[8:]) / 32 for n, c in curves.items()}
-show(
-    fig,
-    "Trained with halves, layer 1 scores the last four tokens"
-    f" {near['halves']:.0f} higher than those further back; run with"
-    f" neighbours, the same weights do so by {near['neighbours']:.0f}.",
-)
 claim(
     "C3.12",
     near["halves"] > 1.5 * near["neighbours"],
@@ -554,22 +529,12 @@ def chosen_by_all(n, k):
 
 
 WHO = ("oracle", "trained", "untrained", "window", "random")
-far = episodes.distance > 64
-sizes = (4, 8, 16, 32, 64)
-kept, hits = {}, {}
-for n in range(3):
-    mass = traces["trained"][n].mass
-    for k in sizes:
-        for who, chosen in chosen_by_all(n, k).items():
-            at = mass.gather(-1, chosen.clamp(min=0)) * (chosen >= 0)
-            kept[who, n, k] = float(at.sum(-1)[:, 64:].mean())
-            found = hit(chosen, episodes)[far].float().mean()
-            hits[who, n, k] = float(found)
+masses = [layer.mass for layer in traces["trained"]]
+kept, hits = ranking.compare(chosen_by_all, masses, episodes)
 
 # %% tags=["route-2h"]
 ratio = {key: mass / kept["oracle", *key[1:]] for key, mass in kept.items()}
-show(*draw_ratio(ratio, at=16))
-
+show(*ranking.draw_ratio(ratio, at=16))
 mean = {who: sum(ratio[who, n, 16] for n in range(3)) / 3 for who in WHO}
 claim(
     "C3.15",
@@ -586,7 +551,7 @@ claim(
 )
 
 # %% tags=["route-2h"]
-show(*draw_hits(hits, at=16))
+show(*ranking.draw_hits(hits, at=16))
 elsewhere = max(hits["oracle", n, 16] for n in (0, 1))
 claim(
     "C3.17",
@@ -614,19 +579,10 @@ claim(
 path = Path("../data/measurements/indexer_activation.json")
 record = json.loads(path.read_text())
 runs = record["runs"]
-show(*draw_forms(runs))
-
-kl, kept_of = (
-    {
-        form: torch.tensor([r[m] for r in runs if r["form"] == form])
-        for form in ("relu", "none", "softmax")
-    }
-    for m in ("kl", "of_oracle")
-)
+show(*ranking.draw_forms(runs))
+kl, share = (ranking.by_form(runs, m) for m in ("kl", "of_oracle"))
 less = {f: int((kl[f] < kl["relu"]).sum()) for f in ("none", "softmax")}
-widest = max(
-    float((kept_of[f] - kept_of["relu"]).abs().max()) for f in less
-)
+widest = max((share[f] - share["relu"]).abs().max() for f in less)
 claim(
     "C3.18",
     less["none"] >= 4 and less["softmax"] == 6 and widest < 0.02,
@@ -791,14 +747,14 @@ claim(
     " invisible while K >= S",
     value=f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)}",
 )
+
+# %%
 hidden = [name for name, found in narrow.items() if not found.visible]
 claim(
     "C3.23",
     hidden == ["LayerNorm with eps 1e-5"],
     f"with K < S {len(EXHIBITS) - len(hidden)} of {len(EXHIBITS)} show",
 )
-
-# %%
 show(*draw_damage({128: wide, 16: narrow}))
 
 # %% [markdown]
@@ -881,8 +837,7 @@ claim(
 found = factors(model, needle.tokens)
 per_query = []
 for t in range(48, 96):
-    mass = found.mass[0, t, : t + 1]
-    score = found.shares(0, t, "ReLU").sum(0)
+    mass, score = found.mass[0, t], found.shares(0, t, "ReLU").sum(0)
     kept16 = mass[score.topk(16).indices].sum()
     per_query.append(float(kept16 / mass.topk(16).values.sum()))
 worst, typical = min(per_query), sorted(per_query)[24]

@@ -13,7 +13,7 @@
 # **You need** PyTorch, and the idea of attention. [00 Start here](00_start_here.ipynb) shows the same in
 # pictures.
 #
-# **Routes.** {routes} Afterwards the source of `dsa/kernels` reads easily. Computing: **40 s**.
+# **Routes.** {routes} Afterwards: the source of `dsa/kernels`. Computing: **40 s**.
 #
 # **Words.** The indexer's score of key s for query t is the sum over a few small heads of w · ReLU(q · k), where the
 # weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at once, *decode* adds one token

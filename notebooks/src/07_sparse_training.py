@@ -96,7 +96,7 @@ claim(
     value=f"{cost:.2f}",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["route-2h"]
 # {C7.1} bits. That is not a catastrophe, and an honest chapter says so at once: with a good indexer and enough
 # keys, there is little to adapt to. (The report does not tell what its switch cost before training.) To *see*
 # adaptation we must take away more. **Recorded**, three models of three seeds, each switched to K keys by four

@@ -57,7 +57,7 @@ style()
 # Ours are the smallest tasks that deserve the comparison. Each has three levels. A prompt begins with the sign of
 # its domain, then says whether to think first (`T`) or to answer directly (`D`). A symbol is a token; there are 48.
 
-# %% tags=["route-2h"]
+# %%
 chance = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):

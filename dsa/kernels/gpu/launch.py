@@ -39,6 +39,11 @@ def _prune(choices: list[triton.Config], named: dict[str, Any], **more: Any) -> 
     return fitting(choices, {**named, **more}, torch.version.hip is not None)
 
 
+def _in_words(choice: triton.Config) -> str:
+    sizes = ", ".join(f"{name} {size}" for name, size in choice.kwargs.items())
+    return f"{sizes}{', ' * bool(sizes)}{choice.num_warps} warps, {choice.num_stages} stages"
+
+
 class Kernel:
     """A Triton function and the tile sizes to choose from.
 
@@ -61,6 +66,12 @@ class Kernel:
     def name(self) -> str:
         """What the function is called."""
         return self.function.__name__
+
+    @property
+    def tried(self) -> dict[str, float]:
+        """Milliseconds of each choice when one was last made by timing; infinite for what does not fit."""
+        timed = getattr(self.tuned, "configs_timings", None) or {}
+        return {_in_words(choice): found[0] if isinstance(found, list) else found for choice, found in timed.items()}
 
 
 def fitting(choices: Sequence[triton.Config], arguments: dict[str, Any], rocm: bool) -> list[triton.Config]:

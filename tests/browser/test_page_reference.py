@@ -1,0 +1,29 @@
+"""A reader of the reference looks up an equation and a word, and lands in front of the cell."""
+
+import re
+
+from playwright.sync_api import expect
+
+OPEN = "path => window.jupyterapp.shell.currentWidget?.context?.path === path && window.jupyterapp.shell.currentWidget"
+
+
+def follow(page, link, notebook):
+    """Click a link on the reference and wait for the notebook it opens."""
+    page.get_by_role("tab", name="13_reference.ipynb").click()
+    page.get_by_role("link", name=link, exact=True).first.click()
+    page.wait_for_function(f"{OPEN}.content.widgets.length > 20", arg=f"notebooks/{notebook}.ipynb")
+
+
+def test_links_open_a_notebook_at_the_cell(reader):
+    page = reader.page
+    reader.open("13_reference")
+    reader.run_all()
+    expect(page.get_by_text("def sparse_attention(").first).to_be_attached()
+    for link, notebook, seen in (
+        ("C3.2", "03_lightning_indexer", page.get_by_text(re.compile(r"✓ C3\.2 "))),
+        ("02 Absorption", "02_multi_head_latent_attention", page.get_by_role("heading", name="Absorption: the key")),
+    ):
+        follow(page, link, notebook)  # too early to scroll, as these tests keep all cells in the page; readers do not
+        follow(page, link, notebook)
+        expect(seen.last).to_be_in_viewport(timeout=30_000)
+    assert reader.complaints == []
