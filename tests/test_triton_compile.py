@@ -15,6 +15,7 @@ from dsa.kernels import ops
 from dsa.kernels.gpu import compile as aot
 from dsa.kernels.gpu.launch import Kernel, fitting
 from dsa.kernels.gpu.sparse_attention import sizes
+from dsa.kernels.gpu.top_k import enough_segments
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
     ("sm_90", 8): "QGMMA", ("sm_90", 16): "HGMMA", ("sm_100", 8): "UTCQMMA", ("sm_100", 16): "UTCHMMA",
@@ -72,6 +73,11 @@ def test_behind_a_branch_no_product_is_computed_twice(name, saved):
             for apart in (False, True)
         ]
         assert counts[0] - counts[1] == saved, counts
+
+
+def test_few_rows_are_cut_so_that_the_gpu_is_full_and_segments_stay_long():
+    assert [enough_segments(rows, 131072, 2048) for rows in (1, 16, 32, 128, 4096)] == [16, 16, 8, 2, 1]
+    assert enough_segments(1, 4000, 2048) == enough_segments(1, 10, 64) == 1
 
 
 def index(kind, T=3, S=7, J=4, W=32, device="meta"):

@@ -14,7 +14,7 @@ import sys
 import torch
 
 from dsa.kernels import fp8, ops, reference
-from dsa.kernels.gpu import backend, index_logits
+from dsa.kernels.gpu import backend, index_logits, top_k
 from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
 from dsa.kernels.gpu.sparse_backward import gradients as backward
 
@@ -107,7 +107,13 @@ def top_k_with_ties_and_unseen_keys():
     scores[0, 1] = scores[0, 1].abs() * -1e-30
     scores[0, 2, 20:] = -torch.inf  # fewer than are wanted
     scores[0, 3] = 7.0
-    return sum(different(ops.select(scores, k, backend="triton"), reference.select(scores, k)) for k in (1, 64))
+    return sum(
+        different(found, reference.select(scores, k))
+        for k in (1, 64)
+        for found in (
+            top_k.whole_rows(scores, k, 1500), top_k.in_segments(scores, k, 7), ops.select(scores, k, backend="triton")
+        )
+    )  # fmt: skip
 
 
 @case

@@ -10,9 +10,13 @@ three. One last pass collects, in order of position: a running count (a prefix s
 No number is moved before it is chosen, and nothing depends on which thread was first, as it would with atomic counters.
 Ties obey the rule of the project: among equal scores the later key wins, so of those that tie for the last slots the
 earlier ones are passed over. Memory traffic is one row per pass, about four rows in all.
+
+A decoded token has one row, and one program would walk along all of it while the rest of the GPU waits. Few rows are
+therefore cut into segments: the K best of a row are among the K best of its segments.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -89,10 +93,37 @@ def top_k(scores: Tensor, k: int, seen_by_first: int | None = None, start: Start
         Positions (B, T, min(K, S)) in rising order, then -1 in the slots left over.
     """
     B, T, S = scores.shape
+    seen = S if seen_by_first is None else seen_by_first
+    parts = enough_segments(B * T, S, k) if seen >= S else 1
+    return whole_rows(scores, k, seen, start) if parts == 1 else in_segments(scores, k, parts, start)
+
+
+def whole_rows(scores: Tensor, k: int, seen_by_first: int, start: Start = run) -> Tensor:
+    """Choose with one program a row."""
+    B, T, S = scores.shape
     K = min(k, S)
     selected = torch.full((B, T, K), EMPTY, device=scores.device)
     start(
         TOP_K, lambda tile: (B * T,), scores_ptr=scores.float().contiguous(), selected_ptr=selected,
-        T=T, S=S, K=K, seen_by_first=S if seen_by_first is None else seen_by_first,
+        T=T, S=S, K=K, seen_by_first=seen_by_first,
     )  # fmt: skip
     return selected
+
+
+def in_segments(scores: Tensor, k: int, segments: int, start: Start = run) -> Tensor:
+    """Choose the k best of each segment, and of these the k best; candidates stay in order, so ties obey the rule."""
+    T, S = scores.shape[1:]
+    rows = F.pad(scores, (0, -S % segments), value=-torch.inf)
+    parts = rows.unflatten(-1, (segments, -1)).flatten(1, 2)  # (B, T * G, S / G)
+    best = whole_rows(parts, k, parts.shape[-1], start).unflatten(1, (T, segments))  # (B, T, G, K)
+    first = torch.arange(0, rows.shape[-1], parts.shape[-1], device=scores.device)
+    places = torch.where(best == EMPTY, EMPTY, best + first[:, None]).flatten(2)  # (B, T, G * K)
+    candidates = rows.gather(-1, places.clamp(min=0)).masked_fill(places == EMPTY, -torch.inf)
+    chosen = whole_rows(candidates, k, candidates.shape[-1], start)
+    return torch.where(chosen == EMPTY, EMPTY, places.gather(-1, chosen.clamp(min=0)))
+
+
+def enough_segments(rows: int, keys: int, k: int, programs: int = 264) -> int:
+    """How many segments give a GPU of 132 processors two programs each, with at least 4 k keys a segment: 2^n."""
+    most = min(programs // max(1, rows), keys // (4 * k))
+    return 1 << max(0, most.bit_length() - 1)
