@@ -5,8 +5,10 @@ The calls are those of one layer at the real shape, made with tensors that have 
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import small
 import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux only")
@@ -16,6 +18,7 @@ from dsa.kernels.gpu import compile as aot
 from dsa.kernels.gpu.launch import Kernel, fitting
 from dsa.kernels.gpu.sparse_attention import sizes
 from dsa.kernels.gpu.top_k import enough_segments
+from dsa.model.attention import Attention
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
     ("sm_90", 8): "QGMMA", ("sm_90", 16): "HGMMA", ("sm_100", 8): "UTCQMMA", ("sm_100", 16): "UTCHMMA",
@@ -95,6 +98,23 @@ def test_tensors_without_numbers_give_shapes():
     assert out.shape == (2, 3, 16, 32) and q.grad.shape == q.shape
 
 
+def latents(value_width):
+    shared = torch.empty(2, 70, 1, 576, device="meta")
+    return torch.empty(2, 1, 16, 576, device="meta"), shared, shared[..., :value_width]
+
+
+def test_the_models_own_dense_decoding_is_taken_by_triton(monkeypatch):
+    """It passes values as a view of the keys: as a copy, or as wide as keys of the real size, they would be refused."""
+    assert ops.dense_attention(*latents(512), 1.0, backend="triton").shape == (2, 1, 16, 512)
+    with torch.device("meta"):
+        attention = Attention(small.config(), 0)
+        q, kv = torch.empty(2, 1, 4, 16), torch.empty(2, 9, 28)
+    forced = partial(ops.dense_attention, backend="triton")
+    monkeypatch.setattr(ops, "dense_attention", forced)
+    with torch.no_grad():
+        assert attention.attend_mqa(q, kv).shape == (2, 1, 4, 12)
+
+
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
@@ -110,6 +130,10 @@ def test_tensors_without_numbers_give_shapes():
                 *[torch.empty(1, 4, 2, 8, device="meta") for _ in "qkv"], 1.0, backend="triton"
             ),
             "one query a sequence",
+        ),
+        (
+            lambda: ops.dense_attention(*latents(576), 1.0, backend="triton"),
+            "values of 576 numbers",
         ),
         (
             lambda: ops.attention_mass(*[torch.empty(1, 4, 2, 8, device="meta") for _ in "qk"], 1.0, backend="triton"),
