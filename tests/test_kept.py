@@ -205,6 +205,6 @@ def test_hits_go_from_near_to_far():
 
 def test_growth_is_last_over_first():
     fig, words = choices.draw_growth([128, 1024], {"masked": [100, 800], "gathered": [50, 50]})
-    assert words == "From 128 to 1,024 tokens the cost grows: masked 8-fold, gathered 1-fold."
+    assert words == "From 128 to 1,024 tokens the cost grows: masked 8-fold, gathered not at all."
     assert fig.axes[0].get_xscale() == fig.axes[0].get_yscale() == "log"
     plt.close(fig)

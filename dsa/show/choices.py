@@ -128,5 +128,6 @@ def draw_growth(lengths: Sequence[int], cost: Mapping[str, Sequence[int]]) -> Dr
     ax.set(xlabel="tokens in the cache", ylabel="FLOP for one query", xscale="log", yscale="log")
     ax.set_xscale("log", base=2)
     ax.legend()
-    words = ", ".join(f"{name} {flops[-1] / flops[0]:.0f}-fold" for name, flops in cost.items())
+    grown = {name: flops[-1] / flops[0] for name, flops in cost.items()}
+    words = ", ".join(f"{name} {x:.0f}-fold" if x > 1 else f"{name} not at all" for name, x in grown.items())
     return fig, f"From {lengths[0]} to {lengths[-1]:,} tokens the cost grows: {words}."
