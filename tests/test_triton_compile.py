@@ -15,9 +15,10 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from dsa.kernels import ops
 from dsa.kernels.gpu import compile as aot
-from dsa.kernels.gpu.launch import Kernel, fitting
-from dsa.kernels.gpu.sparse_attention import sizes
-from dsa.kernels.gpu.top_k import enough_segments
+from dsa.kernels.gpu.index_logits import index_logits
+from dsa.kernels.gpu.launch import Kernel, Recorder, fitting
+from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
+from dsa.kernels.gpu.top_k import enough_segments, top_k
 from dsa.model.attention import Attention
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
@@ -81,6 +82,19 @@ def test_behind_a_branch_no_product_is_computed_twice(name, saved):
 def test_few_rows_are_cut_so_that_the_gpu_is_full_and_segments_stay_long():
     assert [enough_segments(rows, 131072, 2048) for rows in (1, 16, 32, 128, 4096)] == [16, 16, 8, 2, 1]
     assert enough_segments(1, 4000, 2048) == enough_segments(1, 10, 64) == 1
+
+
+def test_a_text_that_grows_by_a_token_keeps_its_tiles():
+    """Choosing tiles takes seconds: a length enters the choice by its class only."""
+    recorder, kinds = Recorder(), (torch.bfloat16, torch.float32)
+    for S in (70_000, 70_001, 131_072):
+        q, k, w = index(kinds[0], T=1, S=S)
+        index_logits(q, k, w, start=recorder)
+        top_k(torch.empty(1, 4096, S, device="meta"), 2048, start=recorder)
+        kv = Latents.of(torch.empty(2, S, 576, dtype=kinds[0], device="meta"), 512)
+        attend(torch.empty(2, 1, 16, 576, dtype=kinds[0], device="meta"), kv, None, 1.0, start=recorder)
+    keys = {(kernel.name, *(arguments[name] for name in kernel.key)) for kernel, arguments in recorder.calls}
+    assert len(recorder.calls) == 9 and len(keys) == 3, keys
 
 
 def index(kind, T=3, S=7, J=4, W=32, device="meta"):
