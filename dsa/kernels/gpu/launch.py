@@ -72,7 +72,9 @@ class Kernel:
     def tried(self) -> dict[str, float]:
         """Milliseconds of each choice when one was last made by timing; infinite for what does not fit."""
         timed = getattr(self.tuned, "configs_timings", None) or {}
-        return {_in_words(choice): found[0] if isinstance(found, list) else found for choice, found in timed.items()}
+        return {
+            _in_words(choice): found[0] if isinstance(found, list | tuple) else found for choice, found in timed.items()
+        }
 
 
 def fitting(choices: Sequence[triton.Config], arguments: dict[str, Any], rocm: bool) -> list[triton.Config]:
