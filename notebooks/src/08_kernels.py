@@ -153,7 +153,7 @@ if COUNTED:
 #
 # Each operation exists several times here. `loops` says it with plain indices, `reference` with whole matrices,
 # `chunked` goes tile by tile, and `cpu` goes tile by tile in buffers that are made once. The last runs by default on a
-# processor when no gradient is wanted. It scores up to 512 heads of queries against 1,000 keys or so in one megabyte,
+# processor when no gradient is wanted. It scores up to 512 heads of queries against 1,000 keys or so in two megabytes,
 # looks for the best K only in the K groups of 8 whose maxima are largest, and copies a few rows at a time to where the
 # heads of a query share them. All give the same answer. How long do they take for it?
 #
