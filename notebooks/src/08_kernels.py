@@ -251,8 +251,8 @@ from dsa.kernels.cpu import tried
 print(inspect.getsource(tried.four_lines))
 
 # %% [markdown]
-# And this is how all of them did at {source:cpu_tried.what}. **Recorded**: {source:cpu_tried.machine},
-# {source:cpu_tried.date}, with `{source:cpu_tried.command}`.
+# And this is how all of them did. The figure is about {source:cpu_tried.what}. **Recorded**:
+# {source:cpu_tried.machine}, {source:cpu_tried.date}, with `{source:cpu_tried.command}`.
 
 # %%
 import json
@@ -439,9 +439,9 @@ claim(
 
 # %% [markdown] tags=["route-2h"]
 # Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries
-# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block
-# that 64 neighbouring queries share is fetched once for all of them. DSA can afford it because MLA has 128 heads on
-# one key; a model with 8 heads would wait for memory.
+# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block that
+# 64 neighbouring queries share is fetched once for all of them. DeepSeek Sparse Attention (*DSA*) can afford single
+# tokens because MLA has 128 heads on one key; a model with 8 heads would wait for memory.
 #
 # ## A kernel, line by line
 #
@@ -634,11 +634,12 @@ else:
 # | Cambricon | none | not run by us | its makers adapted a branch of vLLM |
 # | none (`meta`) | shapes only | run | for planning and compiling |
 #
-# The article says that the released code also supports chips of other makers. What that meant: Huawei's CANN team
-# published kernels for both new operations, in Ascend C, PyPTO and TileLang, on the day of the release; Cambricon
-# and Hygon announced adaptations of their own. The language the published kernels are written in, TileLang, has an
-# Ascend branch. Our kernels would have to be taken to triton-ascend by someone who has the chip: it follows Triton
-# 3.2, ours are tested with 3.7.1, and tile sizes are chosen for another memory. We have not tried.
+# An article about the release ([11](11_cost_curves.ipynb) weighs it) says that the code also supports chips of other
+# makers. What that meant: Huawei's CANN team published kernels for both new operations, in Ascend C, PyPTO and
+# TileLang, on the day of the release; Cambricon and Hygon announced adaptations of their own. The language the
+# published kernels are written in, TileLang, has an Ascend branch. Our kernels would have to be taken to
+# triton-ascend by someone who has the chip: it follows Triton 3.2, ours are tested with 3.7.1, and tile sizes are
+# chosen for another memory. We have not tried.
 #
 # Processors differ as much. Narrow numbers are several times as fast as fp32 on one and slower on the next, and a name
 # does not tell. So the backend `cpu` multiplies once in each kind when it first meets it (`dsa/kernels/cpu/machine.py`).

@@ -155,8 +155,8 @@ claim(
 # %% [markdown]
 # On one GPU that wastes parameters: experts that see nothing learn nothing. On many it also wastes time, because all
 # wait for the fullest. The usual remedy is a loss term that punishes imbalance, and it pulls at the model's own
-# learning. V3 does without: **after each step every expert's bias moves by a fixed small step**, up if it got too few
-# tokens, down if too many. This is all of it:
+# learning. V3 keeps only a very small one, within each sequence. Its balance comes from the bias: **after each step
+# every expert's bias moves by a fixed small step**, up if it got too few tokens, down if too many. This is all of it:
 
 # %%
 print(inspect.getsource(Gate.balance))

@@ -531,7 +531,9 @@ claim(
 # larger: `python -m dsa.cost.measure` shows both.)
 #
 # The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
-# depends on 5 to 1 and 17 to 1, on K, and only a little on who multiplies.
+# depends on 5 to 1 and 17 to 1, on K, and less on who multiplies. (In decoding they cross here at half the figure's
+# length. There the sparse curve starts a third higher, with what does not depend on the position, and has to earn
+# that back; one layer alone has no such start.)
 #
 # ## A GPU
 #
