@@ -39,7 +39,7 @@ def _bars(ax: Axes, rows: Sequence[Row], colour: str, hatch: str) -> None:
         counted = f", {row['faults']:,} page faults" if row["faults"] else ""
         ax.text(max(row["times"], 1) * 1.04, place, f"{row['times']:.2f}{counted}", va="center", fontsize=8)
     ax.axvline(1, color="black", linewidth=0.8)
-    ax.set(xscale="log", xlim=(0.5, 70), yticks=list(places))
+    ax.set(xscale="log", xlim=(0.5, 120), yticks=list(places))
     ax.set_yticklabels([row["tried"] for row in rows], fontsize=8)
     ax.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     ax.minorticks_off()

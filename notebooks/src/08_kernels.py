@@ -285,11 +285,11 @@ claim(
 
 # %% [markdown]
 # Read it from above. *Masked* is dearer than not being sparse at all, {C8.20}. The *four lines* lose most of what they
-# save to page faults, and so does everything that creates something of size T x S. *Fresh tensors* in tiles are small
-# enough for the allocator to hand out again, and still cost. Plain `topk` and groups of neighbours cost little, since
-# choosing is cheap next to scoring. Narrower index vectors are faster on a machine that multiplies them fast, but
-# round what is ranked: the model decides that ([05 FP8](05_fp8.ipynb)), not the kernel. Below, the baseline: whoever
-# compares with a masked one gains {C8.21} for nothing.
+# save to page faults, and so does everything that creates something of size T x S. *Fresh tensors* in tiles are
+# smaller, and the allocator hands some of them out again; they still cost. Plain `topk` and groups of neighbours cost
+# little, since choosing is cheap next to scoring. Narrower index vectors are faster on a machine that multiplies them
+# fast, but round what is ranked: the model decides that ([05 FP8](05_fp8.ipynb)), not the kernel. Below, the baseline:
+# whoever compares with a masked one gains {C8.21} for nothing.
 
 # %% [markdown] tags=["route-2h"]
 # ## Reads, writes and the roofline
