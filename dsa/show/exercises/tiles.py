@@ -187,8 +187,8 @@ EXERCISES = (
         minutes=20,
         task="Attention for one query whose logits are known: the softmax of `logits` times `values`. All of it lies "
         "in slow memory: `memory.read(name, slice(a, b))` fetches rows and counts every number, `memory.size(name)` "
-        "is free. Fetch at most `tile` rows at a time and **each number once**, and keep no tile when the next one comes, "
-        "since a chip has no room for all of them. (The checker counts what you read, not what you keep.) The logits "
+        "is free. Fetch at most `tile` rows at a time and **each number once**, and keep no tile when the next one "
+        "comes: a chip has no room for all of them. (The checker counts what you read, not what you keep.) The logits "
         "may be 1,000.",
         hints=(
             "Keep three things: the largest logit so far, the sum of powers, and the weighted sum of values.",
