@@ -507,12 +507,12 @@ side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
 # %% [markdown] tags=["route-2h"]
 # ## As good as dense? The report's fourteen benchmarks
 #
-# The report's claim about quality is its Table 1: fourteen benchmarks, one number each, dense predecessor against
-# sparse model. Both went through the same post-training. Here it is as **published**, as differences. No spread
-# is published with it. But twelve of the sets are public and their sizes known, and so is what chance does to a
-# share of n questions. The grey bands: where the difference of two *equally good* models would lie 95 times of
-# 100, if each answered every question once. (The generous end: two models fail at the same hard questions, and
-# averages of several runs spread less.)
+# The report's claim about quality is its Table 1: fourteen benchmarks, one number each, the dense predecessor,
+# *V3.1-Terminus*, against the sparse model. Both went through the same post-training. Here it is as **published**, as
+# differences. No spread is published with it. But twelve of the sets are public and their sizes known, and so is what
+# chance does to a share of n questions. The grey bands: where the difference of two *equally good* models would lie
+# 95 times of 100, if each answered every question once. (The generous end: two models fail at the same hard
+# questions, and averages of several runs spread less.)
 
 # %% tags=["route-2h"]
 from dsa.cost.published import read_benchmarks
