@@ -1,6 +1,9 @@
 """What a run of the notebooks must keep besides their outputs: its time, and the files that were there.
 
 A notebook, or a shorter route's part of it, that takes longer than its budget fails the run with a line that says so.
+On a machine that is busy besides, everything takes longer: what counts is the clock's time or the processor's,
+whichever is less.
+
 So does a run that leaves a file of the project changed, added or removed. As notebooks share nothing but files, and
 each starts a kernel of its own, none of them can then depend on which others ran before.
 """
@@ -8,13 +11,16 @@ each starts a kernel of its own, none of them can then depend on which others ra
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from builder.manners import seconds
 from builder.routes import SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
+PROCESSOR = "processor seconds"
 PASSING = (
     "__pycache__",
     "build",
@@ -28,15 +34,43 @@ def budget(path: Path) -> int:
     return SECONDS if path.parent.name.startswith("route-") else seconds(path.stem)
 
 
+def processor_seconds() -> float:
+    """What the kernel that runs now has had of the processor since its start, with all that it started."""
+    spent = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system + times.children_user + times.children_system
+    return spent
+
+
+class Processor:
+    """Notes it on every report, in the process that runs the cell."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Iterator[None]:
+        """Note it once more when a phase of a cell has ended."""
+        report = yield
+        report.user_properties.append((PROCESSOR, processor_seconds()))
+        return report
+
+
 class Budgets:
     """Adds up the time of each notebook's cells; under pytest-xdist in the process that collects the reports."""
 
     def __init__(self) -> None:
-        self.spent = Counter[Path]()
+        self.clock, self.processor = Counter[Path](), Counter[Path]()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count one phase of one cell; the first includes the start of the kernel."""
-        self.spent[Path(report.nodeid.split("::")[0])] += report.duration
+        path = Path(report.nodeid.split("::")[0])
+        self.clock[path] += report.duration
+        self.processor[path] = max(self.processor[path], dict(report.user_properties).get(PROCESSOR, 0.0))
+
+    @property
+    def spent(self) -> dict[Path, float]:
+        """Seconds of each notebook."""
+        return {path: min(clock, self.processor[path] or clock) for path, clock in self.clock.items()}
 
     def over(self) -> list[str]:
         """A line for each notebook over its budget."""
@@ -93,7 +127,10 @@ class Files:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Watch the run, once."""
-    if config.getoption("nbval", default=False) and not hasattr(config, "workerinput"):
+    """Watch the run: each cell where it runs, the whole once."""
+    if not config.getoption("nbval", default=False):
+        return
+    config.pluginmanager.register(Processor())
+    if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Budgets())
         config.pluginmanager.register(Files(ROOT))

@@ -1,5 +1,7 @@
 """A notebook over its time budget fails the run, and so does a changed file, even when every cell was right."""
 
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +25,10 @@ def budgets(conftest):
     return conftest.Budgets()
 
 
-def ran(budgets, name, *durations, folder="notebooks"):
+def ran(budgets, name, *durations, folder="notebooks", processor=None):
     for cell, duration in enumerate(durations):
         report = SimpleNamespace(nodeid=f"{folder}/{name}.ipynb::Cell {cell}", duration=duration)
+        report.user_properties = [] if processor is None else [("processor seconds", processor[cell])]
         budgets.pytest_runtest_logreport(report)
 
 
@@ -39,6 +42,23 @@ def test_all_cells_of_a_notebook_count(budgets):
     ran(budgets, "99_other", 30, 20, 15)
     assert budgets.over() == ["notebooks/99_other.ipynb took 65 s; its budget is 60 s (notebooks/builder)"]
     assert finished(budgets) == pytest.ExitCode.TESTS_FAILED
+
+
+def test_on_a_busy_machine_the_processor_is_asked(budgets):
+    ran(budgets, "98_other", 30, 20, 45, processor=[20, 30, 55])  # since the kernel's start
+    ran(budgets, "99_other", 30, 20, 45, processor=[20, 30, 65])
+    assert budgets.over() == ["notebooks/99_other.ipynb took 65 s; its budget is 60 s (notebooks/builder)"]
+    ran(budgets, "97_other", 30, processor=[99])  # on several cores at once
+    assert not any("97" in line for line in budgets.over())
+
+
+def test_what_children_compute_is_counted(conftest):
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert 0.4 < conftest.processor_seconds() < 60
+        child.communicate(b"\n")
+    assert conftest.processor_seconds() == 0
 
 
 def test_each_notebook_has_its_own_budget(budgets):

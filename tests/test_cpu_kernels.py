@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_of_script
 
-from dsa.kernels import fp8, ops, reference
+from dsa.kernels import chunked, fp8, ops, reference
 from dsa.kernels.cpu import backend, dense, gathered, machine, scoring, topk
 from dsa.kernels.loops import EMPTY
 
@@ -175,7 +175,7 @@ def test_one_token_is_decoded_by_the_fused_kernel_or_in_tiles_without_a_copy_of_
     v = k[..., :C] if shared else randn(B, 9, 1, C, seed=2, dtype=torch.float32)
     with (
         mock.patch.object(dense, "fused", wraps=dense.fused) as fused,
-        mock.patch.object(dense.F, "pad", wraps=dense.F.pad) as padded,
+        mock.patch.object(chunked.F, "pad", wraps=chunked.F.pad) as padded,
     ):
         found = ops.dense_attention(q, k, v, SCALE, backend="cpu")
     assert (fused.call_count, padded.call_count) == (B * bool(few), B * bool(few and not shared))

@@ -71,3 +71,40 @@ def test_a_record_is_drawn_with_its_origin():
     assert "dense, 8K tokens: read in 2.0 s, then 10.0 ms a token, 90 GB" in words and "sparse, 128K" in words
     assert [len(line.get_xdata()) for line in fig.axes[0].lines] == [1, 2]
     plt.close(fig)
+
+
+def test_balance_is_said_for_the_last_twenty_steps():
+    fig, words = full_model.draw_balance({0.0: [9.0] * 5 + [3.0] * 20, 0.01: [1.5] * 25})
+    assert words.endswith("speed 0: 3.0; speed 0.01: 1.5.") and len(fig.axes[0].lines) == 3
+    plt.close(fig)
+
+
+def test_loads_are_said_by_their_ends():
+    fig, words = full_model.draw_loads({"no bias": torch.tensor([0.25, 1.0, 1.75])})
+    assert fig.axes[0].lines[0].get_ydata().tolist() == [0.25, 1.0, 1.75] and words.endswith("no bias 0.2 and 1.8.")
+    plt.close(fig)
+
+
+def test_parts_stand_beside_what_is_used_of_them():
+    fig, words = full_model.draw_parts({"a": 8.0, "b": 1.0}, {"a": 0.25, "b": 1.0})
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [1.0, 8.0, 1.0, 0.25], "from below"
+    assert words.endswith("a 8.00 (0.25), b 1.00 (1.00).")
+    plt.close(fig)
+
+
+def test_split_by_heads_the_weights_fall_and_the_cache_does_not():
+    numbers = [1, 8]
+    plans = [fit(REAL, GPUS["H200 141 GB"], n, 131_072, 4, "deployed") for n in numbers]
+    fig, words = full_model.draw_split(numbers, plans)
+    weights, cache = (list(line.get_ydata()) for line in fig.axes[0].lines[:2])
+    assert weights[0] > 5 * weights[1] and cache[0] == cache[1] == plans[0].cache / 1e9
+    assert f"weights {weights[0]:.0f} to {weights[1]:.0f} GB, cache {cache[0]:.0f} to {cache[1]:.0f} GB" in words
+    assert {line.get_linestyle() for line in fig.axes[0].lines[:2]} == {"-."}
+    plt.close(fig)
+
+
+def test_a_speedup_is_dense_over_sparse():
+    fig, words = full_model.draw_speedup([1, 2], {"dense": [6.0, 3.0], "sparse": [2.0, 2.0]})
+    assert words.endswith("by GPUs: 1: 3.0; 2: 1.5.")
+    assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [[6.0, 3.0], [2.0, 2.0]]
+    plt.close(fig)

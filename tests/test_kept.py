@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dsa
+from dsa.show import choices
 from dsa.show.choices import draw_choices
 from dsa.show.environment import environment
 from dsa.show.kept import draw_kept, explore
@@ -175,3 +176,35 @@ def test_the_environment_is_one_line_and_names_the_models():
     assert "\n" not in line and "base, novice, sparse, warmed" in line
     with pytest.raises(ValueError, match="no models under"):
         environment("notebooks")
+
+
+def test_curves_are_said_for_one_k():
+    curve = {(who, n): [0.25, 0.5 + n / 4] for who in ("oracle", "window") for n in (0, 1)}
+    fig, words = choices.draw_curves(curve, [8, 16], at=16)
+    assert (
+        words
+        == "Share of attention kept with 16 tokens. layer 0: oracle 50%, window 50%; layer 1: oracle 75%, window 75%."
+    )
+    assert [len(ax.lines) for ax in fig.axes] == [3, 3]
+    plt.close(fig)
+
+
+def test_the_unluckiest_head_is_said_layer_by_layer():
+    kept, best = torch.tensor([[0.5, 0.75], [0.25, 1.0]]), torch.tensor([[0.75, 0.75], [0.75, 1.0]])
+    fig, words = choices.draw_own(kept, best)
+    assert words.endswith("loses: layer 0 25; layer 1 50.") and len(fig.axes[0].lines) == 4
+    plt.close(fig)
+
+
+def test_hits_go_from_near_to_far():
+    fig, words = choices.draw_hits(["1-64", "65-128"], {"oracle": [1.0, 0.5], "window": [0.25, 0.0]})
+    assert words.endswith("oracle 100%, 50%; window 25%, 0%.")
+    assert fig.axes[0].lines[0].get_linestyle() == "--"
+    plt.close(fig)
+
+
+def test_growth_is_last_over_first():
+    fig, words = choices.draw_growth([128, 1024], {"masked": [100, 800], "gathered": [50, 50]})
+    assert words == "From 128 to 1,024 tokens the cost grows: masked 8-fold, gathered not at all."
+    assert fig.axes[0].get_xscale() == fig.axes[0].get_yscale() == "log"
+    plt.close(fig)

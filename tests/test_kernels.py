@@ -349,3 +349,19 @@ def test_the_mask_that_a_gpu_knows_by_name_is_ours():
     """On a GPU a block of a prompt is masked by `causal_lower_right`: its rows must see what ours see."""
     mask = causal_lower_right(3, 8)._materialize()
     assert torch.equal(mask, reference.causal_mask(3, 8))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("T", [1, 3])
+def test_values_that_are_a_view_of_the_keys_are_not_copied_and_have_the_right_gradient(T, detached):
+    q, kv = randn(1, T, H, C + R), randn(1, 9, 1, C + R, seed=1)
+    found = []
+    for backend in ("reference", "chunked"):
+        k = kv.clone().requires_grad_()
+        v = (k.detach() if detached else k)[..., :C]
+        with mock.patch.object(chunked.F, "pad", wraps=chunked.F.pad) as padded:
+            out = ops.dense_attention(q, k, v, SCALE, backend=backend)
+        assert padded.call_count == (backend == "chunked" and detached)
+        out.square().sum().backward()
+        found += [out, k.grad]
+    assert error_ratio(found[2], found[0]) < 1e-12 and error_ratio(found[3], found[1]) < 1e-12

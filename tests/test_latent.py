@@ -8,7 +8,7 @@ from small import tokens as random_tokens
 
 from dsa.model.attention import Attention
 from dsa.model.config import Config
-from dsa.show import latent, rank
+from dsa.show import latent, low_rank
 from dsa.show.exercises.multiplications import counted
 from dsa.show.panel import Choice, Panel, Slider
 from dsa.text.tasks import Episodes
@@ -35,8 +35,8 @@ def episodes():
 
 @pytest.fixture(scope="module")
 def panel(model, tokens, episodes):
-    draw = rank.draw_rank(model, tokens, episodes, steps=2)
-    slider, choice = Slider("rank", 1, 20, 10), Choice("cut in", rank.places(model), rank.ALL)
+    draw = low_rank.draw_rank(model, tokens, episodes, steps=2)
+    slider, choice = Slider("rank", 1, 20, 10), Choice("cut in", low_rank.places(model), low_rank.ALL)
     return Panel(draw, rank=slider, where=choice)
 
 
@@ -46,43 +46,43 @@ def attention_of(model, layer):
 
 def test_a_cache_of_r_numbers_gives_the_keys_and_values_of_rank_r(model, tokens):
     weight = attention_of(model, 0).kv_b_proj.weight.detach()
-    up, down = rank.factors(weight, 7)
+    up, down = low_rank.factors(weight, 7)
     cached = torch.randn(24, 20) @ down.T
     assert cached.shape == (24, 7)
-    cut = attention_of(rank.low_rank(model, 7), 0).kv_b_proj.weight
+    cut = attention_of(low_rank.low_rank(model, 7), 0).kv_b_proj.weight
     assert torch.linalg.matrix_rank(cut) == 7
     torch.testing.assert_close(up @ down, cut.detach())
 
 
 def test_no_matrix_of_that_rank_is_nearer(model):
     weight = attention_of(model, 1).kv_b_proj.weight.detach()
-    up, down = rank.factors(weight, 5)
+    up, down = low_rank.factors(weight, 5)
     lost = torch.linalg.svdvals(weight)[5:].square().sum().sqrt()
     torch.testing.assert_close((weight - up @ down).norm(), lost)
 
 
 def test_only_the_named_layer_is_cut_and_the_original_never(model):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    cut = rank.low_rank(model, 3, "layer 1")
+    cut = low_rank.low_rank(model, 3, "layer 1")
     changed = [name for name, p in cut.named_parameters() if not torch.equal(p, before[name])]
     assert changed == ["model.layers.1.self_attn.kv_b_proj.weight"]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_damage_is_counted_against_the_model_itself(model, tokens, episodes):
-    compare, kind = rank.damage(model, tokens, episodes), model.attention
-    none = compare(rank.low_rank(model, 20))
+    compare, kind = low_rank.damage(model, tokens, episodes), model.attention
+    none = compare(low_rank.low_rank(model, 20))
     assert none.moved < 1e-4
     assert none.logits < 1e-3
-    some = compare(rank.low_rank(model, 2))
+    some = compare(low_rank.low_rank(model, 2))
     assert 0 < some.moved <= 1
     assert some.logits > 0.1
     assert model.attention == kind
 
 
 def test_moved_attention_is_half_the_absolute_difference(model, tokens, episodes):
-    cut = rank.low_rank(model, 4)
-    found = rank.damage(model, tokens, episodes)(cut).moved
+    cut = low_rank.low_rank(model, 4)
+    found = low_rank.damage(model, tokens, episodes)(cut).moved
     masses = []
     with torch.no_grad():
         for each in (model, cut):

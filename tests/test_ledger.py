@@ -41,6 +41,7 @@ def test_a_good_ledger_is_accepted():
         ((VERDICT | {"verdict": "true"}, OTHER), "'true' is unknown"),
         ((VERDICT | {"claims": ""}, OTHER), "by no claim"),
         ((VERDICT, OTHER | {"note": ""}), "must say why"),
+        ((VERDICT | {"verdict": "in part", "note": ""}, OTHER), "must say why"),
         ((VERDICT | {"claims": "C1.9 C9.99"}, OTHER), "no notebook proves claim C9.99"),
     ],
 )

@@ -218,7 +218,7 @@ OPENING = "# 01 Starts: here\n\n**Routes.** Many.\n\nLetters: `K` tokens. *Prefi
 PAGES = {
     "01_starts": new_notebook(cells=[
         new_markdown_cell(OPENING, id="start"),
-        new_markdown_cell("## Two\n\nA tile, and [latents](02_x.ipynb).", id="two"),
+        new_markdown_cell("## Two\n\nA tile, and [latents](02_x.ipynb).\n\n<details>a latent</details>", id="two"),
         new_code_cell("# a latent", id="code"),
     ]),
     "02_goes-on": new_notebook(cells=[
@@ -238,7 +238,9 @@ def test_a_term_is_introduced_where_it_is_set_off():
     assert [mention.place.cell for mention in found] == ["two", "e2-1_task", "more"]
     assert introduced(found) == Place("02_goes-on", "more"), "neither plain nor in an exercise"
     assert elsewhere(found, introduced(found)) == [Place("01_starts", "two")]
-    assert [mention.place.cell for mention in mentions(read_prose(PAGES), ["latent"])] == ["more"], "no links, no code"
+    assert [mention.place.cell for mention in mentions(read_prose(PAGES), ["latent"])] == ["more"], (
+        "no links, nothing folded, no code"
+    )
 
 
 def test_the_glossary_says_where():

@@ -17,6 +17,15 @@ def test_every_number_read_or_written_is_counted():
     assert (memory.size("a"), memory.reads, memory.writes, memory.traffic) == (5, 18, 6, 24)
 
 
+def test_what_was_fetched_is_kept_until_it_is_let_go():
+    memory = Memory({"a": np.zeros((6, 3)), "b": np.zeros(6)})
+    for begin in range(0, 6, 2):
+        memory.read("a", slice(begin, begin + 2))
+    assert memory.kept == 2
+    several = [memory.read("b", slice(begin, begin + 2)) for begin in range(0, 6, 2)]
+    assert memory.kept == sum(map(len, several)) == 6
+
+
 def test_every_group_of_heads_fetches_the_tokens_again():
     for heads in HEADS:
         moved, intensity = tile_traffic(2048, heads)

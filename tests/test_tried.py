@@ -5,6 +5,7 @@ what the course tells of it.
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from dsa.cost import measure, tried
 from dsa.kernels import ops, reference
 from dsa.kernels.cpu import tried as ideas
 from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.show import tried as show
 
 T, S = 12, 1024
 S2 = measure.SHAPES["s1"]()  # the smaller of the two shapes
@@ -100,3 +102,18 @@ def test_the_record_says_what_the_course_tells():
     assert times["dense", "mask of a chunk"] > 1.3 and times["dense", "values unpadded"] > 2
     assert max(times[("sparse", name)] for name in NARROW) < 1
     assert found["machine"] and found["date"] and found["command"].startswith("python -m dsa.cost.tried")
+
+
+def test_the_picture_has_a_bar_for_each_idea_and_tells_its_faults():
+    rows = [
+        {"attention": kind, "tried": name, "seconds": 1.0, "times": times, "faults": faults}
+        for kind, name, times, faults in (
+            ("sparse", "ours", 1.0, 0), ("sparse", "masked", 18.0, 1234), ("dense", "ours", 1.0, None),
+        )
+    ]  # fmt: skip
+    fig, words = show.draw_tried({"rows": rows})
+    assert [len(ax.patches) for ax in fig.axes] == [2, 1] and "masked 18.00 times ours" in words
+    assert [text.get_text() for text in fig.axes[0].texts] == ["1.00", "18.00, 1,234 page faults"]
+    plt.close(fig)
+    with pytest.raises(ValueError, match="no rows for attention='dense'"):
+        show.draw_tried({"rows": rows[:2]})

@@ -5,17 +5,21 @@ The calls are those of one layer at the real shape, made with tensors that have 
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import small
 import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from dsa.kernels import ops
 from dsa.kernels.gpu import compile as aot
-from dsa.kernels.gpu.launch import Kernel, fitting
-from dsa.kernels.gpu.sparse_attention import sizes
-from dsa.kernels.gpu.top_k import enough_segments
+from dsa.kernels.gpu.index_logits import index_logits
+from dsa.kernels.gpu.launch import Kernel, Recorder, fitting
+from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
+from dsa.kernels.gpu.top_k import enough_segments, top_k
+from dsa.model.attention import Attention
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
     ("sm_90", 8): "QGMMA", ("sm_90", 16): "HGMMA", ("sm_100", 8): "UTCQMMA", ("sm_100", 16): "UTCHMMA",
@@ -80,6 +84,19 @@ def test_few_rows_are_cut_so_that_the_gpu_is_full_and_segments_stay_long():
     assert enough_segments(1, 4000, 2048) == enough_segments(1, 10, 64) == 1
 
 
+def test_a_text_that_grows_by_a_token_keeps_its_tiles():
+    """Choosing tiles takes seconds: a length enters the choice by its class only."""
+    recorder, kinds = Recorder(), (torch.bfloat16, torch.float32)
+    for S in (70_000, 70_001, 131_072):
+        q, k, w = index(kinds[0], T=1, S=S)
+        index_logits(q, k, w, start=recorder)
+        top_k(torch.empty(1, 4096, S, device="meta"), 2048, start=recorder)
+        kv = Latents.of(torch.empty(2, S, 576, dtype=kinds[0], device="meta"), 512)
+        attend(torch.empty(2, 1, 16, 576, dtype=kinds[0], device="meta"), kv, None, 1.0, start=recorder)
+    keys = {(kernel.name, *(arguments[name] for name in kernel.key)) for kernel, arguments in recorder.calls}
+    assert len(recorder.calls) == 9 and len(keys) == 3, keys
+
+
 def index(kind, T=3, S=7, J=4, W=32, device="meta"):
     return [torch.empty(*shape, dtype=kind, device=device) for shape in ((2, T, J, W), (2, S, W), (2, T, J))]
 
@@ -93,6 +110,23 @@ def test_tensors_without_numbers_give_shapes():
     out = ops.sparse_attention(q, kv, selected, 1.0, 32, backend="triton")
     out.sum().backward()
     assert out.shape == (2, 3, 16, 32) and q.grad.shape == q.shape
+
+
+def latents(value_width):
+    shared = torch.empty(2, 70, 1, 576, device="meta")
+    return torch.empty(2, 1, 16, 576, device="meta"), shared, shared[..., :value_width]
+
+
+def test_the_models_own_dense_decoding_is_taken_by_triton(monkeypatch):
+    """It passes values as a view of the keys: as a copy, or as wide as keys of the real size, they would be refused."""
+    assert ops.dense_attention(*latents(512), 1.0, backend="triton").shape == (2, 1, 16, 512)
+    with torch.device("meta"):
+        attention = Attention(small.config(), 0)
+        q, kv = torch.empty(2, 1, 4, 16), torch.empty(2, 9, 28)
+    forced = partial(ops.dense_attention, backend="triton")
+    monkeypatch.setattr(ops, "dense_attention", forced)
+    with torch.no_grad():
+        assert attention.attend_mqa(q, kv).shape == (2, 1, 4, 12)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +144,10 @@ def test_tensors_without_numbers_give_shapes():
                 *[torch.empty(1, 4, 2, 8, device="meta") for _ in "qkv"], 1.0, backend="triton"
             ),
             "one query a sequence",
+        ),
+        (
+            lambda: ops.dense_attention(*latents(576), 1.0, backend="triton"),
+            "values of 576 numbers",
         ),
         (
             lambda: ops.attention_mass(*[torch.empty(1, 4, 2, 8, device="meta") for _ in "qk"], 1.0, backend="triton"),

@@ -1,1 +1,1 @@
-"""What attention costs: counted from a config, and as published."""
+"""What attention costs: counted from a config, measured on the machine at hand, and as published."""

@@ -37,6 +37,7 @@ PERIOD = 1_000_003  # a prime, so that no two rows of a matrix are the same
 CHUNK = 2048  # tokens of a prompt read at once
 LENGTHS = (8_192, 16_384, 32_768, 65_536, 131_072)
 DECODED = 32  # tokens whose time is averaged
+WARM = 17  # tokens decoded before: lengths that 16 divides are compiled for apart, and one of these is such a length
 ROOM = 0.7  # share of a GPU's memory that weights may take; the rest is for cache and passage
 
 
@@ -155,7 +156,8 @@ def measure(
     """Prefill `length` tokens in chunks, then decode: seconds, tokens per second, bytes."""
     run = Run(layers, config, attention, length + decoded + 2)
     on_gpu = run.device.type == "cuda"
-    if on_gpu:
+    if on_gpu:  # kernels are compiled and tiles chosen for each class of lengths on the way: all of it once before
+        Run(layers, config, attention, length + WARM).seconds([*_chunks(length), *[1] * WARM])
         torch.cuda.reset_peak_memory_stats(run.device)
     prefill = run.seconds(_chunks(length))
     run.read(1)  # the first token of a new shape sets things up
@@ -178,7 +180,7 @@ def _chunks(length: int) -> list[int]:
 def rows(layers: nn.ModuleList, config: Config, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Every length, dense and sparse; a length that memory refuses is said to be so, and longer ones are left out."""
     for attention in ("dense", "sparse"):
-        measure(layers, config, attention, min(lengths), decoded=2)  # compiles and warms up
+        measure(layers, config, attention, min(lengths), decoded=2)  # warms up
         for length in tqdm(sorted(lengths), desc=attention):
             try:
                 yield measure(layers, config, attention, length)

@@ -96,6 +96,13 @@ def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, valu
     return torch.cat(out, dim=1)
 
 
+def as_wide(v: Tensor, k: Tensor) -> Tensor:
+    """Values as wide as keys, which the fused kernel wants: MLA's are the first numbers of the keys, others padded."""
+    if v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.requires_grad == k.requires_grad:
+        return k
+    return F.pad(v, (0, k.shape[-1] - v.shape[-1]))
+
+
 def dense_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Causal attention of one tile of queries (B, H, T, *) to the keys up to its last query (B, H, S, *)."""
     T, S = q.shape[2], k.shape[2]
@@ -115,7 +122,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     V, width = v.shape[-1], k.shape[-1]
     if width > V:
-        v = F.pad(v, (0, width - V))
+        v = as_wide(v, k)
     if q.shape[1] == 1 and k.shape[2] == 1:  # decode, MQA mode: H queries that all see all keys
         rows = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
         return rows[..., :V]

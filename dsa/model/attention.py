@@ -136,8 +136,8 @@ class Attention(nn.Module):
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
         absorbed = self.absorb(q)
         if selected is None:
-            shared = kv[:, :, None]  # (B, S, 1, C + R); as value too, cut afterwards: a view of C would be copied
-            attended = ops.dense_attention(absorbed, shared, shared, self.scale)[..., : self.latent]
+            shared = kv[:, :, None]  # (B, S, 1, C + R), of which the first C numbers are the value too
+            attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
         return torch.einsum("bthc,hvc->bthv", attended, self.up_projections(q.dtype)[1])

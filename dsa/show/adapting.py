@@ -27,6 +27,7 @@ from dsa.training.evaluate import set_to
 
 CHOOSERS = ("indexer", "oracle", "window", "random")
 MOST = 64
+HATCHES = ("", "//", "..", "xx", "--")
 Row = dict[str, Any]
 Pair = tuple[str, str]
 Drawn = tuple[Figure, str]
@@ -152,10 +153,12 @@ def draw_behind(curves: Mapping[str, Sequence[float]], twin: str, steps: int) ->
 
 
 def draw_held(kept: Mapping[str, Sequence[float]], whose: str) -> Drawn:
-    """Bars of how much attention some keys hold in each layer, for each model by name."""
-    fig, ax = plt.subplots(figsize=(6, 2.4))
+    """Bars of how much attention some keys hold in each layer, by the name of the model or of who chose the keys."""
+    fig, ax = plt.subplots(figsize=(6.6, 2.5))
+    step = min(0.3, 0.8 / len(kept))
     for i, (name, shares) in enumerate(kept.items()):
-        ax.bar([n + 0.3 * (i - 0.5) for n in range(len(shares))], shares, width=0.28, label=name, hatch=("", "//")[i])
+        places = [n + step * (i - (len(kept) - 1) / 2) for n in range(len(shares))]
+        ax.bar(places, shares, width=0.93 * step, label=name, hatch=HATCHES[i % len(HATCHES)])
     layers = range(len(shares))
     ax.set_xticks(layers, [f"layer {n}" for n in layers])
     ax.set(ylabel=f"{whose} hold", ylim=(0, 1.05))

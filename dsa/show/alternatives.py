@@ -124,16 +124,15 @@ def draw_distances(runs: Sequence[dict[str, Any]], length: int, steps: int) -> t
     fig, axes = plt.subplots(1, 3, figsize=(8.8, 2.8), sharey=True)
     words = []
     for ax, (title, designs) in zip(axes, GROUPS.items(), strict=True):
-        for design in designs:
+        for size, design in zip((8, 6, 4, 3), designs, strict=False):  # equal lines: the smaller mark lies on top
             seeds = [training.of(runs, design, f"to {end}", steps) for end in bins]
             mean = [sum(values) / len(values) for values in seeds]
             spread = [
                 [m - min(v) for m, v in zip(mean, seeds, strict=True)],
                 [max(v) - m for m, v in zip(mean, seeds, strict=True)],
             ]
-            ax.errorbar(
-                range(4), mean, spread, label=NAMES[design], capsize=2, **LOOKS[design], **provenance("recorded")
-            )
+            look = {**LOOKS[design], "markersize": size}
+            ax.errorbar(range(4), mean, spread, label=NAMES[design], capsize=2, **look, **provenance("recorded"))
             words.append(f"{NAMES[design]} " + ", ".join(f"{m:.2f}" for m in mean))
         ax.set_xticks(range(4), [f"to {end}" for end in bins], fontsize=8)
         ax.set(title=title, xlabel="tokens back", ylim=(-0.04, 1.06), xlim=(-0.35, 3.35))

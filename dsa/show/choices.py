@@ -2,7 +2,13 @@
 
 A window is a band along the diagonal, chance is an even mist, and what the indexer does is neither: columns where
 a token matters to everyone after it, and single far points where one token matters to one other.
+
+That is the panel of chapter 04. Its other pictures are here too: what each way to choose keeps, head by head and for
+every K, how often it finds an answer, and what selected attention costs in two forms.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -10,9 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsa.show.figures import COLOURS
+from dsa.show.figures import COLOURS, MARKERS
 from dsa.show.panel import Draw
 from dsa.show.reading import Reading, checked
+
+Drawn = tuple[Figure, str]
 
 
 def draw_choices(reading: Reading) -> Draw:
@@ -63,3 +71,63 @@ def _sentence(selected: Tensor, kept: Tensor, who: str, top_k: int, layer: int) 
         f"{T * (T + 1) // 2:,} visible pairs and {float(kept.mean()):.0%} of the attention, over all queries, "
         f"also the early ones that keep all; a kept token is {back:.0f} back on average."
     )
+
+
+def draw_curves(curve: Mapping[tuple[str, int], Sequence[float]], sizes: Sequence[int], at: int) -> Drawn:
+    """The share of attention that each (chooser, layer) keeps with each K of `sizes`; the words are for K = `at`."""
+    who, layers = (list(dict.fromkeys(names)) for names in zip(*curve, strict=True))
+    fig, axes = plt.subplots(1, len(layers), figsize=(8.4, 2.9), sharey=True)
+    for n, ax in zip(layers, axes, strict=True):
+        for name in who:
+            ax.plot(sizes, curve[name, n], label=name)
+        ax.axvline(at, color="#444444", linewidth=0.8, marker="")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sizes[::2], [str(k) for k in sizes[::2]])
+        ax.set(title=f"layer {n}", xlabel="top-k")
+    axes[0].set(ylabel="share of attention kept", ylim=(0, 1.03))
+    axes[0].legend(loc="upper left", fontsize=8)
+    place = sizes.index(at)
+    words = "; ".join(f"layer {n}: " + ", ".join(f"{name} {curve[name, n][place]:.0%}" for name in who) for n in layers)
+    return fig, f"Share of attention kept with {at} tokens. {words}."
+
+
+def draw_own(kept: Tensor, best: Tensor) -> Drawn:
+    """What each head keeps of its own attention under the shared choice, and could with its own: both (layers, H)."""
+    fig, ax = plt.subplots(figsize=(7, 2.8))
+    layers, heads = kept.shape
+    for h in range(heads):
+        at = [n + (h - (heads - 1) / 2) * 0.15 for n in range(layers)]
+        look: dict[str, Any] = {"linestyle": "", "marker": MARKERS[h], "color": COLOURS[h]}
+        ax.plot(at, best[:, h], **look, markersize=9, mfc="none")
+        ax.plot(at, kept[:, h], **look, label=f"head {h}")
+    ax.set_xticks(range(layers), [f"layer {n}" for n in range(layers)])
+    ax.set(ylabel="share kept", ylim=(0, 1.05))
+    ax.legend(ncols=heads, loc="lower right", title="filled: shared, hollow: own")
+    lost = 100 * (best - kept).amax(1)
+    words = "; ".join(f"layer {n}: {x:.0f}" for n, x in enumerate(lost))
+    return fig, f"Points of its attention that the unluckiest head loses: {words}."
+
+
+def draw_hits(distances: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Drawn:
+    """How often each chooser has the answer among its tokens, by how far back that stands."""
+    fig, ax = plt.subplots(figsize=(7, 2.8))
+    for who, share in shares.items():
+        hollow: dict[str, Any] = {"mfc": "none", "markersize": 10, "linestyle": "--"} if who == "oracle" else {}
+        ax.plot(distances, share, label=who, **hollow)
+    ax.set(xlabel="tokens back", ylabel="hit rate", ylim=(-0.03, 1.05))
+    ax.legend(loc="center left")
+    words = "; ".join(f"{who} {', '.join(f'{x:.0%}' for x in share)}" for who, share in shares.items())
+    return fig, f"Hit rate in layer 2, K = 16, from near to far: {words}."
+
+
+def draw_growth(lengths: Sequence[int], cost: Mapping[str, Sequence[int]]) -> Drawn:
+    """FLOP of one query over the length of the cache, for the forms of selected attention by name."""
+    fig, ax = plt.subplots(figsize=(7, 2.8))
+    for name, flops in cost.items():
+        ax.plot(lengths, flops, label=f"{name}, K = 16")
+    ax.set(xlabel="tokens in the cache", ylabel="FLOP for one query", xscale="log", yscale="log")
+    ax.set_xscale("log", base=2)
+    ax.legend()
+    grown = {name: flops[-1] / flops[0] for name, flops in cost.items()}
+    words = ", ".join(f"{name} {x:.0f}-fold" if x > 1 else f"{name} not at all" for name, x in grown.items())
+    return fig, f"From {lengths[0]} to {lengths[-1]:,} tokens the cost grows: {words}."

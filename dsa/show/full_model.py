@@ -8,8 +8,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -23,6 +25,7 @@ from dsa.model.moe import Gate
 from dsa.show.figures import COLOURS, provenance
 from dsa.show.panel import Draw
 
+Drawn = tuple[Figure, str]
 PRECISIONS = {"FP8, as published": "deployed", "bf16": "bf16"}
 CONTEXTS = tuple(2**n for n in range(10, 18))  # 1K ... 128K
 RECORD_COMMAND = "python -m dsa.inference.true_width --out data/measurements/true_width.json"
@@ -53,6 +56,75 @@ def settle(config: Config, tokens: Tensor, speed: float, steps: int = 200, batch
     with torch.no_grad():
         gate.weight.copy_(torch.randn(gate.weight.shape, generator=generator) / config.hidden_size**0.5)
     return balance_over_steps(gate, tokens, steps, batch, speed)
+
+
+def draw_balance(history: Mapping[float, Sequence[float]]) -> Drawn:
+    """How full the fullest expert is, step by step, for each speed of the bias."""
+    fig, ax = plt.subplots(figsize=(7, 2.9))
+    for speed, line in history.items():
+        ax.plot(line, label=f"{speed:g}", markevery=20, linewidth=1.2)
+    ax.axhline(1, color="#444444", linewidth=0.8)
+    ax.set(xlabel="step", ylabel="fullest expert / fair share", ylim=(0, 13))
+    ax.legend(title="speed of the bias", ncols=4, loc="upper right")
+    words = "; ".join(f"speed {speed:g}: {mean(line[-20:]):.1f}" for speed, line in history.items())
+    return fig, f"Fullest expert against its share, last 20 steps. {words}."
+
+
+def draw_loads(found: Mapping[str, Tensor]) -> Drawn:
+    """Sorted loads of all experts in fair shares (E,), by name."""
+    fig, ax = plt.subplots(figsize=(7, 2.4))
+    for name, load in found.items():
+        ax.plot(load, label=name, markersize=3)
+    ax.set(xlabel="experts, by load", ylabel="load / fair share")
+    ax.legend()
+    words = "; ".join(f"{name} {float(load.min()):.1f} and {float(load.max()):.1f}" for name, load in found.items())
+    return fig, f"Least and largest load in fair shares: {words}."
+
+
+def draw_parts(stored: Mapping[str, float], used: Mapping[str, float]) -> Drawn:
+    """Parameters by part in billions: those stored, and those that work on one token."""
+    fig, ax = plt.subplots(figsize=(7, 2.9))
+    names = list(stored)[::-1]
+    for shift, part, label in ((0.2, stored, "stored"), (-0.2, used, "used")):
+        ax.barh([i + shift for i in range(len(names))], [part[n] for n in names], height=0.38, label=label)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="billions of parameters")
+    ax.legend(loc="lower right")
+    words = ", ".join(f"{n} {stored[n]:.2f} ({used[n]:.2f})" for n in stored)
+    return fig, f"Billions of parameters stored (used by one token): {words}."
+
+
+def draw_split(numbers: Sequence[int], plans: Sequence[Fit]) -> Drawn:
+    """Weights and cache on each of so many GPUs that share all heads; modelled."""
+    fig, ax = plt.subplots(figsize=(6.4, 2.8))
+    held = {name: [getattr(plan, name) / 1e9 for plan in plans] for name in ("weights", "cache")}
+    for name, line in held.items():
+        ax.plot(numbers, line, label=name, linestyle=provenance("modelled")["linestyle"])
+    ax.axhline(141, color="#444444", linewidth=1)
+    ax.text(1, 150, "an H200", va="bottom")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(numbers, [str(n) for n in numbers])
+    ax.set(xlabel="GPUs", ylabel="GB on each", ylim=(10, 1000))
+    ax.legend()
+    words = ", ".join(f"{name} {line[0]:.0f} to {line[-1]:.0f} GB" for name, line in held.items())
+    return fig, f"Modelled, on each GPU, from {numbers[0]} to {numbers[-1]} of them: {words}."
+
+
+def draw_speedup(numbers: Sequence[int], times: Mapping[str, Sequence[float]]) -> Drawn:
+    """Least seconds for a prompt, dense and sparse, on so many GPUs that share all heads; modelled."""
+    fig, ax = plt.subplots(figsize=(6, 2.8))
+    for kind, n in (("dense", 1), ("sparse", 0)):
+        look: dict[str, Any] = {"color": COLOURS[n], "marker": "os"[n], **provenance("modelled")}
+        ax.plot(numbers, times[kind], label=kind, **look)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(numbers, [str(n) for n in numbers])
+    ax.set(xlabel="GPUs", ylabel="seconds, at least", ylim=(0, None))
+    ax.legend()
+    gains = (a / b for a, b in zip(times["dense"], times["sparse"], strict=True))
+    words = "; ".join(f"{n}: {gain:.1f}" for n, gain in zip(numbers, gains, strict=True))
+    return fig, f"Modelled, dense over sparse seconds for the prompt, by GPUs: {words}."
 
 
 def continued(folder: str, prompt: str, processes: int) -> str:

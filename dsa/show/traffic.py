@@ -10,6 +10,7 @@ the arithmetic takes and what the memory takes.
 
 from collections.abc import Mapping
 from math import ceil
+from weakref import ref
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,6 +36,8 @@ class Memory:
         self._arrays = {name: np.array(array, dtype=float) for name, array in arrays.items()}
         self.reads = self.writes = 0
         self.most = 0  # rows that one read has fetched
+        self.kept = 0  # rows of one array that were fetched and not yet let go, at most
+        self._lent: dict[str, list[ref[np.ndarray]]] = {}
 
     def size(self, name: str) -> int:
         """How many rows an array has; asking costs nothing."""
@@ -45,6 +48,10 @@ class Memory:
         found = np.array(self._arrays[name][where])
         self.reads += found.size
         self.most = max(self.most, len(found) if isinstance(where, slice) else 1)
+        lent = (*self._lent.get(name, ()), ref(found))
+        alive = [held for one in lent if (held := one()) is not None]
+        self._lent[name] = [ref(held) for held in alive]
+        self.kept = max(self.kept, sum(held.size for held in alive) // self._arrays[name][:1].size)
         return found
 
     def write(self, name: str, where: int | slice, value: np.ndarray | float) -> None:

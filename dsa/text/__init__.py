@@ -1,1 +1,1 @@
-"""What the models read."""
+"""What the models read, and files that are whole or not there."""

@@ -1,12 +1,13 @@
 """The ledger: what the article and the report say, statement by statement, and what this course makes of each.
 
 `data/published/statements.csv` holds the statements, in our words; `data/ledger.csv` says for each one how it stands:
-*reproduced* (cells of the course measure it), *modelled* (it follows from counts or from a fitted model, which cells
-assert), *published* (we can only show the published figure) or *not testable* (nothing outside can decide it), and
-*contradicted* where a measurement or the published figure itself says otherwise. The first, second and last need claims
-that executed notebooks have printed, so a verdict cannot outlive its evidence. What is drawn from the two files is a
-table in the README, between two marks, and one in the last chapter's closing (`builder.tables`), whose links lead to
-the cells; `build.py --check` complains when either side has changed.
+*reproduced* (cells of the course measure it), *in part* (they measure some of it, or find it weaker than said; its
+note says what), *modelled* (it follows from counts or from a fitted model, which cells assert), *published* (we can
+only show the published figure) or *not testable* (nothing outside can decide it), and *contradicted* where a
+measurement or the published figure itself says otherwise. All but published and not testable need claims that executed
+notebooks have printed, so a verdict cannot outlive its evidence. What is drawn from the two files is a table in the
+README, between two marks, and one in the last chapter's closing (`builder.tables`), whose links lead to the cells;
+`build.py --check` complains when either side has changed.
 """
 
 import csv
@@ -16,8 +17,9 @@ from pathlib import Path
 from builder.places import Place, proven, read_pages
 
 BEGIN, END = "<!-- ledger: written by notebooks/build.py -->", "<!-- end of ledger -->"
-PROVEN = ("reproduced", "modelled", "contradicted")
+PROVEN = ("reproduced", "in part", "modelled", "contradicted")
 VERDICTS = (*PROVEN, "published", "not testable")
+EXPLAINED = ("in part", "published", "not testable")  # their notes say what is missing, or why
 Row = dict[str, str]
 
 
@@ -41,7 +43,7 @@ def ledger_faults(statements: list[Row], verdicts: list[Row], known: Mapping[str
             yield f"{row['id']}: the verdict {row['verdict']!r} is unknown: use {', '.join(VERDICTS)}"
         if row["verdict"] in PROVEN and not row["claims"]:
             yield f"{row['id']} is {row['verdict']} by no claim: name claims, or call it published or not testable"
-        if row["verdict"] not in PROVEN and not row["note"]:
+        if row["verdict"] in EXPLAINED and not row["note"]:
             yield f"{row['id']} is {row['verdict']}: its note must say why"
         for claim in row["claims"].split():
             if claim not in known:

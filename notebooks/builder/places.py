@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 Pages = Mapping[str, NotebookNode]  # notebooks by name, in the order of the course
 LINKED = re.compile(r"\[[^]]*\]\([^)]*\)")
-CODE = re.compile(r"```.*?```|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+UNREAD = re.compile(r"<details>.*?</details>|```.*?```|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 SET_OFF = re.compile(r"\*\*(?=\S)([^*]{1,60}?)\*\*|(?<!\*)\*(?=\S)([^*]{1,60}?)\*(?!\*)")
 EXERCISE = re.compile(r"e\d+-\d+_")
@@ -81,8 +81,8 @@ def unproven(ids: str, found: Mapping[str, Place]) -> Iterator[str]:
 
 
 def prose(source: str) -> str:
-    """The words of a Markdown cell: without links to other places, code blocks and formulas."""
-    return LINKED.sub(" ", CODE.sub(" ", source))
+    """The words of a Markdown cell: without links, code, formulas, and what is folded away."""
+    return LINKED.sub(" ", UNREAD.sub(" ", source))
 
 
 def pattern(forms: Sequence[str]) -> re.Pattern[str]:

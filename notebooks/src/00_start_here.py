@@ -4,7 +4,7 @@
 # A language model that reads a long text lets every token look back at every earlier one. That is what makes
 # attention good, and what makes it expensive: twice the text, four times the looking. **DeepSeek-V3.2-Exp** lets
 # each token look at no more than 2,048 earlier ones, whatever the length. A small network, the *lightning
-# indexer*, decides which.
+# indexer*, decides which. Together they are *DeepSeek Sparse Attention*, **DSA**.
 #
 # So the question is not whether something is lost. It is *what*. In the next minute you will see it on a text of
 # your own, with a real model of the same architecture that is small enough for any laptop: 0.6 million

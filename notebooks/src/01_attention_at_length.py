@@ -557,8 +557,8 @@ for kind in roofline.KINDS:
 # where do the extra FLOP come from?
 #
 # In dense attention, from the **causal half**: the machine multiplies the whole square and masks the future away.
-# In sparse attention from three places. Queries are scored in tiles of 128, and a tile runs to the last key of its
-# last query. The sum over index heads, left out by custom, is really computed. And the first tokens have empty
+# In sparse attention from three places. Queries are scored in tiles, and a tile runs to the last key of its last
+# query. The sum over index heads, left out by custom, is really computed. And the first tokens have empty
 # slots, which are fetched and masked.
 #
 # Decoding has no half square: the new token sees all keys. What is left is the head sum, and in dense attention
@@ -574,7 +574,10 @@ claim(
 )
 
 # %%
-tiles = 128 * 128 + 128 * 256  # the first 128 queries see at most 128
+from dsa.kernels.cpu.scoring import query_tile
+
+size = query_tile(T, small.index_n_heads)  # queries scored at once
+tiles = sum(size * seen for seen in range(size, T + 1, size))
 rest = n * (tiles - pairs) * roofline.index_pair_flops(small)
 sums = n * tiles * roofline.head_sum_pair_flops(small)
 filled = roofline.selected_pairs(T, small.index_topk)
@@ -583,8 +586,8 @@ empty = n * slots * roofline.mqa_pair_flops(small)
 claim(
     "C1.22",
     ran["sparse"] == ours["sparse"] + rest + sums + empty,
-    f"sparse prefill runs what we counted, {rest:,} for whole tiles,"
-    f" {sums:,} for sums over heads, {empty:,} for empty slots",
+    f"sparse prefill runs what we counted, {rest:,} for whole tiles of"
+    f" {size}, {sums:,} for sums over heads, {empty:,} for empty slots",
 )
 
 # %%

@@ -598,7 +598,7 @@ claim(
 # needles, symbols whose value was given once, somewhere earlier in the text. Predict, then move the slider.
 
 # %%
-from dsa.show.rank import damage, low_rank
+from dsa.show.low_rank import damage, low_rank
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 
@@ -630,8 +630,8 @@ claim(
 )
 
 # %%
+from dsa.show.low_rank import draw_rank, places
 from dsa.show.panel import Choice, Panel, Slider, twins
-from dsa.show.rank import draw_rank, places
 
 draw = draw_rank(small, tokens, episodes)
 panel = Panel(

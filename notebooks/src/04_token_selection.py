@@ -25,12 +25,12 @@ import inspect
 from itertools import pairwise
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 from dsa.kernels import chunked, loops, ops, reference
+from dsa.show import choices
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, MARKERS, show, style
+from dsa.show.figures import show, style
 from dsa.show.predict import predict
 from dsa.show.reading import CHOOSERS, head_weights, read_file, reader
 from torch import Tensor
@@ -226,23 +226,8 @@ curve = {
 }
 
 # %% tags=["route-2h"]
-fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharey=True)
-for n, ax in enumerate(axes):
-    for who in CHOOSERS:
-        ax.plot(sizes, curve[who, n], label=who)
-    ax.axvline(16, color="#444444", linewidth=0.8, marker="")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
-    ax.set(title=f"layer {n}", xlabel="top-k")
-axes[0].set(ylabel="share of attention kept", ylim=(0, 1.03))
-axes[0].legend(loc="upper left", fontsize=8)
+show(*choices.draw_curves(curve, sizes, at=16))
 at16 = {key: values[sizes.index(16)] for key, values in curve.items()}
-words = "; ".join(
-    f"layer {n}: "
-    + ", ".join(f"{who} {at16[who, n]:.0%}" for who in CHOOSERS)
-    for n in range(3)
-)
-show(fig, f"Share of attention kept with 16 tokens. {words}.")
 
 # %% tags=["route-2h"]
 guess.reveal(
@@ -290,20 +275,8 @@ best = heads.topk(16, dim=-1).values.sum(-1)[:, 64:].mean(1)
 # `kept` is what each head keeps under the shared choice; `best` is what it could keep with sixteen keys of its own.
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 2.8))
-for h in range(kept.shape[1]):
-    at = [n + (h - 1.5) * 0.15 for n in range(3)]
-    look = {"linestyle": "", "marker": MARKERS[h], "color": COLOURS[h]}
-    ax.plot(at, best[:, h], **look, markersize=9, mfc="none")
-    ax.plot(at, kept[:, h], **look, label=f"head {h}")
-ax.set_xticks(range(3), [f"layer {n}" for n in range(3)])
-ax.set(ylabel="share kept", ylim=(0, 1.05))
-ax.legend(ncols=4, loc="lower right", title="filled: shared, hollow: own")
+show(*choices.draw_own(kept, best))
 lost = (best - kept).amax(1)
-words = "; ".join(f"layer {n}: {100 * lost[n]:.0f}" for n in range(3))
-show(
-    fig, f"Points of its attention that the unluckiest head loses: {words}."
-)
 
 # %%
 claim(
@@ -394,18 +367,7 @@ for a, b in pairwise(edges):
         shares[who].append(float(hit[inside].float().mean()))
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 2.8))
-hollow = {"mfc": "none", "markersize": 10, "linestyle": "--"}
-for who, share in shares.items():
-    look = hollow if who == "oracle" else {}
-    ax.plot(names, share, label=who, **look)
-ax.set(xlabel="tokens back", ylabel="hit rate", ylim=(-0.03, 1.05))
-ax.legend(loc="center left")
-words = "; ".join(
-    f"{who} " + ", ".join(f"{x:.0%}" for x in share)
-    for who, share in shares.items()
-)
-show(fig, f"Hit rate in layer 2, K = 16, from near to far: {words}.")
+show(*choices.draw_hits(names, shares))
 
 # %% [markdown]
 # A window of 16 cannot reach beyond 16, by construction. The indexer finds the answer at every distance. And hits become
@@ -498,19 +460,7 @@ for S in lengths:
     cost["gathered"].append(flops(chunked.sparse_attention, *inputs))
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 2.8))
-for name in ("masked", "gathered"):
-    ax.plot(lengths, cost[name], label=f"{name}, K = 16")
-ax.set(xlabel="tokens in the cache", ylabel="FLOP for one query")
-ax.set_xscale("log", base=2)
-ax.set_yscale("log")
-ax.legend()
-growth = cost["masked"][-1] // cost["masked"][0]
-show(
-    fig,
-    f"From {lengths[0]} to {lengths[-1]:,} tokens the masked form's cost"
-    f" grows {growth}-fold; that of the gathered form does not change.",
-)
+show(*choices.draw_growth(lengths, cost))
 
 # %% tags=["route-2h"]
 flat = cost["gathered"][0]
@@ -555,10 +505,9 @@ for name, c in (("here", model.config), ("V3.2-Exp", dsa.Config.v32_exp())):
 # And chance?
 
 # %%
-from dsa.show.choices import draw_choices
 from dsa.show.panel import Choice, Panel, Slider, twins
 
-draw = draw_choices(reading)
+draw = choices.draw_choices(reading)
 panel = Panel(
     draw,
     top_k=Slider("top-k", 1, 256, 16),

@@ -3,7 +3,7 @@
 #
 # The lightning indexer looks at every earlier token. At 128K tokens that is most of the work left in sparse
 # attention ([chapter 01](01_attention_at_length.ipynb) counts it), so V3.2-Exp does it in numbers of eight bits
-# (report, section 2.1). Eight bits round coarsely. Why does that not hurt? Because the scores are only *compared*:
+# (report, section 1). Eight bits round coarsely. Why does that not hurt? Because the scores are only *compared*:
 # what counts is which 16 tokens come out on top.
 #
 # **You will be able to**

@@ -27,12 +27,12 @@ import json
 from pathlib import Path
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 from dsa.kernels import ops, reference
+from dsa.show import adapting, imitation
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, MARKERS, provenance, show, style
+from dsa.show.figures import show, style
 from dsa.show.predict import predict
 from dsa.text import corpus
 from dsa.text.tasks import Needles
@@ -65,17 +65,8 @@ at = torch.linspace(-2, 3, 201)
 out = torch.stack([output(s) for s in at])
 
 # %% tags=["route-2h"]
-fig, ax = plt.subplots(figsize=(6.2, 2.4))
-ax.plot(at, out, marker="")
-ax.set(xlabel="score of key 3", ylabel="output")
-levels = sorted({float(x) for x in out})
-show(
-    fig,
-    f"The output takes {len(levels)} values, {levels[0]} and {levels[1]},"
-    " and is flat on both sides of the jump.",
-)
-slope = [float(out[i + 1] - out[i]) for i in range(200)]
-steps = sum(s != 0 for s in slope)
+show(*imitation.draw_step(at, out))
+steps = int((out[1:] != out[:-1]).sum())
 claim(
     "C6.1",
     steps == 1,
@@ -143,21 +134,7 @@ for name, row in (("head 0", heads[0]), ("head 1", heads[1]), ("p", p)):
     print(f"{name:6}", [round(float(x), 2) for x in row])
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(6.6, 1.9), sharey=True)
-for ax, (name, row) in zip(
-    axes,
-    (("head 0", heads[0]), ("head 1", heads[1]), ("p", p)),
-    strict=True,
-):
-    ax.bar(range(4), row, color=COLOURS[2 if name == "p" else 0])
-    ax.set(title=name, xlabel="key")
-axes[0].set(ylabel="share")
-show(
-    fig,
-    f"Head 0 likes key {int(heads[0].argmax())} best, head 1 key"
-    f" {int(heads[1].argmax())}; in p both stand out, with {p[0]:.0%} and"
-    f" {p[2]:.0%}.",
-)
+show(*imitation.draw_teacher(heads, p))
 claim(
     "C6.3",
     torch.allclose(p, heads.mean(0)),
@@ -307,22 +284,7 @@ for h in range(4):
     rows[f"head {h}"] = [unluckiest(n, seen[n][:, h]) for n in range(3)]
 
 # %%
-fig, ax = plt.subplots(figsize=(6.6, 2.5))
-for i, (name, kept) in enumerate(rows.items()):
-    places = [n + 0.1 * (i - 2) for n in range(3)]
-    ax.plot(places, kept, MARKERS[i], markersize=7, label=name)
-ax.set_xticks(range(3), [f"layer {n}" for n in range(3)])
-ax.set(ylabel="unluckiest head keeps", ylim=(0, 1.05), xlim=(-0.5, 2.5))
-fig.legend(
-    *ax.get_legend_handles_labels(),
-    loc="outside right center",
-    title="teacher",
-)
-words = "; ".join(
-    f"{name} " + ", ".join(f"{x:.0%}" for x in kept)
-    for name, kept in rows.items()
-)
-show(fig, f"What the unluckiest head keeps in layers 0, 1, 2: {words}.")
+show(*imitation.draw_unluckiest(rows))
 single = [max(kept[n] for kept in list(rows.values())[1:]) for n in (0, 2)]
 claim(
     "C6.7",
@@ -449,17 +411,7 @@ claim(
 )
 
 # %% tags=["nbval-ignore-output"]
-fig, ax = plt.subplots(figsize=(6.8, 2.7))
-for n in range(3):
-    curve = [row[f"kl {n}"] for row in run.rows]
-    ax.plot(curve, label=f"layer {n}", markevery=10)
-ax.set(xlabel="step", ylabel="KL, nats", yscale="log")
-ax.legend()
-words = "; ".join(
-    f"layer {n}: {first[f'kl {n}']:.1f} to {run.rows[-1][f'kl {n}']:.2f}"
-    for n in range(3)
-)
-show(fig, f"Divergence from attention over 80 steps, measured. {words}.")
+show(*imitation.draw_fall(run.rows, layers=3))
 
 # %% [markdown] tags=["route-2h"]
 # The divergence fell {C6.11}. But a loss is only a loss. What is it good for? The two measures of chapter 04: the share of attention
@@ -467,25 +419,13 @@ show(fig, f"Divergence from attention over 80 steps, measured. {words}.")
 # tokens back, is among the 16. (The exam has needles of its own, hidden in the text that was trained on.)
 
 # %% tags=["nbval-ignore-output"]
-who = ("oracle", "window", "random")
-kept = {name: after["kept"][name] for name in who}
-kept["before"], kept["after"] = (
-    m["kept"]["indexer"] for m in (before, after)
-)
-fig, ax = plt.subplots(figsize=(7, 2.7))
-names = ("oracle", "after", "before", "window", "random")
-for i, (name, hatch) in enumerate(
-    zip(names, ("", "//", "..", "xx", "--"), strict=True)
-):
-    places = [n + 0.16 * (i - 2) for n in range(3)]
-    ax.bar(places, kept[name], width=0.15, label=name, hatch=hatch)
-ax.set_xticks(range(3), [f"layer {n}" for n in range(3)])
-ax.set(ylabel="attention kept", ylim=(0, 1.05))
-fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-words = "; ".join(
-    f"{name} " + ", ".join(f"{x:.0%}" for x in kept[name]) for name in names
-)
-show(fig, f"Attention kept by 16 keys in layers 0, 1, 2: {words}.")
+kept = {"oracle": after["kept"]["oracle"]}
+kept |= {
+    "after": after["kept"]["indexer"],
+    "before": before["kept"]["indexer"],
+}
+kept |= {name: after["kept"][name] for name in ("window", "random")}
+show(*adapting.draw_held(kept, "16 keys"))
 
 # %% tags=["nbval-ignore-output", "route-2h"]
 share = after["of_oracle_mean"]
@@ -530,15 +470,8 @@ claim(
 
 # %%
 record = json.loads(Path("../data/measurements/seeds.json").read_text())
-names = {
-    "of_oracle": "share of oracle",
-    "hit_indexer": "hits, indexer",
-    "hit_window": "hits, window",
-    "hit_random": "hits, random",
-}
-for key, name in names.items():
-    found = [f"{row[key]:.2f}" for row in record["rows"]]
-    print(f"{name:16}", *found)
+for key in ("of_oracle", "hit_indexer", "hit_window", "hit_random"):
+    print(f"{key:12}", *(f"{row[key]:.2f}" for row in record["rows"]))
 least, most = record["least"], record["most"]
 claim(
     "C6.15",
@@ -591,11 +524,8 @@ Panel(
 # The same for readers without a kernel:
 
 # %% tags=["nbval-ignore-output"]
-twins(
-    draw,
-    [{"step": s, "layer": 2, "back": 0} for s in (0, 10, 20, 80)],
-    columns=1,
-)
+still = [{"step": s, "layer": 2, "back": 0} for s in (0, 10, 20, 80)]
+twins(draw, still, columns=1)
 
 # %% tags=["nbval-ignore-output"]
 t, place = len(film.ids) - 1, needle.value
@@ -643,44 +573,14 @@ guess = predict(
 )
 
 # %%
-from dsa.training.sweep import AXES, MIDDLE, along
+from dsa.training.sweep import MIDDLE, along
 
 path = Path("../data/measurements/indexer_sweep.json")
 runs = json.loads(path.read_text())["runs"]
-labels = (
-    "heads J",
-    "width W",
-    "rotary width R",
-    "rate",
-    "first weights, x",
-)
-fig, axes = plt.subplots(1, 5, figsize=(9, 2.5), sharey=True)
-for ax, axis, label in zip(axes, AXES, labels, strict=True):
-    found = along(runs, axis, "kl")
-    for seed in range(2):
-        line = [values[seed] for values in found.values()]
-        look = {"color": COLOURS[seed], "marker": MARKERS[seed]}
-        look["label"] = f"seed {seed}"
-        ax.plot(range(len(line)), line, **look, **provenance("recorded"))
-    ax.set_xticks(range(len(found)), [f"{x:g}" for x in found])
-    ax.set(xlabel=label, yscale="log")
-axes[0].set(ylabel="KL, recorded")
-axes[0].legend(fontsize=8)
-plt.close(fig)  # shown below
+show(*imitation.draw_axes(runs))
 
 # %%
 middle = along(runs, "heads", "kl")[2]
-words = "; ".join(
-    f"{label} "
-    + ", ".join(
-        f"{x:g}: {sum(y) / 2:.2f}"
-        for x, y in along(runs, axis, "kl").items()
-    )
-    for axis, label in zip(AXES, labels, strict=True)
-)
-show(fig, f"Mean KL of two seeds after 100 steps, recorded. {words}.")
-
-# %%
 narrow = along(runs, "rotary", "kl")[2]
 guess.reveal(
     sum(narrow) / 2,
@@ -695,6 +595,8 @@ claim(
     f" 16 it is {sum(middle) / 2:.1f}",
     kind="recorded",
 )
+
+# %%
 blind = along(runs, "rotary", "hit")[2]
 claim(
     "C6.18",
@@ -708,10 +610,10 @@ claim(
 for axis in ("heads", "width", "rate"):
     for value, found in along(runs, axis, "hit").items():
         kl = along(runs, axis, "kl")[value]
-        print(
-            f"{axis:5} {value:<6g} KL"
-            f" {kl[0]:.2f} {kl[1]:.2f}, hits {found[0]:.0%} {found[1]:.0%}"
-        )
+        print(f"{axis:5} {value:<6g} KL {kl[0]:.2f} {kl[1]:.2f},",
+              f"hits {found[0]:.0%} {found[1]:.0%}")  # fmt: skip
+
+# %%
 one = along(runs, "heads", "hit")[1]
 claim(
     "C6.19",
@@ -809,10 +711,10 @@ with torch.no_grad():
 worst = int(kl[1].argmax())
 late = scored[1][worst][:, 64:]
 flat = ((late == 0) | (late == float("-inf"))).all(-1).float().mean()
-recent = ops.select(scored[1][worst], 16)[:, 64:]
-recent = (recent > torch.arange(64, 256)[:, None] - 16).float().mean()
-print(f"worst KL: {kl[0].max():.1f} and {kl[1].max():.1f}")
-print(f"queries whose scores are all 0: {flat:.0%}")
+chosen = ops.select(scored[1][worst], 16)[:, 64:]
+recent = (chosen > torch.arange(64, 256)[:, None] - 16).float().mean()
+print(f"worst KL: {kl[0].max():.1f} and {kl[1].max():.1f};"
+      f" queries whose scores are all 0: {flat:.0%}")  # fmt: skip
 claim(
     "C6.23",
     kl[1].max() > 4 * kl[0].max() and flat > 0.5 and recent > 0.8,
@@ -825,13 +727,10 @@ claim(
 # mass of any text. Such an indexer passes a careless test:
 
 # %% tags=["nbval-ignore-output"]
-measured = activation.examine(base, pair, exam)
-alive, dead = measured
-print(
-    f"mass, of the oracle's: {alive['of_oracle']:.0%} and"
-    f" {dead['of_oracle']:.0%}; hits: {alive['hit']:.0%} and"
-    f" {dead['hit']:.0%}"
-)
+alive, dead = activation.examine(base, pair, exam)
+for name, one in (("alive", alive), ("dead", dead)):
+    print(f"{name}: {one['of_oracle']:.0%} of the oracle's mass,",
+          f"{one['hit']:.0%} of the needles")  # fmt: skip
 claim(
     "C6.24",
     dead["of_oracle"] > 0.7 and dead["hit"] < 0.5 < 0.85 < alive["hit"],

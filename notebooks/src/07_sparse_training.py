@@ -99,7 +99,7 @@ claim(
 # %% [markdown] tags=["route-2h"]
 # {C7.1} bits. That is not a catastrophe, and an honest chapter says so at once: with a good indexer and enough
 # keys, there is little to adapt to. (The report does not tell what its switch cost before training.) To *see*
-# adaptation we must take away more. **Recorded**, three models of three seeds, each switched to K keys by four
+# adaptation we must take away more. **Recorded**, a model for each of three seeds, each switched to K keys by four
 # choosers: `{source:sparse_training.command}`, {source:sparse_training.date}.
 
 # %% tags=["route-2h"]
@@ -305,8 +305,8 @@ claim(
 #
 # ## Does it adapt? With two keys
 #
-# Now K = 2. Each token sees two tokens of its past, as a rule itself or a neighbour and one more. The curves
-# above say what that costs. After 60 steps with two keys?
+# Now K = 2. Each token sees two tokens: as a rule itself or a neighbour, and one more. The sweep above says what
+# that costs before any training. And after 60 steps with two keys?
 
 # %%
 guess = predict("What share of the damage does the training repair?", 0.3)
@@ -354,7 +354,8 @@ claim(
 # is as bad as before. What helped was not more training, it was training *under the choice*. But the choice has
 # been trained on as well: is it only the indexer that chooses better now? The last two lines answer that. There the
 # oracle chooses, before and after, and the indexer has no say; the gain is much the same. So yes: **the model
-# adapts**.
+# adapts**. (Of the three seeds recorded above this one's indexer is the best with two keys: it recalls nearly what
+# the oracle does. The others recall less, and there the indexer has more to learn as well.)
 #
 # How? A guess that suggests itself: the heads agree on fewer tokens, so that two keys hold more of the attention.
 # That can be looked at. How much do the *best* two keys hold, before and after?
@@ -506,12 +507,12 @@ side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
 # %% [markdown] tags=["route-2h"]
 # ## As good as dense? The report's fourteen benchmarks
 #
-# The report's claim about quality is its Table 1: fourteen benchmarks, one number each, dense predecessor against
-# sparse model. Both went through the same post-training. Here it is as **published**, as differences. No spread
-# is published with it. But twelve of the sets are public and their sizes known, and so is what chance does to a
-# share of n questions. The grey bands: where the difference of two *equally good* models would lie 95 times of
-# 100, if each answered every question once. (The generous end: two models fail at the same hard questions, and
-# averages of several runs spread less.)
+# The report's claim about quality is its Table 1: fourteen benchmarks, one number each, the dense predecessor,
+# *V3.1-Terminus*, against the sparse model. Both went through the same post-training. Here it is as **published**, as
+# differences. No spread is published with it. But twelve of the sets are public and their sizes known, and so is what
+# chance does to a share of n questions. The grey bands: where the difference of two *equally good* models would lie
+# 95 times of 100, if each answered every question once. (The generous end: two models fail at the same hard
+# questions, and averages of several runs spread less.)
 
 # %% tags=["route-2h"]
 from dsa.cost.published import read_benchmarks
@@ -635,7 +636,8 @@ claim(
 # worse. Random bytes are at the floor: neither model copies what is no key and no text, so both fail equally, and
 # "equal" means nothing. (The copying that the base model learned first is largely forgotten, in both.) **Fourteen
 # tests at 95%** raise 0.7 false alarms on average. One outside is no scandal, and none is no proof. **Three seeds**
-# see only what is large. An interval of ±1 point allows a loss of one point.
+# see only what is large. An interval of ±1 point allows a loss of one point. And one of ±0.0 is no certainty: three
+# seeds with equal scores have no spread, and the nearest needles are 44 questions a seed.
 #
 # What it does show: where a model *can* fail, as the window proves, the sparse twin does not.
 #
@@ -700,10 +702,10 @@ claim(
 #
 # ## 943.7 billion tokens
 #
-# The report's sparse training: 15,000 steps of 480 sequences of 128K tokens. The article that made it popular
-# speaks of around 100 billion. Both numbers, in what they would cost, **modelled**: three forward passes a token,
-# counted for the real configuration at 128K, on GPUs of 990 TFLOP/s in bf16 of which 40% are used, at the
-# report's $2 an hour. Then ours, in tokens for each weight that learns.
+# The report's sparse training: 15,000 steps of 480 sequences of 128K tokens. An article about the release
+# ([11](11_cost_curves.ipynb) weighs it) speaks of around 100 billion. Both numbers, in what they would cost,
+# **modelled**: three forward passes a token, counted for the real configuration at 128K, on GPUs of 990 TFLOP/s in
+# bf16 of which 40% are used, at the report's $2 an hour. Then ours, in tokens for each weight that learns.
 
 # %%
 from dsa.cost import roofline
@@ -849,8 +851,8 @@ claim(
 # The switch to 16 keys costs {C7.1} bits before any training, and after it the model is within {C7.8} of its
 # dense twin (three seeds: C7.12). With two keys the training repairs {C7.10} of the damage, and dense training
 # none of it (C7.10, C7.14): the model adapts to what it no longer sees. Two losses share one backward pass and no
-# weight (C7.4 to C7.6). {C7.19} benchmarks lie within chance, and so do all of the report's whose size is known
-# (C7.16).
+# weight (C7.4 to C7.6). {C7.19} benchmarks lie within chance (C7.19), and so do all of the report's whose size is
+# known (C7.16).
 #
 # **What the report does not say, and what we chose.** What the switch cost before training; whether K was 2,048
 # from the first step (ours is constant); the schedule of the rate (ours falls to a tenth); whether the indexer's

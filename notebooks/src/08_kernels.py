@@ -15,7 +15,7 @@
 # **You need** PyTorch, [04 Token selection](04_token_selection.ipynb) and, for one paragraph,
 # [05 FP8](05_fp8.ipynb).
 #
-# **Routes.** {routes} Afterwards: `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **40 s**.
+# **Routes.** {routes} Afterwards: `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
 #
 # *Triton* is a language for kernels, written as Python. The first cell asks it to *interpret* kernels, step by step
 # on the CPU. That must be said before Triton is loaded. Triton is made for Linux; elsewhere the cells that need it
@@ -147,6 +147,149 @@ if COUNTED:
         fresh > 10 * reused,
         "a fresh result faults, a buffer does not",
     )
+
+# %% [markdown]
+# ## Loops, tiles, buffers
+#
+# Each operation exists several times here. `loops` says it with plain indices, `reference` with whole matrices,
+# `chunked` goes tile by tile, and `cpu` goes tile by tile in buffers that are made once. The last runs by default on a
+# processor when no gradient is wanted. It scores up to 512 heads of queries against 1,000 keys or so in two megabytes,
+# looks for the best K only in the K groups of 8 whose maxima are largest, and copies a few rows at a time to where the
+# heads of a query share them. All give the same answer. How long do they take for it?
+#
+# We time a small layer that keeps the true proportions: 16 heads, 8 index heads, K = 256. One query sees 8,192 tokens.
+
+# %%
+guess = predict(
+    "How many times as long as `cpu` do the loops take?",
+    100,
+    low=1,
+    high=100_000,
+    form=".0f",
+    unit="times",
+)
+
+# %%
+from functools import partial
+
+from dsa.cost import layer, measure
+from dsa.cost.tried import sparse_layer
+
+small = measure.SHAPES["s2"]()
+many, single = (sparse_layer(small, n, 8192) for n in (64, 1))
+
+
+def both_steps(given, backend):
+    return given.attended(given.chosen(backend), backend)
+
+
+with torch.no_grad():
+    mine, theirs = (both_steps(many, b) for b in ("cpu", "reference"))
+claim(
+    "C8.16",
+    torch.allclose(mine, theirs, atol=1e-4),
+    "tiles in buffers give what whole matrices give",
+)
+
+# %% tags=["nbval-ignore-output"]
+took = {}
+with layer.one_thread(), torch.no_grad():
+    for name in ("loops", "reference", "chunked", "cpu"):
+        given = single if name == "loops" else many
+        call = partial(both_steps, given, name)
+        took[name] = layer.cpu_seconds(call, 2) / given.q.shape[1]
+        print(f"{name:9} {took[name] * 1e3:8.2f} ms a query")
+guess.reveal(
+    took["loops"] / took["cpu"],
+    "a loop pays Python for each product; a tile pays once for thousands.",
+)
+
+# %%
+claim(
+    "C8.17",
+    took["loops"] > 50 * took["cpu"],
+    "loops take more than 50 times as long",
+)
+claim(
+    "C8.18",
+    took["reference"] > 2 * took["cpu"],
+    "whole matrices take more than twice as long as tiles",
+)
+
+# %% [markdown]
+# (64 queries share a tile, and the loops get one.) The middle of this list matters more than its ends: from whole
+# matrices to tiles *no formula has changed*.
+#
+# Now against dense attention, and against a fair one. Three things slow a dense baseline down without a word: values
+# narrower than keys (the library then leaves its fused kernel), a mask for a chunk of a prompt, and small blocks of
+# queries. None of them is done here (`dsa/kernels/cpu/dense.py`). One token at the end of a prompt, in one layer:
+
+# %% tags=["nbval-ignore-output"]
+for keys in (1024, 8192, 65_536):
+    cost = measure.token_seconds(small, "prefill", keys, 3)
+    print(f"{keys:6,} keys:", end=" ")
+    print(", ".join(f"{n} {x * 1e3:.2f} ms" for n, x in cost.items()))
+ratio = cost["dense"] / cost["sparse"]
+print(f"at {keys:,} dense over sparse: {ratio:.1f}")
+
+# %%
+claim(
+    "C8.19",
+    ratio > 1.8,
+    "at 65,536 tokens sparse prefill is the faster one on this machine",
+)
+
+# %% [markdown]
+# ## What was tried
+#
+# Most ideas do not help. Those for the processor are kept, a few lines each, in `dsa/kernels/cpu/tried.py`, and are
+# held against the reference like everything else. This is how one would write sparse attention first:
+
+# %%
+from dsa.kernels.cpu import tried
+
+print(inspect.getsource(tried.four_lines))
+
+# %% [markdown]
+# And this is how all of them did. The figure is about {source:cpu_tried.what}. **Recorded**:
+# {source:cpu_tried.machine}, {source:cpu_tried.date}, with `{source:cpu_tried.command}`.
+
+# %%
+import json
+from pathlib import Path
+
+from dsa.show.tried import draw_tried, of
+
+text = Path("../data/measurements/cpu_tried.json").read_text()
+record = json.loads(text)
+show(*draw_tried(record))
+
+# %%
+sparse, dense = of(record, "sparse"), of(record, "dense")
+dearer = sparse["masked"]["seconds"] / dense["ours"]["seconds"]
+claim(
+    "C8.20",
+    dearer > 2,
+    f"masked sparse attention takes {dearer:.1f} times as long as dense",
+    kind="recorded",
+    value=f"{dearer:.1f} times",
+)
+unfair = dense["mask of a chunk"]["times"]
+claim(
+    "C8.21",
+    unfair > 1.3,
+    f"a mask alone makes dense attention {unfair:.1f} times as slow",
+    kind="recorded",
+    value=f"{unfair:.1f} times",
+)
+
+# %% [markdown]
+# Read it from above. *Masked* is dearer than not being sparse at all, {C8.20}. The *four lines* lose most of what they
+# save to page faults, and so does everything that creates something of size T x S. *Fresh tensors* in tiles are
+# smaller, and the allocator hands some of them out again; they still cost. Plain `topk` and groups of neighbours cost
+# little, since choosing is cheap next to scoring. Narrower index vectors are faster on a machine that multiplies them
+# fast, but round what is ranked: the model decides that ([05 FP8](05_fp8.ipynb)), not the kernel. Below, the baseline:
+# whoever compares with a masked one gains {C8.21} for nothing.
 
 # %% [markdown] tags=["route-2h"]
 # ## Reads, writes and the roofline
@@ -296,9 +439,9 @@ claim(
 
 # %% [markdown] tags=["route-2h"]
 # Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries
-# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block
-# that 64 neighbouring queries share is fetched once for all of them. DSA can afford it because MLA has 128 heads on
-# one key; a model with 8 heads would wait for memory.
+# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block that
+# 64 neighbouring queries share is fetched once for all of them. DeepSeek Sparse Attention (*DSA*) can afford single
+# tokens because MLA has 128 heads on one key; a model with 8 heads would wait for memory.
 #
 # ## A kernel, line by line
 #
@@ -483,7 +626,7 @@ else:
 #
 # | hardware | backend here | how it is tested | besides |
 # |---|---|---|---|
-# | any CPU | `cpu`; with gradients `chunked` (both plain PyTorch) | run, against the loops | the default |
+# | any CPU | `cpu`; with gradients `chunked` (both plain PyTorch) | run, against the loops | tries out its numbers |
 # | NVIDIA Hopper, Blackwell | `triton` | interpreted; compiled for sm_90 and sm_100 | not run by us |
 # | AMD MI300X (ROCm) | `triton`, smallest tiles | interpreted; compiled for gfx942 | not run, not tuned |
 # | Apple silicon | `chunked` on `mps` | not run by us | Triton has no Metal backend |
@@ -491,12 +634,25 @@ else:
 # | Cambricon | none | not run by us | its makers adapted a branch of vLLM |
 # | none (`meta`) | shapes only | run | for planning and compiling |
 #
-# The article says that the released code also supports chips of other makers. What that meant: Huawei's CANN team
-# published kernels for both new operations, in Ascend C, PyPTO and TileLang, on the day of the release; Cambricon
-# and Hygon announced adaptations of their own. The language the published kernels are written in, TileLang, has an
-# Ascend branch. Our kernels would have to be taken to triton-ascend by someone who has the chip: it follows Triton
-# 3.2, ours are tested with 3.7.1, and tile sizes are chosen for another memory. We have not tried.
+# An article about the release ([11](11_cost_curves.ipynb) weighs it) says that the code also supports chips of other
+# makers. What that meant: Huawei's CANN team published kernels for both new operations, in Ascend C, PyPTO and
+# TileLang, on the day of the release; Cambricon and Hygon announced adaptations of their own. The language the
+# published kernels are written in, TileLang, has an Ascend branch. Our kernels would have to be taken to
+# triton-ascend by someone who has the chip: it follows Triton 3.2, ours are tested with 3.7.1, and tile sizes are
+# chosen for another memory. We have not tried.
 #
+# Processors differ as much. Narrow numbers are several times as fast as fp32 on one and slower on the next, and a name
+# does not tell. So the backend `cpu` multiplies once in each kind when it first meets it (`dsa/kernels/cpu/machine.py`).
+# A kind that is right and clearly faster is used as it is; any other is widened to fp32, with the same scores. Yours:
+
+# %% tags=["nbval-ignore-output"]
+from dsa.kernels.cpu.machine import SIDE, fast, seconds
+
+for kind in (torch.float32, torch.bfloat16, torch.int8):
+    rate = 2 * SIDE**3 / seconds(kind) / 1e9
+    print(f"{kind}: {rate:.0f} billion a second, fast: {fast(kind)}")
+
+# %% [markdown]
 # Whatever the device, a backend says what it cannot do, and who can:
 
 # %%
@@ -556,10 +712,12 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# Masking saves nothing, fetching {C8.2} (C8.1, C8.2), and fresh memory is paid for page by page (C8.3). A fetched row
-# must serve {C8.4} (C8.4, C8.5). Tokens choose better than blocks (C8.6). The kernels are right in the
-# interpreter (C8.7 to C8.9), and their machine code uses the matrix unit without a spill where it should (C8.10 to
-# C8.12). Tensors without numbers work at full size (C8.13). Short texts and small K lose (C8.14, C8.15).
+# Masking saves nothing, fetching {C8.2} (C8.1, C8.2), and fresh memory is paid for page by page (C8.3). Tiles give what
+# whole matrices give, sooner (C8.16 to C8.18), and beat a fair dense baseline on a long text (C8.19); most else that was
+# tried does not (C8.20, C8.21). A fetched row must serve {C8.4} (C8.4, C8.5). Tokens choose better than blocks (C8.6).
+# The kernels are right in the interpreter (C8.7 to C8.9), and their machine code uses the matrix unit without a spill
+# where it should (C8.10 to C8.12). Tensors without numbers work at full size (C8.13). Short texts and small K lose
+# (C8.14, C8.15).
 #
 # **What the report does not say, and what we chose.** How the selection is computed: here a radix select, ties to
 # the later key. In which tiles: 64 heads, 32 keys. How gradients of shared latents are summed: here by atomic

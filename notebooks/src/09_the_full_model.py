@@ -25,7 +25,6 @@ import tempfile
 from pathlib import Path
 
 import dsa
-import matplotlib.pyplot as plt
 import torch
 from dsa.cost.fit import GPUS, fit
 from dsa.inference import inventory, parallel, true_width
@@ -35,7 +34,7 @@ from dsa.model.transformer import Layer
 from dsa.show import full_model
 from dsa.show.claims import claim
 from dsa.show.exercises.catalogue import check
-from dsa.show.figures import COLOURS, provenance, show, style
+from dsa.show.figures import show, style
 from dsa.show.panel import Choice, Panel, twins
 from dsa.show.predict import predict
 from dsa.show.reading import read_file
@@ -156,8 +155,8 @@ claim(
 # %% [markdown]
 # On one GPU that wastes parameters: experts that see nothing learn nothing. On many it also wastes time, because all
 # wait for the fullest. The usual remedy is a loss term that punishes imbalance, and it pulls at the model's own
-# learning. V3 does without: **after each step every expert's bias moves by a fixed small step**, up if it got too few
-# tokens, down if too many. This is all of it:
+# learning. V3 keeps only a very small one, within each sequence. Its balance comes from the bias: **after each step
+# every expert's bias moves by a fixed small step**, up if it got too few tokens, down if too many. This is all of it:
 
 # %%
 print(inspect.getsource(Gate.balance))
@@ -169,15 +168,8 @@ history = {
     v: [full_model.imbalance(load) for load in steps]
     for v, steps in loads.items()
 }
+show(*full_model.draw_balance(history))
 last = {v: sum(line[-20:]) / 20 for v, line in history.items()}
-fig, ax = plt.subplots(figsize=(7, 2.9))
-for speed, line in history.items():
-    ax.plot(line, label=f"{speed:g}", markevery=20, linewidth=1.2)
-ax.axhline(1, color="#444444", linewidth=0.8)
-ax.set(xlabel="step", ylabel="fullest expert / fair share", ylim=(0, 13))
-ax.legend(title="speed of the bias", ncols=4, loc="upper right")
-words = "; ".join(f"speed {v:g}: {last[v]:.1f}" for v in speeds)
-show(fig, f"Fullest expert against its share, last 20 steps. {words}.")
 claim(
     "C9.3",
     max(last[0.001], last[0.01]) < 2 < 2.4 < last[0.1] < last[0.0],
@@ -191,22 +183,10 @@ claim(
 
 # %%
 final = {}
-for speed in (0.0, 0.001):
+for name, speed in (("no bias", 0.0), ("after 200 steps of 0.001", 0.001)):
     late = torch.stack(loads[speed][-20:]).double().mean(0)
-    final[speed] = (late / late.mean()).sort().values
-fig, ax = plt.subplots(figsize=(7, 2.4))
-ax.plot(final[0.0], label="no bias", markersize=3)
-ax.plot(final[0.001], label="after 200 steps of 0.001", markersize=3)
-ax.set(xlabel="experts, by load", ylabel="load / fair share")
-ax.legend()
-without, with_bias = (
-    f"{float(x.min()):.1f} and {float(x.max()):.1f}" for x in final.values()
-)
-show(
-    fig,
-    f"Least and largest load in fair shares: without a bias {without}, with"
-    f" it {with_bias}.",
-)
+    final[name] = (late / late.mean()).sort().values
+show(*full_model.draw_loads(final))
 
 # %% [markdown]
 # A bias changes which experts a token gets, and nothing else: a token that keeps its experts keeps their weights.
@@ -284,17 +264,7 @@ parts = {
 used = dict(parts)
 used["routed experts"] *= 8 / 256
 used["embedding and head"] /= 2  # of the embedding a token reads one row
-fig, ax = plt.subplots(figsize=(7, 2.9))
-names = list(parts)[::-1]
-for shift, part, label in ((0.2, parts, "stored"), (-0.2, used, "used")):
-    at = [i + shift for i in range(len(names))]
-    ax.barh(at, [part[n] for n in names], height=0.38, label=label)
-ax.set_xscale("log")
-ax.set_yticks(range(len(names)), names)
-ax.set(xlabel="billions of parameters")
-ax.legend(loc="lower right")
-words = ", ".join(f"{n} {parts[n]:.2f} ({used[n]:.2f})" for n in parts)
-show(fig, f"Billions of parameters stored (used by one token): {words}.")
+show(*full_model.draw_parts(parts, used))
 
 # %% tags=["route-2h"]
 total = sum(parts.values())
@@ -303,7 +273,6 @@ guess.reveal(
     "256 experts a layer are stored, and eight are used.",
 )
 norms = billions([full]) - total
-active = sum(used.values())
 claim(
     "C9.5",
     round(total - parts["indexers"] + norms, 2) == 671.03
@@ -311,6 +280,9 @@ claim(
     "the parts add up to the published 671.03 billion, and 61 indexers of"
     f" {1000 * parts['indexers']:.1f} million together",
 )
+
+# %% tags=["route-2h"]
+active = sum(used.values())
 claim(
     "C9.6",
     round(active - parts["indexers"]) == 37,
@@ -618,24 +590,7 @@ claim(
 # %%
 numbers = [1, 2, 4, 8, 16, 32]
 plans = [fit(real, h200, n, 131_072, 4, "deployed") for n in numbers]
-fig, ax = plt.subplots(figsize=(6.4, 2.8))
-for name in ("weights", "cache"):
-    line = [getattr(plan, name) / 1e9 for plan in plans]
-    ax.plot(numbers, line, label=name, **provenance("modelled"))
-ax.axhline(141, color="#444444", linewidth=1)
-ax.text(1, 150, "an H200", va="bottom")
-ax.set_xscale("log", base=2)
-ax.set_yscale("log")
-ax.set_xticks(numbers, numbers)
-ax.set(xlabel="GPUs", ylabel="GB on each", ylim=(10, 1000))
-ax.legend()
-start, end = (f"{plans[n].weights / 1e9:.0f}" for n in (0, -1))
-show(
-    fig,
-    f"Modelled. From 1 to 32 GPUs the weights on each fall from {start} to"
-    f" {end} GB; the cache of 4 x 128K tokens stays"
-    f" {plans[0].cache / 1e9:.0f} GB.",
-)
+show(*full_model.draw_split(numbers, plans))
 
 # %% [markdown]
 # It is the price of splitting by heads. Servers split by *sequences* as well ("data-parallel attention"):
@@ -771,16 +726,7 @@ times = {
     for kind in ("dense", "sparse")
 }
 gain = [a / b for a, b in zip(*times.values(), strict=True)]
-fig, ax = plt.subplots(figsize=(6, 2.8))
-for kind, n in (("dense", 1), ("sparse", 0)):
-    look = {"color": COLOURS[n], "marker": "os"[n]}
-    ax.plot(many, times[kind], label=kind, **look, **provenance("modelled"))
-ax.set_xscale("log", base=2)
-ax.set_xticks(many, [str(n) for n in many])
-ax.set(xlabel="GPUs", ylabel="seconds, at least", ylim=(0, None))
-ax.legend()
-words = "; ".join(f"{n}: {g:.1f}" for n, g in zip(many, gain, strict=True))
-show(fig, f"Modelled, dense over sparse seconds for 128K tokens: {words}.")
+show(*full_model.draw_speedup(many, times))
 
 # %%
 claim(

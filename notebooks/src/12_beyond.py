@@ -436,7 +436,7 @@ claim(
 # Did you expect the delta rule to hold *more*? With random keys it holds less. By correcting it makes what is
 # newest exact, at the expense of what is old; adding treats all ages alike and blurs them all. In text keys come
 # back and their values change, and there exactness pays (C12.10). Either way a new
-# key disturbs all that are not orthogonal to it, and no more keys can be orthogonal than M is wide.
+# key disturbs all that are not orthogonal to it, and no more than W keys can all be orthogonal.
 #
 # Attention has no such limit: it can read any of a million keys, because it has kept a million. That is what one
 # full layer in four is for, and why its cache grows after all.
@@ -890,7 +890,8 @@ if FULL:
 # the wrong choice.
 #
 # **What is said, and what stands.** Every statement of the article and of the report on V3.2-Exp, and how it fares in
-# this course. *Reproduced*: cells measure it, at our size. *Modelled*: it follows from counts that a cell asserts.
+# this course. *Reproduced*: cells measure it, at our size. *In part*: they measure some of it, or find it weaker than
+# said; the note says what. *Modelled*: it follows from counts that a cell asserts.
 # *Contradicted*: a cell shows the opposite. *Published*: only the published figure can be shown. The links lead to
 # the cells.
 #

@@ -9,10 +9,9 @@ products a tile of keys do it, with a running maximum.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dsa.kernels.chunked import tiles
+from dsa.kernels.chunked import as_wide, tiles
 from dsa.kernels.cpu.scoring import operand
 from dsa.kernels.reference import at_least_fp32
 
@@ -24,13 +23,6 @@ FEW_HEADS = 64  # up to which the fused kernel decodes faster in fp32
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """The library's fused kernel: q (B, H, T, D), k and v (B, H, S, D) -> the result, and log-sum-exp (B, H, T)."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-
-
-def as_wide(v: Tensor, k: Tensor) -> Tensor:
-    """Values as wide as keys, which the fused kernel wants: MLA's are the first numbers of the keys, others padded."""
-    if v.data_ptr() == k.data_ptr() and v.stride() == k.stride():
-        return k
-    return F.pad(v, (0, k.shape[-1] - v.shape[-1]))
 
 
 def attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

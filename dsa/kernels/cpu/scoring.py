@@ -22,7 +22,7 @@ from dsa.kernels.reference import causal_mask
 
 ROWS = 512  # heads of queries multiplied at once, at most
 QUERIES = 64  # queries scored at once, at most: a row of scores for each has to stay in reach until it is chosen from
-PRODUCTS = 2**18  # numbers of the buffer: 1 MB in fp32
+PRODUCTS = 2**19  # numbers of the buffer: 2 MB in fp32
 KEY_TILE = 8192  # keys multiplied at once, at most
 
 

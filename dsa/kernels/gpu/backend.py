@@ -20,6 +20,7 @@ from dsa.kernels.gpu.top_k import top_k as radix_select
 
 MULTIPLIES_CODES = READS_LATENT_CODES = True
 KINDS = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST_VALUE = 512
 WIDEST = {"sparse_attention": 576, "dense_attention": 576, "index_scores": 256, "index_topk": 256}
 SCORE_BYTES = 2**30  # of index scores held at once
 
@@ -45,6 +46,8 @@ def refuses(operation: str, *tensors: Tensor) -> str:
 def _refuses_shape_or_gradient(operation: str, *tensors: Tensor) -> str:
     if operation == "dense_attention" and (tensors[0].shape[1] > 1 or tensors[1].shape[2] > 1 or not _shares(*tensors)):
         return "its dense attention is for one query a sequence whose values are the first numbers of one shared key"
+    if operation == "dense_attention" and (width := tensors[2].shape[-1]) > WIDEST_VALUE:
+        return f"values of {width} numbers do not fit its registers, at most {WIDEST_VALUE}"
     differentiable = operation in ("index_scores", "dense_attention")
     if differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return f"its {operation} has no gradient"

@@ -23,13 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsa.kernels.gpu.launch import Kernel, Start, check_countable, padded, run
+from dsa.kernels.gpu.launch import Kernel, Start, check_countable, padded, run, size_class
 
 
 @triton.jit
 def index_logits_kernel(
     q_ptr, w_ptr, k_ptr, k_scale_ptr, scores_ptr,
-    T, S, k_batch_stride, k_stride,
+    T, S, T_class, S_class, k_batch_stride, k_stride,
     J: tl.constexpr, W: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_W: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def sizes(keys: int, queries: int, warps: int, stages: int) -> triton.Config:
 INDEX_LOGITS = Kernel(
     index_logits_kernel,
     [sizes(128, 64, 4, 3), sizes(256, 64, 8, 3), sizes(128, 32, 4, 4), sizes(512, 1, 8, 1), sizes(32, 16, 4, 2)],
-    key=("T", "S", "J", "W"),
+    key=("T_class", "S_class", "J", "W"),
 )
 
 
@@ -102,7 +102,8 @@ def index_logits(q: Tensor, k: Tensor, w: Tensor, k_scale: Tensor | None = None,
 
     start(
         INDEX_LOGITS, grid, q_ptr=q.contiguous(), w_ptr=weights, k_ptr=k, k_scale_ptr=scale, scores_ptr=scores,
-        T=T, S=S, k_batch_stride=k.stride(0), k_stride=k.stride(1), J=J, W=W, BLOCK_J=padded(J),
+        T=T, S=S, T_class=size_class(T), S_class=size_class(S),
+        k_batch_stride=k.stride(0), k_stride=k.stride(1), J=J, W=W, BLOCK_J=padded(J),
         BLOCK_W=max(32, padded(W)), SCALED=k_scale is not None,
     )  # fmt: skip
     return scores

@@ -51,12 +51,13 @@ class Kernel:
         function: what `triton.jit` made.
         sizes: the choices, the likely best first, the smallest (for fp32, which takes twice the room, and for the
             interpreter) last.
-        key: arguments by whose values the choice is remembered.
+        key: arguments by whose values the choice is remembered. Lengths are not among them but their classes (see
+            `size_class`): a text grows with every token, and choosing again takes seconds.
         cleared: arguments that a call adds to, and that must be zero before each trial.
     """
 
     def __init__(self, function: Any, sizes: Sequence[triton.Config], key: Sequence[str], cleared: Sequence[str] = ()):
-        self.function, self.sizes = function, tuple(sizes)
+        self.function, self.sizes, self.key = function, tuple(sizes), tuple(key)
         choices = list(self.sizes[-1:] if interpreted() else self.sizes)
         prune = {"early_config_prune": _prune}
         tune = triton.autotune(choices, list(key), reset_to_zero=list(cleared), prune_configs_by=prune)
@@ -71,7 +72,9 @@ class Kernel:
     def tried(self) -> dict[str, float]:
         """Milliseconds of each choice when one was last made by timing; infinite for what does not fit."""
         timed = getattr(self.tuned, "configs_timings", None) or {}
-        return {_in_words(choice): found[0] if isinstance(found, list) else found for choice, found in timed.items()}
+        return {
+            _in_words(choice): found[0] if isinstance(found, list | tuple) else found for choice, found in timed.items()
+        }
 
 
 def fitting(choices: Sequence[triton.Config], arguments: dict[str, Any], rocm: bool) -> list[triton.Config]:
@@ -115,6 +118,11 @@ class Recorder:
 def padded(width: int) -> int:
     """The next power of two, at least 16: the widths of tiles that tensor cores multiply."""
     return max(16, triton.next_power_of_2(width))
+
+
+def size_class(n: int) -> int:
+    """The next power of two: lengths of one class use the same tiles."""
+    return triton.next_power_of_2(n)
 
 
 def check_countable(name: str, x: Tensor) -> None:

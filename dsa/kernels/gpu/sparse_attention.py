@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsa.kernels.gpu.launch import Kernel, Start, check_countable, padded, run
+from dsa.kernels.gpu.launch import Kernel, Start, check_countable, padded, run, size_class
 
 LOG2_E = 1.4426950408889634
 GROUP = 128  # codes that share a scale
@@ -81,8 +81,8 @@ def weigh(q_latent, q_rope, latent, rope, filled, scale, largest, total):
 @triton.jit
 def sparse_attention_kernel(
     q_ptr, kv_ptr, rope_ptr, scale_ptr, selected_ptr, out_ptr, lse_ptr,
-    T, S, H, K, rows, kv_batch_stride, kv_stride, rope_batch_stride, rope_stride, scale_batch_stride, scale_stride,
-    keys_a_split, scale,
+    T, S, H, K, K_class, rows, keys_a_split, scale,
+    kv_batch_stride, kv_stride, rope_batch_stride, rope_stride, scale_batch_stride, scale_stride,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     FP8: tl.constexpr, GROUPS: tl.constexpr, DENSE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
     APART: tl.constexpr,
@@ -165,7 +165,7 @@ SPARSE_ATTENTION = Kernel(
         *(sizes(64, 32, 8, 3, True), sizes(64, 64, 8, 2, True), sizes(64, 64, 8, 1, True)),
         *(sizes(64, 64, 8), sizes(64, 32, 8, 3), sizes(32, 32, 4), sizes(16, 16, 4)),
     ],
-    key=("H", "K", "C", "R", "FP8", "DENSE"),
+    key=("H", "K_class", "C", "R", "FP8", "DENSE"),
 )
 MERGE = Kernel(merge_kernel, [triton.Config({}, num_warps=4)], key=())
 
@@ -221,7 +221,8 @@ def attend(
     start(
         SPARSE_ATTENTION, grid, q_ptr=q.contiguous(), kv_ptr=kv.latent, rope_ptr=kv.rope, scale_ptr=factors,
         selected_ptr=lse if selected is None else selected.contiguous(), out_ptr=out, lse_ptr=lse,
-        T=T, S=S, H=H, K=K, rows=B * T * H, kv_batch_stride=kv.latent.stride(0), kv_stride=kv.latent.stride(1),
+        T=T, S=S, H=H, K=K, K_class=size_class(K), rows=B * T * H,
+        kv_batch_stride=kv.latent.stride(0), kv_stride=kv.latent.stride(1),
         rope_batch_stride=kv.rope.stride(0), rope_stride=kv.rope.stride(1),
         scale_batch_stride=factors.stride(0) if codes else 0, scale_stride=factors.stride(1) if codes else 0,
         keys_a_split=part, scale=scale * LOG2_E, C=C, R=R, BLOCK_C=padded(C), BLOCK_R=padded(R),

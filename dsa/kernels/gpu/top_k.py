@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsa.kernels.gpu.launch import Kernel, Start, run
+from dsa.kernels.gpu.launch import Kernel, Start, run, size_class
 from dsa.kernels.loops import EMPTY
 
 
@@ -34,7 +34,7 @@ def in_order(x):
 
 
 @triton.jit
-def top_k_kernel(scores_ptr, selected_ptr, T, S, K, seen_by_first, BLOCK_S: tl.constexpr):
+def top_k_kernel(scores_ptr, selected_ptr, T, S, S_class, K, seen_by_first, BLOCK_S: tl.constexpr):
     """One program: one row of S scores, of which query t sees the first seen_by_first + t."""
     row = tl.program_id(0).to(tl.int64)
     seen = tl.minimum(seen_by_first + tl.program_id(0) % T, S)
@@ -76,7 +76,9 @@ def sizes(keys: int, warps: int, stages: int = 3) -> triton.Config:
 
 
 TOP_K = Kernel(
-    top_k_kernel, [sizes(4096, 8), sizes(2048, 4), sizes(8192, 16), sizes(2048, 8), sizes(1024, 4)], key=("S", "K")
+    top_k_kernel,
+    [sizes(4096, 8), sizes(2048, 4), sizes(8192, 16), sizes(2048, 8), sizes(1024, 4)],
+    key=("S_class", "K"),
 )
 
 
@@ -105,15 +107,18 @@ def whole_rows(scores: Tensor, k: int, seen_by_first: int, start: Start = run) -
     selected = torch.full((B, T, K), EMPTY, device=scores.device)
     start(
         TOP_K, lambda tile: (B * T,), scores_ptr=scores.float().contiguous(), selected_ptr=selected,
-        T=T, S=S, K=K, seen_by_first=seen_by_first,
+        T=T, S=S, S_class=size_class(S), K=K, seen_by_first=seen_by_first,
     )  # fmt: skip
     return selected
 
 
 def in_segments(scores: Tensor, k: int, segments: int, start: Start = run) -> Tensor:
-    """Choose the k best of each segment, and of these the k best; candidates stay in order, so ties obey the rule."""
+    """Choose the k best of each segment, and of these the k best; candidates stay in order, so ties obey the rule.
+
+    Segments are whole multiples of 16 long, however the text grows: other lengths would be compiled anew.
+    """
     T, S = scores.shape[1:]
-    rows = F.pad(scores, (0, -S % segments), value=-torch.inf)
+    rows = F.pad(scores, (0, -S % (16 * segments)), value=-torch.inf)
     parts = rows.unflatten(-1, (segments, -1)).flatten(1, 2)  # (B, T * G, S / G)
     best = whole_rows(parts, k, parts.shape[-1], start).unflatten(1, (T, segments))  # (B, T, G, K)
     first = torch.arange(0, rows.shape[-1], parts.shape[-1], device=scores.device)

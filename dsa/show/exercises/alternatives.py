@@ -210,7 +210,7 @@ def _check_meeting(answer) -> None:
 EXERCISES = (
     Exercise(
         id="E12.1",
-        title="a bound that holds",
+        title="A bound that holds",
         difficulty=1,
         minutes=8,
         task=(
@@ -228,7 +228,7 @@ EXERCISES = (
     ),
     Exercise(
         id="E12.2",
-        title="whole blocks, no future",
+        title="Whole blocks, no future",
         difficulty=2,
         minutes=10,
         task=(
@@ -246,7 +246,7 @@ EXERCISES = (
     ),
     Exercise(
         id="E12.3",
-        title="one step of the delta rule",
+        title="One step of the delta rule",
         difficulty=2,
         minutes=10,
         task="Write what one token does to the memory of a Gated DeltaNet head: fade, ask, correct.",
@@ -261,7 +261,7 @@ EXERCISES = (
     ),
     Exercise(
         id="E12.4",
-        title="a fair bill",
+        title="A fair bill",
         difficulty=2,
         minutes=8,
         task=(

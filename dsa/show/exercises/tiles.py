@@ -58,6 +58,14 @@ def _all_at_once(memory: Memory, tile: int) -> np.ndarray:
     return weights @ values / weights.sum()
 
 
+def _keeps_every_tile(memory: Memory, tile: int) -> np.ndarray:
+    """Fetches tile by tile and keeps them all until the end: as much room as one read of everything."""
+    starts = [slice(b, b + tile) for b in range(0, memory.size("logits"), tile)]
+    logits, values = ([memory.read(name, rows) for rows in starts] for name in ("logits", "values"))
+    weights = np.exp(np.concatenate(logits) - max(one.max() for one in logits))
+    return weights @ np.concatenate(values) / weights.sum()
+
+
 def _without_maximum(memory: Memory, tile: int) -> np.ndarray:
     """Takes powers of the logits as they are: they overflow."""
     total, out = 0.0, np.zeros(1)
@@ -95,6 +103,10 @@ def _check_attention(answer) -> None:
         )
         require(memory.traffic <= 4 * size, f"{memory.traffic} numbers moved; {4 * size} are enough: read each once")
         require(memory.most <= tile, f"{memory.most} rows were fetched at a time; the chip holds {tile}")
+        require(
+            memory.kept <= 2 * tile,
+            f"{memory.kept} rows were kept at once: the chip has room for a tile of {tile} and the one that comes",
+        )
 
 
 # E8.2 ---------------------------------------------------------------------------------------------------------------
@@ -187,14 +199,15 @@ EXERCISES = (
         minutes=20,
         task="Attention for one query whose logits are known: the softmax of `logits` times `values`. All of it lies "
         "in slow memory: `memory.read(name, slice(a, b))` fetches rows and counts every number, `memory.size(name)` "
-        "is free. Fetch at most `tile` rows at a time and **each number once**. The logits may be 1,000.",
+        "is free. Fetch at most `tile` rows at a time and **each number once**, and let a tile go when the next one "
+        "has come: a chip has no room for all of them. The logits may be 1,000.",
         hints=(
             "Keep three things: the largest logit so far, the sum of powers, and the weighted sum of values.",
             "Powers are taken of the distance to the largest so far.",
             "If the largest grows from a to b, everything summed before is too large by the factor exp(b - a).",
         ),
         solution=my_attention,
-        wrong=(_in_three_passes, _all_at_once, _without_maximum, _without_shrinking),
+        wrong=(_in_three_passes, _all_at_once, _keeps_every_tile, _without_maximum, _without_shrinking),
         check=_check_attention,
     ),
     Exercise(
