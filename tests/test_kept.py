@@ -192,7 +192,7 @@ def test_curves_are_said_for_one_k():
 def test_the_unluckiest_head_is_said_layer_by_layer():
     kept, best = torch.tensor([[0.5, 0.75], [0.25, 1.0]]), torch.tensor([[0.75, 0.75], [0.75, 1.0]])
     fig, words = choices.draw_own(kept, best)
-    assert words.endswith("loses: layer 0 25; layer 1 50.") and len(fig.axes[0].lines) == 4
+    assert words.endswith("loses: layer 0: 25; layer 1: 50.") and len(fig.axes[0].lines) == 4
     plt.close(fig)
 
 
