@@ -9,11 +9,10 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline  # no Python process reaches beyon
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help lab route-15m route-2h test notebooks book models bench gpu clean
+.PHONY: help lab test notebooks book models bench gpu clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
-	@echo "make route-15m  open what can be read in 15 minutes; make route-2h: in two hours"
 	@echo "make test       check everything: style, types, tests, and each notebook run and compared"
 	@echo "make notebooks  build and execute all notebooks from notebooks/src"
 	@echo "make book       write the course as HTML pages into book/, to read without a kernel"
@@ -25,18 +24,13 @@ help:
 lab: .venv/course
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
 
-route-15m route-2h: route-%: .venv/course
-	$(BIN)/python notebooks/route.py $*
-	$(BIN)/jupyter lab $(AS_ROOT) $@/00_start_here.ipynb
-
 test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python notebooks/build.py --check
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest tests -n 2 --dist loadfile
-	$(BIN)/python notebooks/route.py 15m 2h
-	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks route-15m route-2h -n 2 --dist loadfile $(NBVAL)
+	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks -n 2 --dist loadfile $(NBVAL)
 
 notebooks: .venv/tests
 	$(BIN)/python notebooks/build.py
@@ -66,7 +60,7 @@ gpu: .venv/tests
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info route-15m route-2h
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find dsa notebooks tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first and by its exact version: on its own pip settles for a build that is configured or already there,

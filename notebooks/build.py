@@ -7,9 +7,8 @@
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `builder.draft` makes
 its cells, this file runs them, `builder.prose` fills the numbers they proved into the text, `builder.manners` says what
-else a notebook must keep, and `builder.routes` leads through the course in less time. Tables that point into other
-notebooks (`builder.tables`) are drawn anew after every build; with all notebooks goes the README's ledger of statements
-(`builder.ledger`), too.
+else a notebook must keep. Tables that point into other notebooks (`builder.tables`) are drawn anew after every build;
+with all notebooks goes the README's ledger of statements (`builder.ledger`), too.
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -27,7 +26,6 @@ from builder.draft import BuildError, drafted, metadata
 from builder.ledger import with_ledger
 from builder.manners import faults
 from builder.prose import fill
-from builder.routes import gaps, tell
 from builder.tables import table
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -106,7 +104,6 @@ class Course:
         unchanged = graft(draft, nbformat.read(target, as_version=4) if target.exists() else new_notebook())
         if run and not (keep and unchanged):
             execute(draft, self.folder)
-        tell(draft)
         target.write_text(written(draft), "utf-8")  # for tables, which read the notebooks as they lie there
         self.fill(draft)
         target.write_text(written(draft), "utf-8")
@@ -125,8 +122,7 @@ class Course:
         text = target.read_text("utf-8")
         committed, draft = nbformat.reads(text, as_version=4), drafted(self.source(name))
         graft(draft, committed)
-        tell(draft)
-        yield from (*faults(committed, len(text.encode())), *gaps(committed), *self.fill(draft))
+        yield from (*faults(committed, len(text.encode())), *self.fill(draft))
         if written(draft) != text:
             yield _difference(draft, committed)
 
@@ -137,7 +133,6 @@ class Course:
                 continue
             draft = drafted(self.source(name))
             if graft(draft, nbformat.read(self.target(name), as_version=4)):
-                tell(draft)
                 self.fill(draft)
                 self.target(name).write_text(written(draft), "utf-8")
 

@@ -1,6 +1,6 @@
 """What a run of the notebooks must keep besides their outputs: its time, and the files that were there.
 
-A notebook, or a shorter route's part of it, that takes longer than its budget fails the run with a line that says so.
+A notebook that takes longer than its budget fails the run with a line that says so.
 On a machine that is busy besides, everything takes longer: what counts is the clock's time or the processor's,
 whichever is less.
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 from builder.manners import seconds
-from builder.routes import SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSOR = "processor seconds"
@@ -27,11 +26,6 @@ PASSING = (
     "book",
     "dsa.egg-info",
 )  # Python's, pip's and `make book`'s, as what begins with a dot
-
-
-def budget(path: Path) -> int:
-    """How many seconds a notebook of the course, or of a route, may take."""
-    return SECONDS if path.parent.name.startswith("route-") else seconds(path.stem)
 
 
 def processor_seconds() -> float:
@@ -75,9 +69,9 @@ class Budgets:
     def over(self) -> list[str]:
         """A line for each notebook over its budget."""
         return [
-            f"{path} took {spent:.0f} s; its budget is {budget(path)} s (notebooks/builder)"
+            f"{path} took {spent:.0f} s; its budget is {seconds(path.stem)} s (notebooks/builder)"
             for path, spent in sorted(self.spent.items())
-            if spent > budget(path)
+            if spent > seconds(path.stem)
         ]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -88,7 +82,7 @@ class Budgets:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how long each notebook took, and which took too long."""
         for path, spent in sorted(self.spent.items()):
-            terminalreporter.write_line(f"{path}: {spent:.0f} of {budget(path)} s")
+            terminalreporter.write_line(f"{path}: {spent:.0f} of {seconds(path.stem)} s")
         for line in self.over():
             terminalreporter.write_line(f"FAILED {line}", red=True)
 

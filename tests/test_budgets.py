@@ -25,9 +25,9 @@ def budgets(conftest):
     return conftest.Budgets()
 
 
-def ran(budgets, name, *durations, folder="notebooks", processor=None):
+def ran(budgets, name, *durations, processor=None):
     for cell, duration in enumerate(durations):
-        report = SimpleNamespace(nodeid=f"{folder}/{name}.ipynb::Cell {cell}", duration=duration)
+        report = SimpleNamespace(nodeid=f"notebooks/{name}.ipynb::Cell {cell}", duration=duration)
         report.user_properties = [] if processor is None else [("processor seconds", processor[cell])]
         budgets.pytest_runtest_logreport(report)
 
@@ -66,12 +66,6 @@ def test_each_notebook_has_its_own_budget(budgets):
     ran(budgets, "99_other", 30, 20)
     assert budgets.over() == []
     assert finished(budgets) == pytest.ExitCode.OK
-
-
-def test_a_route_has_a_budget_of_its_own_for_each_notebook(budgets):
-    ran(budgets, "07_sparse_training", 20, 15, folder="route-2h")
-    ran(budgets, "07_sparse_training", 20, 15)
-    assert budgets.over() == ["route-2h/07_sparse_training.ipynb took 35 s; its budget is 30 s (notebooks/builder)"]
 
 
 def test_budgets_are_for_notebooks_that_exist():

@@ -214,7 +214,7 @@ def test_what_the_register_lacks_is_complained_about(changes, reason):
 
 # The glossary, small and broken
 
-OPENING = "# 01 Starts: here\n\n**Routes.** Many.\n\nLetters: `K` tokens. *Prefill* reads; **Words.**"
+OPENING = "# 01 Starts: here\n\nComputing: **9 s**.\n\nLetters: `K` tokens. *Prefill* reads; **Words.**"
 PAGES = {
     "01_starts": new_notebook(cells=[
         new_markdown_cell(OPENING, id="start"),

@@ -29,7 +29,7 @@ PINS = [
     for line in (ROOT / name).read_text("utf-8").splitlines()
     if line.strip() and not line.startswith(("#", "-e")) and meant_for_this_machine(line)
 ]
-OURS = {"dsa", "build", "builder", "colab", "conftest", "hosted", "route"} | {
+OURS = {"dsa", "build", "builder", "colab", "conftest", "hosted"} | {
     path.stem for path in (ROOT / "tests").rglob("*.py")
 }
 

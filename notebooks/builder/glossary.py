@@ -20,9 +20,9 @@ def forms(row: Row) -> list[str]:
 
 
 def opening_words(pages: Pages) -> Iterator[tuple[str, str]]:
-    """The letters and words that each chapter explains below its routes, before the first code cell."""
+    """The letters and words that each chapter explains at its start, below what it computes."""
     for name, notebook in pages.items():
-        words = notebook.cells[0].source.partition("**Routes.**")[2].partition("\n\n")[2]
+        words = notebook.cells[0].source.partition("Computing:")[2].partition("\n\n")[2]
         yield from ((name, f"`{letter}`") for letter in LETTER.findall(words))
         marked = [" ".join((mark[1] or mark[2]).split()) for mark in SET_OFF.finditer(words)]
         yield from ((name, word) for word in marked if not word.endswith("."))  # which is a label, such as **Words.**

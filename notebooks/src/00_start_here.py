@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # # What does sparse attention keep of *my* text?
 #
 # A language model that reads a long text lets every token look back at every earlier one. That is what makes
@@ -18,11 +18,8 @@
 # **You need** nothing but this page. Run the cells in order with Shift-Enter, or all of them with *Run → Run All
 # Cells*. Every result was computed on this page; a line that begins with ✓ was asserted by its cell, and
 # the tests of this course run these cells too. **15 seconds** of computing.
-#
-# **Routes.** {routes} `make route-15m` and `make route-2h` open the course with the cells of a shorter route alone;
-# each chapter says here what it adds.
 
-# %% tags=["route-15m"]
+# %%
 import dsa
 from dsa.show.claims import claim
 from dsa.show.environment import environment
@@ -33,11 +30,11 @@ from dsa.show.panel import Panel, Slider, twins
 from dsa.show.predict import predict
 from dsa.show.reading import CHOOSERS, read_file, reader
 
-# %% tags=["nbval-ignore-output", "route-15m"]
+# %% tags=["nbval-ignore-output"]
 style()
 print(environment())
 
-# %% tags=["route-15m"]
+# %%
 model = dsa.from_pretrained("../data/sparse")
 sizes = model.config
 print(
@@ -48,7 +45,7 @@ print(
 text = read_file("../data/texts/lighthouse.txt").strip()
 print(text[text.rindex("After that") :])
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # ## First a guess
 #
 # A token at the end of this text sees 512 tokens, itself included. Sparse attention lets it keep 16 of them, one
@@ -56,10 +53,10 @@ print(text[text.rindex("After that") :])
 # hold**, as a mean over the three layers and all tokens that see at least 64 others? Write your guess into the cell,
 # 0.03 for 3%, and run it.
 
-# %% tags=["route-15m"]
+# %%
 guess = predict("What share of the attention do the 16 hold?", 0.5)
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # ## Look
 #
 # Now run the next cell and play. Type or paste your own text (or `file:PATH` for a file), in any language; click
@@ -72,10 +69,10 @@ guess = predict("What share of the attention do the 16 hold?", 0.5)
 # A token is one byte here, so most letters are one token (DeepSeek's are word pieces). Words below the figure are
 # those that hold a kept token.
 
-# %% tags=["route-15m"]
+# %%
 explore(model, text)
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # On the left is the attention that the looking token would pay to each earlier token if it could look everywhere.
 # Filled squares were kept. On the right is the share that survives for every top-k, for four ways to choose:
 #
@@ -93,12 +90,12 @@ draw = draw_kept(model)
 ends = [{"top_k": 4, "layer": 2}, {"top_k": 64, "layer": 2}]
 twins(draw, [{"text": text, "token": 0, **end} for end in ends])
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # ## How much survives
 #
 # One token is an anecdote. Here is the mean over all tokens that see at least 64 others, layer by layer.
 
-# %% tags=["route-15m"]
+# %%
 import matplotlib.pyplot as plt
 
 reading = reader(model)(text)
@@ -120,7 +117,7 @@ words = "; ".join(
 )
 show(fig, f"Kept by 16 tokens in layers 0, 1, 2: {words}.")
 
-# %% tags=["route-15m"]
+# %%
 mean = {who: sum(found) / 3 for who, found in share.items()}
 close = [
     a > 0.8 * b
@@ -142,7 +139,7 @@ claim(
     value=f"{mean['random']:.0%}",
 )
 
-# %% tags=["route-15m"]
+# %%
 claim(
     "C0.6",
     abs(mean["window"] - mean["indexer"]) < 0.15,
@@ -150,7 +147,7 @@ claim(
     value=f"{mean['window']:.0%}",
 )
 
-# %% tags=["route-15m"]
+# %%
 guess.reveal(
     mean["indexer"],
     "in two of the three layers most of the attention goes to a few tokens,"
@@ -158,7 +155,7 @@ guess.reveal(
     f" there even the best 16 hold only {share['oracle'][0]:.0%}.",
 )
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # So {C0.1} of the attention survives where chance would leave {C0.2} (not 3%, because most of these tokens see fewer
 # than 512). But look at the window once more: on ordinary prose the *last* 16 tokens keep {C0.6}, hardly less than
 # the indexer's, because what a letter depends on is mostly the letters just before it. If texts were no more than
@@ -170,7 +167,7 @@ guess.reveal(
 # again, and the model must say the value that stood behind it. One token holds the answer, and it can be far
 # away.
 
-# %% tags=["route-15m"]
+# %%
 panel = Panel(
     draw_needle(model, text),
     depth=Slider("depth in percent", 0, 100, 25, step=5),
@@ -178,14 +175,14 @@ panel = Panel(
 )
 panel
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # `dense` looks at everything, `window` at the last tokens only, `random` at any. Push the depth to 100 and the
 # window finds the needle too; pull it back a little and the window is blind.
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # To be sure, here are 64 needles: four depths, and each of the 16 values there are.
 
-# %% tags=["route-2h"]
+# %%
 import torch
 from dsa.text.tasks import hide
 
@@ -212,7 +209,7 @@ runs |= {"window": "window", "random": "random"}
 right = {who: found(kind) for who, kind in runs.items()}
 print(", ".join(f"{who}: {n} of 64" for who, n in right.items()))
 
-# %% tags=["route-2h"]
+# %%
 claim(
     "C0.3",
     right["indexer"] >= 58 and right["window"] <= 8,
@@ -220,7 +217,7 @@ claim(
     f" and a window of the same size {right['window']}",
 )
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # That is the point of a *learned* choice: {C0.3}. A model that cannot see
 # the answer can only guess. Attention then
 # reads 16 tokens either way; the indexer's own scoring comes on top, which a window does not need.

@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 01 Attention at length: where does the work go?
 #
 # A model with 671 billion parameters reads a long text. It is natural to think that the parameters are what costs.
@@ -16,7 +16,7 @@
 #
 # **You need** PyTorch, and the idea of attention; [00 Start here](00_start_here.ipynb) is a good warm-up.
 #
-# **Routes.** {routes} Afterwards: the source of `dsa/cost` and its tests. Computing: **15 s**.
+# **Afterwards**: the source of `dsa/cost` and its tests. Computing: **15 s**.
 #
 # Shape letters, as everywhere in this course: `S` visible keys, `D` model width, `H` heads, `C` latent width, `R`
 # rotary width, `N` and `V` each head's further key and value width, `J` index heads of width `W`, `K` kept tokens
@@ -26,7 +26,7 @@
 # the report (DeepSeek's, on V3.2-Exp) **published** is dotted. Bars are modelled too. Time is **measured** once, under
 # "Where it fails".
 
-# %% tags=["route-2h"]
+# %%
 import math
 from itertools import product
 
@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 style()
 
-# %% tags=["route-2h"]
+# %%
 real = Config.v32_exp()
 H, N = real.num_attention_heads, real.qk_nope_head_dim
 V, R = real.v_head_dim, real.qk_rope_head_dim
@@ -83,7 +83,7 @@ fast = (query * key).sum(-1, keepdim=True) * value
 print(flop, "FLOP; 2 H (key + value) is", 2 * 3 * (5 + 4))
 print("same numbers:", torch.allclose(slow, fast, atol=1e-5))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Multi-head latent attention can be computed in two ways, and they differ in what a key *is*. ([Chapter
 # 02](02_multi_head_latent_attention.ipynb) proves that they give the same result. Here only the widths matter.)
 #
@@ -96,14 +96,14 @@ print("same numbers:", torch.allclose(slow, fast, atol=1e-5))
 # The formula was right for tiny vectors. For the real ones we ask PyTorch: `FlopCounterMode` counts the products
 # that a piece of code really makes. But first:
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "One pair in MQA mode is the work of how many in the indexer?",
     3, high=100, form=".0f", unit="pairs",
 )  # fmt: skip
 
 
-# %% tags=["route-2h"]
+# %%
 def counted(heads, key_width, value_width):
     """FLOP of one pair as PyTorch counts them."""
     q, k = torch.ones(heads, 1, key_width), torch.ones(heads, key_width, 1)
@@ -113,13 +113,13 @@ def counted(heads, key_width, value_width):
     return counter.get_total_flops()
 
 
-# %% tags=["route-2h"]
+# %%
 mha = 2 * H * ((N + R) + V)
 mqa = 2 * H * ((C + R) + C)
 index = 2 * J * W
 print(f"MHA {mha:,}   MQA {mqa:,}   indexer {index:,}")
 
-# %% tags=["route-2h"]
+# %%
 show(*counts.draw_pair(real))
 claim(
     "C1.1",
@@ -140,7 +140,7 @@ claim(
     value=f"{index:,}",
 )
 
-# %% tags=["route-2h"]
+# %%
 claim(
     "C1.31",
     (mha, mqa) == (5 * index, 17 * index),
@@ -167,7 +167,7 @@ guess = predict(
     "Which share of the 671 B parameters works on a token?", 0.5
 )
 
-# %% tags=["route-2h"]
+# %%
 query_side = D * real.q_lora_rank + real.q_lora_rank * H * (N + R)
 latent_side = D * (C + R) + C * H * (N + V)
 attention = layers * (query_side + latent_side + H * V * D)
@@ -209,7 +209,7 @@ guess.reveal(
     " and the first layers work in full.",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Each parameter makes 2 FLOP for each token, whatever stands before it: 2 x {C1.4} FLOP. The embedding is missing
 # because it is a look-up and not a product.
 #
@@ -230,7 +230,7 @@ guess.reveal(
 # something else. We will find its trace below.)
 
 
-# %% tags=["route-2h"]
+# %%
 def my_token(keys, attention, phase):
     """GFLOP of one token that sees `keys` tokens, itself included."""
     if attention == "dense":
@@ -254,18 +254,18 @@ claim(
     f"the hand count equals the package's in {len(equal)} cases",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # From here on we use the package's, which keeps the kinds of work apart. All curves start near the weights, and then
 # attention takes over: the next figure shows where it is half of a token's work in dense prefill, and how far apart
 # dense and sparse end. Before you see it:
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "In prefill, above how many tokens is sparse attention cheaper?",
     2048, high=131072, form=",.0f", unit="tokens",
 )  # fmt: skip
 
-# %% tags=["route-2h"]
+# %%
 show(*counts.draw_work(real))
 even = 2 * active / (layers * mha)
 there, end = (my_token(S, "dense", "prefill") for S in (even, 131072))
@@ -287,7 +287,7 @@ claim(
     f" fewer FLOP in prefill and {ratio['decode']:.1f} in decode",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## The crossover
 #
 # Look at the left half of that figure again. Below some length the sparse curve is the *upper* one. The indexer
@@ -300,7 +300,7 @@ claim(
 #
 # and in decoding, where dense is in MQA mode too, at $K \cdot 17 / (17 - 1)$.
 
-# %% tags=["route-2h"]
+# %%
 show(*counts.draw_gain(real))
 alone = [K * mqa / (pair - index) for pair in (mha, mqa)]
 claim(
@@ -309,7 +309,7 @@ claim(
     f"attention alone crosses at {alone[0]:,.0f} and {alone[1]:,.0f} keys",
 )
 
-# %% tags=["route-2h"]
+# %%
 whole = [roofline.crossover(real, phase) for phase in roofline.PHASES]
 both = [[my_token(S, kind, p) for kind in roofline.KINDS]
         for S, p in zip(whole, roofline.PHASES, strict=True)]  # fmt: skip

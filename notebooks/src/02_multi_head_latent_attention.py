@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 02 Multi-head latent attention: one vector, 128 heads
 #
 # To write the next token, a model needs the keys and values of all tokens before it. With 128 heads that is a key
@@ -15,13 +15,13 @@
 # **You need** PyTorch, and attention with queries, keys and values. [00 Start here](00_start_here.ipynb) is a
 # gentle beginning, and not required.
 #
-# **Routes.** {routes} Afterwards: `dsa/model/attention.py` line by line. Computing: **20 s**.
+# **Afterwards**: `dsa/model/attention.py` line by line. Computing: **20 s**.
 #
 # Shape letters, as everywhere in this course: `T` query positions, `S` key positions, `D` model width, `H` heads,
 # `N` width of a head's key without its rotary part, `R` width of that part, `V` width of a head's value, `C` width of
 # the latent, the one vector that this chapter is about. *The report* is DeepSeek's on V3.2-Exp.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 import math
 
@@ -43,21 +43,21 @@ style()
 torch.set_grad_enabled(False)
 real = dsa.Config.v32_exp()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## What one token leaves behind
 #
 # Here are the published sizes. A head's key has N + R numbers, its value V. (The R rotary numbers carry the
 # position; we come to them.) If every head kept its own key and value, in bf16, two bytes a number: **how many
 # megabytes would one single token leave in the caches of all layers?**
 
-# %% tags=["route-2h"]
+# %%
 H, N = real.num_attention_heads, real.qk_nope_head_dim
 R, V = real.qk_rope_head_dim, real.v_head_dim
 C, layers = real.kv_lora_rank, real.num_hidden_layers
 print(f"H = {H} heads, N = {N}, R = {R}, V = {V}, C = {C}, {layers} layers")
 guess = predict("MB per token?", 0.1, high=1000, form=".1f", unit="MB")
 
-# %% tags=["route-2h"]
+# %%
 numbers = {
     "MHA": H * (N + R + V),
     "GQA, 8 groups": 8 * (N + R + V),
@@ -70,13 +70,13 @@ guess.reveal(
     f"{H} heads x ({N + R} + {V}) numbers x 2 bytes x {layers} layers.",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The classical answer is to let heads **share**: grouped-query attention (GQA) gives each group of heads one key and
 # value, multi-query attention (MQA) gives all heads the same. That saves bytes by giving up differences: under MQA
 # 128 heads ask different questions of one and the same key. What multi-head latent attention (MLA) does instead is
 # the matter of this chapter; its cache is the last bar.
 
-# %% tags=["route-2h"]
+# %%
 show(*mla.draw_caches(size, tokens=131_072))
 claim(
     "C2.1",
@@ -93,7 +93,7 @@ claim(
     value=f"{groups:.1f}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Under MHA one long text would not fit into eight accelerators with 80 GB each. MLA's cache is *not* the smallest:
 # MQA at these head sizes keeps 320 numbers. What MLA keeps is bigger than one head's key and value, and much smaller
 # than all heads', and yet each head gets a key and a value of its own. In units of a head's 320 numbers that is
@@ -106,7 +106,7 @@ claim(
 # build it on tiny tensors, with every size different so that a wrong shape cannot hide, and in fp64, so that what is
 # equal looks equal.
 
-# %% tags=["route-2h"]
+# %%
 generator = torch.Generator().manual_seed(0)
 
 
@@ -126,7 +126,7 @@ q = random(h, n)  # one query token, h heads
 # row. There are 3 x (4 + 5) = 27 numbers in it, but they are all linear functions of 6. So the matrix of all tokens
 # has rank 6 at most. That is the whole price of MLA: the heads' keys and values *together* live in C dimensions.
 
-# %% tags=["route-2h"]
+# %%
 keys = torch.einsum("hnc,sc->hsn", W_k, latent)
 values = torch.einsum("hvc,sc->hsv", W_v, latent)
 
@@ -140,7 +140,7 @@ claim(
     "C2.3", rank == c, f"{rows.shape[1]} numbers a token, a rank of {rank}"
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Under MQA all heads have the same key. Here each has its own, and only all of them *together* are limited. How much
 # room they need is an empirical question, and a later slider asks it of a trained model.
 #
@@ -157,7 +157,7 @@ claim(
 # then score the cache *as it is*. The absorbed queries are wider (6 instead of 4), and all heads meet the same key:
 # the latent.
 
-# %% tags=["route-2h"]
+# %%
 absorbed = torch.einsum("hn,hnc->hc", q, W_k)  # (h, c), once a query
 scores_absorbed = absorbed @ latent.T  # (h, S), the cache untouched
 claim(
@@ -166,7 +166,7 @@ claim(
     "absorbed queries give the scores of expanded keys",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Absorption: the value's side
 #
 # The same with the sum that attention ends in. With attention weights p_s, a matrix may come before the weighted sum
@@ -176,7 +176,7 @@ claim(
 #
 # Mix the latents first, expand the mixture once.
 
-# %% tags=["route-2h"]
+# %%
 mixed = weights @ latent  # (h, c): each head's mixture of latents
 absorbed_out = torch.einsum("hc,hvc->hv", mixed, W_v)
 claim(
@@ -185,7 +185,7 @@ claim(
     "expanding after the sum gives what expanding before it gives",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Read the two lines that touch the cache once more: `absorbed @ latent.T` and `weights @ latent`. One vector a
 # token, shared by all heads, key and value at once. **That is multi-query attention**, with wide queries. Hence the
 # names:

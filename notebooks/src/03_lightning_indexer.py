@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 03 The lightning indexer: can a cheap scorer rank like attention?
 #
 # Sparse attention needs to know, before it attends, which tokens attention would have wanted. Asking attention
@@ -17,13 +17,12 @@
 # **You need** PyTorch and the idea of attention. [02](02_multi_head_latent_attention.ipynb) explains the latent that
 # the query is made of, [04](04_token_selection.ipynb) what is done with the scores; neither is required.
 #
-# **Routes.** {routes} Visit the bug museum slowly. Afterwards: `dsa/model/indexer.py` and the files in `dsa/kernels`.
-# Computing: **30 s**.
+# **Afterwards**: `dsa/model/indexer.py` and the files in `dsa/kernels`. Computing: **30 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `D` model width, `H` attention heads, `J` index heads, `W`
 # index head width, `R` rotary width, `K` kept tokens. *The report* is DeepSeek's on V3.2-Exp.
 
-# %% tags=["route-15m"]
+# %%
 import inspect
 import json
 from pathlib import Path
@@ -43,14 +42,14 @@ from torch import Tensor
 
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## How cheap is cheap?
 #
 # Count the multiplications and additions for one query and one key in one layer of the real model. Attention needs
 # them twice per head, once for the score and once for the value; we count its plain form, the cheaper one for a pair
 # ([02](02_multi_head_latent_attention.ipynb)). The indexer has no values. Its ReLU and head weights are left out.
 
-# %% tags=["route-2h"]
+# %%
 real = dsa.Config.v32_exp()
 H, J, W = real.num_attention_heads, real.index_n_heads, real.index_head_dim
 qk = real.qk_nope_head_dim + real.qk_rope_head_dim
@@ -64,7 +63,7 @@ claim(
     value="a fifth",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # So a pair costs the indexer {C3.1} of what it costs attention. Only the order of its scores counts, so the published
 # code computes them with eight bits a number ([05](05_fp8.ipynb)). It still looks at every pair. That is the deal: a
 # small price for *every* pair, the full price for a few.
@@ -75,7 +74,7 @@ claim(
 # ⟨V11⟩, and the last token asks for ⟨K7⟩ again. What is there to rank? This is the attention of each layer at the
 # last token, all heads together:
 
-# %% tags=["route-2h"]
+# %%
 model = dsa.from_pretrained("../data/warmed")
 text = read_file("../data/texts/lighthouse.txt").strip()
 needle = hide(text, length=96, depth=0.25, key=7, value=11)
@@ -86,7 +85,7 @@ with torch.no_grad():
 mass = torch.stack([layer.mass[0, -1] for layer in trace])  # (layers, T)
 show(*ranking.draw_mass(mass, needle.value))
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # Three different targets: spread out (mind its scale), the neighbours, and one far token. Each layer has an indexer
 # of its own. The attention of a token, summed over heads so that a row has sum 1, is called its **mass** from here on.
 #
@@ -99,7 +98,7 @@ show(*ranking.draw_mass(mass, needle.value))
 # J small queries, **one** key that all of them share, and a weight for each head that depends on the query token.
 # In numbers so small that you can check them in your head:
 
-# %% tags=["route-15m"]
+# %%
 q = torch.tensor([[1.0, 2.0], [0.0, -1.0]])  # (J, W): two heads
 w = torch.tensor([0.5, -1.0])  # (J,)
 k = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, -2.0]])  # (S, W)
@@ -110,7 +109,7 @@ for s in range(3):
         score += w[j] * torch.relu(q[j] @ k[s])
     print(f"key {s}: q.k = {(q @ k[s]).tolist()}, I = {float(score):+.1f}")
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # Look at key 2. Head 0 finds it opposite (-4), and the ReLU makes that 0: *opposite* counts no worse than
 # *unrelated*. Head 1 likes it (2), and its weight is negative: **what head 1 finds is pushed back**. So a score may
 # fall below zero.
@@ -482,7 +481,7 @@ claim(
     "with Hadamard on both sides every q.k is what it was, in fp32",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # What it does is spread a large number over all W places, before FP8 rounds them. Whether that helps, and where it
 # hurts, is measured in [05](05_fp8.ipynb). In fp32 it has no place, and this package leaves it out.
 #
@@ -495,7 +494,7 @@ claim(
 # Two measures. **Share of the oracle**: the mass on the chosen tokens, over the mass on the oracle's. And the **hit
 # rate**: a question's answer stands at one known place, more than 64 tokens back; is it among the chosen?
 
-# %% tags=["route-2h"]
+# %%
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 from dsa.training.evaluate import choices, hit, set_to
@@ -518,7 +517,7 @@ claim(
 )
 
 
-# %% tags=["route-2h"]
+# %%
 def chosen_by_all(n, k):
     """Everybody's choice of k tokens in layer n."""
     mass = traces["trained"][n].mass
@@ -532,7 +531,7 @@ WHO = ("oracle", "trained", "untrained", "window", "random")
 masses = [layer.mass for layer in traces["trained"]]
 kept, hits = ranking.compare(chosen_by_all, masses, episodes)
 
-# %% tags=["route-2h"]
+# %%
 ratio = {key: mass / kept["oracle", *key[1:]] for key, mass in kept.items()}
 show(*ranking.draw_ratio(ratio, at=16))
 mean = {who: sum(ratio[who, n, 16] for n in range(3)) / 3 for who in WHO}
@@ -550,7 +549,7 @@ claim(
     f" {mean['random']:.0%}",
 )
 
-# %% tags=["route-2h"]
+# %%
 show(*ranking.draw_hits(hits, at=16))
 elsewhere = max(hits["oracle", n, 16] for n in (0, 1))
 claim(

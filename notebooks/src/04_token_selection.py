@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 04 Token selection: which sixteen?
 #
 # The lightning indexer gives every earlier token a score. Attention then needs a *set*: the K tokens it will look
@@ -13,14 +13,14 @@
 # **You need** PyTorch, and the idea of attention. [00 Start here](00_start_here.ipynb) shows the same in
 # pictures.
 #
-# **Routes.** {routes} Afterwards: the source of `dsa/kernels`. Computing: **40 s**.
+# **Afterwards**: the source of `dsa/kernels`. Computing: **40 s**.
 #
 # **Words.** The indexer's score of key s for query t is the sum over a few small heads of w · ReLU(q · k), where the
 # weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at once, *decode* adds one token
 # at a time and finds what it needs of the earlier ones in a *cache*. *The report* is DeepSeek's on V3.2-Exp. Shape
 # letters, as everywhere in this course: `T` query positions, `S` key positions, `K` kept tokens (top-k), `H` heads.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 from itertools import pairwise
 
@@ -37,28 +37,28 @@ from torch import Tensor
 
 style()
 
-# %% tags=["route-2h"]
+# %%
 model = dsa.from_pretrained("../data/sparse")
 text = read_file("../data/texts/lighthouse.txt").strip()
 reading = reader(model)(text)
 count = len(reading.ids)
 print(f"{count} tokens, {len(reading.mass)} layers, K = {model.top_k}")
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## From scores to a set
 #
 # Take one query. It stands at position 3 of a text with six tokens, and the indexer has scored all six.
 
-# %% tags=["route-2h"]
+# %%
 scores = torch.tensor([0.3, -1.2, -0.4, 0.1, 2.0, 0.7])
 print("best two of all six:", scores.topk(2).indices.tolist())
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Positions 4 and 5 have not been written yet: a choice from the future. The query may see the keys 0 to 3, itself
 # included. So the future must be hidden **before** the choice. Hiding it afterwards leaves slots empty that good
 # keys should have had:
 
-# %% tags=["route-2h"]
+# %%
 t, k = 3, 2
 chosen = scores.topk(k).indices
 print("mask after the choice :", [int(s) for s in chosen if s <= t])
@@ -207,17 +207,17 @@ claim(
     "prefill in one go, in chunks and by single tokens give equal logits",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## How much attention is kept
 #
 # A selection is judged by what attention wanted. **Mass** is that wish: dense attention, averaged over the heads,
 # so that each query's row sums to 1. What is kept is the mass on the chosen keys. Here it is by layer, for each
 # top-k and each way to choose, as a mean over the queries that see at least 64 keys.
 
-# %% tags=["route-2h"]
+# %%
 guess = predict("In layer 0, what do the best 16 keys keep?", 0.5)
 
-# %% tags=["route-2h"]
+# %%
 sizes = [1, 2, 4, 8, 16, 32, 64, 128]
 curve = {
     (who, n): [float(reading.kept(who, n, k)[64:].mean()) for k in sizes]
@@ -225,11 +225,11 @@ curve = {
     for n in range(3)
 }
 
-# %% tags=["route-2h"]
+# %%
 show(*choices.draw_curves(curve, sizes, at=16))
 at16 = {key: values[sizes.index(16)] for key, values in curve.items()}
 
-# %% tags=["route-2h"]
+# %%
 guess.reveal(
     at16["oracle", 0],
     "layer 0 averages over many tokens, and an average has no best sixteen."
@@ -250,7 +250,7 @@ claim(
     value=f"{at16['oracle', 0]:.0%}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # So a share kept must be read beside the oracle's. In layer 0 **no** choice of 16 can keep more than {C4.4}, and that is
 # not the indexer's fault: it reaches {C4.3} of the oracle's share or more in every layer. Layer 1 looks at the tokens
 # just before, and a window is as good as any choice. Layer 2 looks mostly nearby as well, on prose. What it can do
@@ -292,7 +292,7 @@ claim(
     value=f"{most:.0f} points",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # A head loses {C4.6} at most, although the choice was made for the sum of all heads, which is the target that taught the
 # indexer (report Eq. 3).
 #
@@ -303,7 +303,7 @@ claim(
 # The value's place is known, so the **hit rate** of a selection is too. It counts the questions whose answer
 # stands more than 64 tokens back.
 
-# %% tags=["route-2h"]
+# %%
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 
@@ -314,11 +314,11 @@ print(
     f"{far.sum()} questions of {far.numel()} reach more than 64 tokens back"
 )
 
-# %% tags=["route-2h"]
+# %%
 guess = predict("How often is the answer among the indexer's 16?", 0.5)
 
 
-# %% tags=["route-2h"]
+# %%
 def hits(who, layer, k=16):
     """Which answers' places are among the chosen: (B, n)."""
     model.attention, model.top_k = who, k
@@ -335,7 +335,7 @@ runs |= {who: who for who in ("window", "random")}
 found = {who: hits(kind, layer=2) for who, kind in runs.items()}
 rate = {who: float(hit[far].float().mean()) for who, hit in found.items()}
 
-# %% tags=["route-2h"]
+# %%
 guess.reveal(
     rate["indexer"],
     "asked for a needle, this layer's attention goes to one token, and"
@@ -411,14 +411,14 @@ claim(
     kind="recorded",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Masked is not sparse
 #
 # Given the selection, there are two ways to attend. **Masked**: compute all T x S scores and overwrite the
 # unwanted ones with -inf. **Gathered**: fetch the K chosen rows, and let nothing else exist. The numbers are the
 # same.
 
-# %% tags=["route-2h"]
+# %%
 generator = torch.Generator().manual_seed(3)
 
 
@@ -439,10 +439,10 @@ claim(
     "masked and gathered attention give the same numbers",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Their cost is not. PyTorch can count the operations of the matrix products that a call really makes:
 
-# %% tags=["route-2h"]
+# %%
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -462,7 +462,7 @@ for S in lengths:
 # %%
 show(*choices.draw_growth(lengths, cost))
 
-# %% tags=["route-2h"]
+# %%
 flat = cost["gathered"][0]
 claim(
     "C4.10",

@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 05 FP8: how much rounding can a ranking survive?
 #
 # The lightning indexer looks at every earlier token. At 128K tokens that is most of the work left in sparse
@@ -14,12 +14,12 @@
 # **You need** PyTorch, and the indexer's formula: [04 Token selection](04_token_selection.ipynb) uses it. Nothing
 # here needs a GPU: PyTorch knows FP8 numbers everywhere; a CPU only cannot multiply them fast.
 #
-# **Routes.** {routes} Afterwards: the source of `dsa/kernels/fp8.py`. Computing: **25 s**.
+# **Afterwards**: the source of `dsa/kernels/fp8.py`. Computing: **25 s**.
 #
 # Shape letters, as everywhere: `B` batch, `T` query positions, `S` key positions, `J` index heads, `W` index head
 # width, `K` kept tokens. *The report* is DeepSeek's on V3.2-Exp.
 
-# %% tags=["route-2h"]
+# %%
 import math
 
 import dsa
@@ -35,13 +35,13 @@ from torch import Tensor
 
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Eight bits
 #
 # FP8 here means **e4m3**: one bit of sign, four of exponent, three of fraction. A byte means this number:
 
 
-# %% tags=["route-2h"]
+# %%
 def value(byte):
     """What an e4m3 byte means."""
     sign = -1 if byte & 0b1000_0000 else 1
@@ -53,11 +53,11 @@ def value(byte):
 
 print(value(0b0_0111_000), value(0b0_0111_001), value(0b1_1000_100))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Two of the 256 bytes are kept for NaN, there is no infinity, and zero exists twice. PyTorch reads the same bytes
 # in the same way:
 
-# %% tags=["route-2h"]
+# %%
 codes = [b for b in range(256) if b & 0x7F != 0x7F]
 mine = torch.tensor([value(b) for b in codes])
 theirs = torch.tensor(codes, dtype=torch.uint8).view(fp8.E4M3).float()
@@ -71,10 +71,10 @@ claim(
     " 2^-9, and torch agrees on every byte",
 )
 
-# %% tags=["route-2h"]
+# %%
 show(*figures.draw_numbers(positive))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The first two rows look alike: the distance grows with the number. In the third it no longer shrinks, and the
 # numbers reach zero evenly. So above that what is bounded is the **relative** error.
 
@@ -279,7 +279,7 @@ claim(
     "other scales move too, but some last bits of fp32 then differ",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Multiplying by a power of two commutes with every rounding on the way (short of overflow), so nothing changes,
 # not even the last bit. That is a second reason for `ue8m0`: two implementations that scale at different places
 # but add in the same order still agree.
@@ -290,7 +290,7 @@ claim(
 # round them, and let both versions choose 16 tokens. The texts are prose with needles: pairs *key value* written
 # over random places, and asked for later.
 
-# %% tags=["route-2h"]
+# %%
 from dsa.text import corpus
 from dsa.text.tasks import Needles
 
@@ -302,14 +302,14 @@ exact = [ops.index_topk(*layer, 16) for layer in factors]
 print(f"{len(factors)} layers; q", tuple(factors[2][0].shape), end=", ")
 print("k", tuple(factors[2][1].shape))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Beside e4m3 we take what one might use instead. `eEmF` has E exponent and F fraction bits; `int8` is whole numbers
 # from -127 to 127, the stand-in on processors that multiply those fast; `int2` knows -1, 0 and 1. Each vector gets
 # one scale, its largest magnitude divided by the format's, in fp32; bf16 needs none. The first 64 queries, which
 # have little to choose from, are not counted.
 
 
-# %% tags=["route-2h"]
+# %%
 def choose(layer, name, block=(1, rounding.ALL), turn=False, keep=16):
     """The tokens chosen by rounded queries and keys."""
     changed = rounding.round_factors(layer, name, block, turn)
@@ -321,19 +321,19 @@ def stays(chosen, layer):
     return rounding.overlap(chosen, exact[layer], first=64)
 
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "Of the 16 chosen in fp32, what share does e4m3 choose too?", 0.75
 )
 
-# %% tags=["route-2h"]
+# %%
 names = ["bf16", "int8", "e4m3", "e3m2", "int4", "e2m1", "int2"]
 chosen, stay = {}, {}
 for name in names:
     chosen[name] = [choose(layer, name) for layer in factors]
     stay[name] = [stays(chosen[name][n], n) for n in range(3)]
 
-# %% tags=["route-2h"]
+# %%
 lines = {f"layer {n}": {f: stay[f][n] for f in names} for n in range(3)}
 least = {name: min(shares) for name, shares in stay.items()}
 words = ", ".join(f"{name} {share:.0%}" for name, share in least.items())
@@ -342,7 +342,7 @@ show(
     f"Of 16 tokens chosen, so many stay in the worst of 3 layers: {words}.",
 )
 
-# %% tags=["route-2h"]
+# %%
 guess.reveal(
     sum(stay["e4m3"]) / 3,
     "most scores are farther from the limit between in and out than"
@@ -408,7 +408,7 @@ claim(
     value=f"{place}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # e4m3 swaps tokens *at the limit*, where one score is nearly as high as the next. So the share that stays is too
 # strict a measure. Two better ones: how much of dense attention's weight falls on the 16 (**mass**), and whether
 # the one token that holds the answer to a question is among them (**hit**). We count questions whose answer stands
@@ -417,7 +417,7 @@ claim(
 # %%
 guess = predict("How often does int2, which knows -1, 0, 1, hit?", 0.2)
 
-# %% tags=["route-2h"]
+# %%
 from dsa.model import selection
 
 model.attention = "dense"
@@ -439,7 +439,7 @@ def mass(selected):
     return float(kept[:, 64:].mean())
 
 
-# %% tags=["route-2h"]
+# %%
 picks = {"fp32": exact[2]} | {name: chosen[name][2] for name in names}
 hits = {name: hit(selected) for name, selected in picks.items()}
 kept = {name: mass(selected) for name, selected in picks.items()}

@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 06 Training the indexer: who teaches it?
 #
 # The indexer decides which tokens attention may see. If it decides badly, the model answers badly, and the loss
@@ -15,13 +15,13 @@
 # **You need** PyTorch, the idea of attention, and Eq. 1 from [03](03_lightning_indexer.ipynb).
 # [04](04_token_selection.ipynb) says how a selection is judged.
 #
-# **Routes.** {routes} Afterwards: the long warm-up at the end of the training section (set `FULL`), and
+# **Afterwards**: the long warm-up at the end of the training section (set `FULL`), and
 # `dsa/training/indexer.py`. Computing: **45 s**.
 #
 # Shape letters: `T` query positions, `S` key positions, `H` attention heads, `J` index heads, `W` index head width,
 # `R` rotary width, `K` kept tokens. *The report* is DeepSeek's on V3.2-Exp; this chapter is about its section 2.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 import json
 from pathlib import Path
@@ -43,13 +43,13 @@ from torch import Tensor
 FULL = False  # True: also the long warm-up, about two minutes
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## A choice passes no gradient
 #
 # One query, six keys, two of them kept. The output is the mean of the values of the two. How does it change when the
 # score of key 3 grows from -2 to 3, all else staying as it is?
 
-# %% tags=["route-2h"]
+# %%
 scores = torch.tensor([0.3, -1.2, 1.4, 0.0, 2.0, 0.7])
 values = torch.tensor([0.0, 1.0, 5.0, 9.0, 2.0, 4.0])
 
@@ -64,7 +64,7 @@ def output(score_3):
 at = torch.linspace(-2, 3, 201)
 out = torch.stack([output(s) for s in at])
 
-# %% tags=["route-2h"]
+# %%
 show(*imitation.draw_step(at, out))
 steps = int((out[1:] != out[:-1]).sum())
 claim(
@@ -73,7 +73,7 @@ claim(
     f"of 200 small changes of the score {steps} changed the output",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # It is a step. On both sides the slope is zero, and at the jump there is none. Autograd agrees, and says so in
 # its own way: `topk` returns *indices*, whole numbers, and a whole number has no gradient.
 #
@@ -83,7 +83,7 @@ claim(
 # Now the real thing. We take the dense model of this course, add indexers with random weights, let it attend to
 # their 16 choices, and ask for the gradient of the language loss.
 
-# %% tags=["route-2h"]
+# %%
 base = dsa.from_pretrained("../data/base")
 text = corpus.load("../data/texts")
 print(text)
@@ -91,10 +91,10 @@ newborn = with_indexer(base)
 task = Needles(text, length=128, pairs=4, queries=4)
 episodes = task.generate(torch.Generator().manual_seed(0), 4)
 
-# %% tags=["route-2h"]
+# %%
 guess = predict("What share of the indexers' weights gets a gradient?", 0.5)
 
-# %% tags=["route-2h"]
+# %%
 from dsa.training.objectives import language_loss
 
 newborn.attention, newborn.top_k = "sparse", 16
@@ -114,7 +114,7 @@ claim(
     " its indexers, none of which it reaches",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # An indexer left to the language loss stays for ever what it was at birth. Among the ways out are reinforcement
 # learning, noise on the choice, or a soft choice that becomes harder. DeepSeek's is the simplest: **imitation**.
 #
@@ -123,7 +123,7 @@ claim(
 # There is one choice for all heads, so there is one teacher: the attention of all heads, added and normalised so
 # that it sums to 1 (the L1 norm). Two heads and four keys, by hand:
 
-# %% tags=["route-2h"]
+# %%
 logits = torch.tensor(
     [[2.0, 0.0, 0.0, 1.0], [0.0, 0.0, 3.0, 0.0]]
 )  # (H, S), already scaled
@@ -141,7 +141,7 @@ claim(
     "added and L1-normalised is the mean, since every head sums to 1",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The pupil has scores, and from them a distribution: softmax(I). Here the softmax exists for teaching only; the model
 # at work uses the scores' order and nothing else. How far the two are apart is measured by the divergence of
 # report Eq. 3:
@@ -264,7 +264,7 @@ claim(
 # **One head only.** Simpler, and one head may be enough if all look alike. Let each head alone choose 16 tokens, and
 # see what the *unluckiest* of all heads keeps.
 
-# %% tags=["route-2h"]
+# %%
 from dsa.show.reading import head_weights, read_file
 from dsa.text.tasks import hide
 
@@ -359,7 +359,7 @@ claim(
     " one differs by more than 10 points",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Ten seconds of training
 #
 # Everything is ready. The model is frozen, attention is dense, and each layer's indexer gets its own divergence.
@@ -368,7 +368,7 @@ claim(
 # needles are drawn anew for each step. A film is running along: every five steps it notes what the indexers make of
 # one text with one needle.
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "By which factor does the divergence fall in 80 steps?",
     4,
@@ -378,7 +378,7 @@ guess = predict(
     unit="times",
 )
 
-# %% tags=["route-2h"]
+# %%
 from dsa.show.teaching import Film, draw_film
 from dsa.training.pretrain import MixedNeedles
 
@@ -389,12 +389,12 @@ exam = [exam.generate(torch.Generator().manual_seed(s), 16) for s in (7, 8)]
 before = evaluate.watch(pupil, exam, "dense", 16)
 film = Film(pupil, needle.tokens, every=5)
 
-# %% tags=["route-2h"]
+# %%
 lesson = MixedNeedles(text, 256)
 run = warm_up(pupil, lesson, steps=80, size=4, after=film, show=False)
 after = evaluate.watch(pupil, exam, "dense", 16)
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 first, last = run.rows[0], [row["kl"] for row in run.rows[-10:]]
 fell = first["kl"] / (sum(last) / 10)
 print(f"{run.seconds:.0f} seconds on this machine")
@@ -413,7 +413,7 @@ claim(
 # %% tags=["nbval-ignore-output"]
 show(*imitation.draw_fall(run.rows, layers=3))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The divergence fell {C6.11}. But a loss is only a loss. What is it good for? The two measures of chapter 04: the share of attention
 # mass that 16 chosen keys keep, over what the best 16 keep; and how often the answer to a far needle, more than 64
 # tokens back, is among the 16. (The exam has needles of its own, hidden in the text that was trained on.)
@@ -427,7 +427,7 @@ kept |= {
 kept |= {name: after["kept"][name] for name in ("window", "random")}
 show(*adapting.draw_held(kept, "16 keys"))
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 share = after["of_oracle_mean"]
 claim(
     "C6.12",

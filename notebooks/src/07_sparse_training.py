@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 07 Sparse training: does the model adapt to what it no longer sees?
 #
 # The indexer can rank (chapter 06). Now attention obeys it: from one step to the next every token sees K earlier
@@ -18,12 +18,12 @@
 # **You need** [06](06_training_the_indexer.ipynb), and [04](04_token_selection.ipynb) for the four choosers:
 # indexer, oracle, window, random.
 #
-# **Routes.** {routes} Afterwards: the long training (set `FULL`), and `dsa/training/twins.py`. Computing: **60 s**.
+# **Afterwards**: the long training (set `FULL`), and `dsa/training/twins.py`. Computing: **60 s**.
 #
 # *The report* is DeepSeek's on V3.2-Exp; this chapter is about its section 2 and its Table 1. `K` is the number
 # of tokens kept.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 import json
 from pathlib import Path
@@ -48,14 +48,14 @@ from torch import Tensor
 FULL = False  # True: also the long training, about five minutes
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## The switch
 #
 # We start where chapter 06 ended: a dense model with a warmed-up indexer, `data/warmed`. It reads Python's own
 # source code, as it did when it was trained, from files that were held out; and it is asked for needles. One
 # function for everything that follows: bits per byte of text, and the share of needles recalled.
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 text = corpus.load()
 print(text)
 warmed = dsa.from_pretrained("../data/warmed")
@@ -69,7 +69,7 @@ def measure(model, attention, top_k=16):
     return bits, evaluate.recall(model, exam, attention, top_k)["all"]
 
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "Dense, it needs 1.9 bits per byte. By how much does that grow when"
     " each token suddenly sees 16 instead of up to 256?",
@@ -78,7 +78,7 @@ guess = predict(
     unit="bits",
 )
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 dense, sparse = measure(warmed, "dense"), measure(warmed, "sparse")
 print(f"dense      {dense[0]:.2f} bits, recall {dense[1]:.0%}")
 print(f"16 of them {sparse[0]:.2f} bits, recall {sparse[1]:.0%}")
@@ -96,13 +96,13 @@ claim(
     value=f"{cost:.2f}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # {C7.1} bits. That is not a catastrophe, and an honest chapter says so at once: with a good indexer and enough
 # keys, there is little to adapt to. (The report does not tell what its switch cost before training.) To *see*
 # adaptation we must take away more. **Recorded**, a model for each of three seeds, each switched to K keys by four
 # choosers: `{source:sparse_training.command}`, {source:sparse_training.date}.
 
-# %% tags=["route-2h"]
+# %%
 path = Path("../data/measurements/sparse_training.json")
 record = json.loads(path.read_text())
 swept = record["sweep"]
@@ -115,7 +115,7 @@ choosers = {
 show(*adapting.draw_sweep(swept, choosers, (2, 16), most=5))
 
 
-# %% tags=["route-2h"]
+# %%
 def seeds_at(model, who, what, k):
     """The recorded values of all seeds, as a tensor."""
     return torch.tensor(adapting.along(swept, model, who, what)[k])
@@ -375,7 +375,7 @@ claim(
     f" {100 * apart:.0f} points",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The guess was wrong. Attention *wants* as many tokens as before. So what has changed is probably what the model
 # makes of the two that it gets: its values, its projections, the layers above. We have not located it. (Whatever
 # it is, it should disturb the model when it sees everything again. We shall look.)
@@ -395,7 +395,7 @@ lines = {
 }
 show(*adapting.draw_sweep(swept, lines, (1, 2, 16)))
 
-# %% tags=["route-2h"]
+# %%
 bits = {}
 for name in ("dense", "sparse", "window"):
     seeds = [r["bits"] for r in record["text"] if r["model"] == name]
@@ -410,7 +410,7 @@ claim(
     kind="recorded",
 )
 
-# %% tags=["route-2h"]
+# %%
 right = seeds_at("sparse", "sparse", "recall", 16).min()
 windowed = seeds_at("window", "window", "recall", 16).max()
 claim(
@@ -504,7 +504,7 @@ side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
     (2, "indexer"), (16, "window"),
 )], columns=1)  # fmt: skip
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## As good as dense? The report's fourteen benchmarks
 #
 # The report's claim about quality is its Table 1: fourteen benchmarks, one number each, the dense predecessor,
@@ -514,7 +514,7 @@ side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
 # 95 times of 100, if each answered every question once. (The generous end: two models fail at the same hard
 # questions, and averages of several runs spread less.)
 
-# %% tags=["route-2h"]
+# %%
 from dsa.cost.published import read_benchmarks
 
 table = read_benchmarks("../data/published/benchmarks.csv")
@@ -526,10 +526,10 @@ guess = predict(
     unit="benchmarks",
 )
 
-# %% tags=["route-2h"]
+# %%
 show(*adapting.draw_published(table))
 
-# %% tags=["route-2h"]
+# %%
 known = [b for b in table if b.chance() is not None]
 outside = [b.name for b in known if abs(b.difference) > b.chance()]
 guess.reveal(
@@ -543,7 +543,7 @@ claim(
     f"all {len(known)} shares of known size lie within chance",
 )
 
-# %% tags=["route-2h"]
+# %%
 better = sum(b.difference > 0 for b in table)
 worse = sum(b.difference < 0 for b in table)
 claim(

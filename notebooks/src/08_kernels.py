@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 08 Kernels: what does it take to really do less?
 #
 # A formula with fewer terms is not yet less work. Much code that is called sparse attention computes every score,
@@ -15,13 +15,13 @@
 # **You need** PyTorch, [04 Token selection](04_token_selection.ipynb) and, for one paragraph,
 # [05 FP8](05_fp8.ipynb).
 #
-# **Routes.** {routes} Afterwards: `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
+# **Afterwards**: `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
 #
 # *Triton* is a language for kernels, written as Python. The first cell asks it to *interpret* kernels, step by step
 # on the CPU. That must be said before Triton is loaded. Triton is made for Linux; elsewhere the cells that need it
 # say so and the rest of the chapter works.
 
-# %% tags=["route-2h"]
+# %%
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-# %% tags=["route-2h"]
+# %%
 from dsa.cost import curves, roofline
 from dsa.kernels import fp8, ops, reference
 from dsa.model.config import Config
@@ -57,13 +57,13 @@ TRITON = find_spec("triton") is not None
 real = Config.v32_exp()
 print("Triton is here" if TRITON else "no Triton for this system")
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Masked is not sparse
 #
 # Two functions of this package compute the same thing. `reference` scores all S tokens and masks those that were
 # not selected. `chunked` fetches the K selected ones and never looks at the others.
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "S = 1,024 tokens, K = 64 of them selected. How many times fewer FLOP"
     " does the fetching version need?",
@@ -75,7 +75,7 @@ guess = predict(
 )
 
 
-# %% tags=["route-2h"]
+# %%
 def flops(backend, S, K):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 16, 8, 48, generator=generator)
@@ -90,7 +90,7 @@ masked = flops("reference", 1024, 64)
 fetched = flops("chunked", 1024, 64)
 guess.reveal(masked / fetched, "1,024 / 64: only fetching depends on K")
 
-# %% tags=["route-2h"]
+# %%
 claim(
     "C8.1",
     flops("reference", 1024, 1024) == masked,
@@ -103,7 +103,7 @@ claim(
     value=f"{masked // fetched} times",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Masking saves nothing (C8.1); fetching saves {C8.2}. A mask is good for one thing: it is a reference that is hard to
 # get wrong.
 #
@@ -291,7 +291,7 @@ claim(
 # fast, but round what is ranked: the model decides that ([05 FP8](05_fp8.ipynb)), not the kernel. Below, the baseline:
 # whoever compares with a masked one gains {C8.21} for nothing.
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Reads, writes and the roofline
 #
 # A chip has two speeds: how many FLOP a second it computes, and how many bytes a second reach it. A kernel takes
@@ -302,7 +302,7 @@ claim(
 # at the real shape: attention, where a fetched row serves one, 64 or 128 heads, and index scores. What follows from
 # these speeds is *modelled*. (Index scores are computed in FP8, twice as fast: their ridge is twice as far off.)
 
-# %% tags=["route-2h"]
+# %%
 rates = curves.H200
 ridge = rates.mqa / rates.bandwidth
 pair, latent = roofline.mqa_pair_flops(real), 2 * (512 + 64)
@@ -317,7 +317,7 @@ for name, intensity in jobs.items():
     print(f"{name:27} {intensity:6.1f} FLOP a byte: {side}")
 print(f"{'ridge of the chip':27} {ridge:6.1f}")
 
-# %% tags=["route-2h"]
+# %%
 fig, ax = plt.subplots(figsize=(6.4, 3.2))
 x = np.logspace(0, 3, 100)
 roof = np.minimum(x * rates.bandwidth, rates.mqa) / 1e12
@@ -437,7 +437,7 @@ claim(
     value=f"{100 * (shares[1] - shares[16]):.0f} points",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries
 # choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block that
 # 64 neighbouring queries share is fetched once for all of them. DeepSeek Sparse Attention (*DSA*) can afford single
@@ -448,30 +448,30 @@ claim(
 # A Triton kernel is a Python function of which thousands of copies run, each with a number of its own. This one
 # computes the index scores of chapter 05, codes in and scores out. It is the package's own.
 
-# %% tags=["route-2h"]
+# %%
 if TRITON:
     from dsa.kernels.gpu import index_logits
 
     source = inspect.getsource(index_logits.index_logits_kernel.fn)
     print("\n".join(source.splitlines()[:24]))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # `tl.constexpr` marks what is known when the kernel is compiled. `tl.program_id` says who this copy is: BLOCK_S
 # keys of one sequence, and BLOCK_T queries to meet them. The first loop treats queries that see none of these keys:
 # -inf, and no product. In a prompt that is half of all pairs.
 
-# %% tags=["route-2h"]
+# %%
 if TRITON:
     print("\n".join(source.splitlines()[24:]))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # `tl.load` brings a tile of keys to the chip, once. The second loop brings one query after the other, all its heads.
 # `tl.dot` is the matrix unit. Look at what does *not* follow it: no `tl.store` of the products. They are cut off at
 # 0, weighted and summed where they lie, and one number in 64 is written.
 #
 # Now it runs. There is no GPU in this: each program is executed in turn, in NumPy.
 
-# %% tags=["route-2h"]
+# %%
 generator = torch.Generator().manual_seed(0)
 q = torch.randn(1, 24, 8, 128, generator=generator)
 k = torch.randn(1, 80, 128, generator=generator)

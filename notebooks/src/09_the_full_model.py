@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 09 The full model: what is around the attention, and what does it take to run it?
 #
 # Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than
@@ -13,13 +13,13 @@
 # **You need** PyTorch and [02](02_multi_head_latent_attention.ipynb) for what a latent is. The indexer may stay a
 # black box that chooses tokens.
 #
-# **Routes.** {routes} The real weights, step by step, are at the end. Computing: **60 s** without a GPU, and 1.2 GB
+# The real weights, step by step, are at the end. Computing: **60 s** without a GPU, and 1.2 GB
 # of memory for half a minute.
 #
 # Shape letters: `D` model width, `E` experts, `H` heads, `K` kept tokens, `n` tokens of a batch. *The report* is
 # DeepSeek's on V3.2-Exp, *V3's report* the one on its predecessor, where everything here but the indexer comes from.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 import tempfile
 from pathlib import Path
@@ -44,16 +44,16 @@ from torch import Tensor
 FULL = False  # True: also two processes that share a model
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## What is around the attention
 #
 # A layer adds two things to the residual stream: what attention found in other tokens, and what a *feed-forward*
 # network makes of the token alone. This is the code of a layer, all of it:
 
-# %% tags=["route-2h"]
+# %%
 print(inspect.getsource(Layer.forward))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # `self.mlp` is one wide network in the first three layers. In the other 58 it is a **mixture of experts**: 256 narrow
 # networks, of which each token takes 8, and a shared one that every token takes. Much is stored and little is
 # computed.
@@ -62,7 +62,7 @@ print(inspect.getsource(Layer.forward))
 #
 # The router gives every expert a score between 0 and 1. Here are eight experts in four groups of two:
 
-# %% tags=["route-2h"]
+# %%
 logits = torch.tensor([2.0, -1.0, 0.5, 0.4, -2.0, 1.8, 0.1, 0.2])
 bias = torch.tensor([-2.0, -2.0, -1.2, -1.2, -1.0, -1.8, -1.1, -1.1])
 scores = logits.sigmoid()
@@ -70,11 +70,11 @@ biased = scores + bias
 for name, row in (("scores", scores), ("biased", biased)):
     print(name, [round(float(x), 2) for x in row])
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # The bias has been learned, we shall see how, and it is there **to choose only**. All biased scores happen to be
 # negative here. Two groups are kept, by the sum of their best two; then two experts are chosen among what is left:
 
-# %% tags=["route-2h"]
+# %%
 groups = biased.view(4, 2)
 kept = groups.topk(2, dim=-1).values.sum(-1).topk(2).indices
 dropped = torch.ones(4, dtype=torch.bool)
@@ -84,7 +84,7 @@ for fill in (float("-inf"), 0.0):
     left = groups.masked_fill(dropped[:, None], fill).flatten()
     print(f"masked with {fill:4}:", sorted(left.topk(2).indices.tolist()))
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Masked with 0, the *dropped* groups win, because everything that was kept is negative. The model code that was first
 # published with V3's weights did that, and `transformers` still did in 2026 (its issue 45440 tells the story).
 # Nothing crashed: an expert is an expert. (The same mistake as in [04](04_token_selection.ipynb), where a future
@@ -92,7 +92,7 @@ for fill in (float("-inf"), 0.0):
 #
 # Now the weights of the chosen: their scores **without** the bias, normalised. And the same by the package:
 
-# %% tags=["route-2h"]
+# %%
 left = groups.masked_fill(dropped[:, None], float("-inf")).flatten()
 chosen = left.topk(2).indices
 weights = scores[chosen] / scores[chosen].sum()
@@ -227,7 +227,7 @@ for number, gate in enumerate(model.gates(), 1):
     gate.load.zero_()
 model = model.eval()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # **Measured**: no expert is idle, though this is prose and they were trained on code. Equal they are not: their bias
 # was balanced on that code.
 #
@@ -235,7 +235,7 @@ model = model.eval()
 #
 # Now the real thing, whole. The *meta* device knows shapes and allocates nothing, so a laptop can build it:
 
-# %% tags=["route-2h"]
+# %%
 with torch.device("meta"):
     full = dsa.Transformer(dsa.Config.v32_exp())
 guess = predict("What share of the parameters is in attention?", 0.2)
@@ -260,13 +260,13 @@ parts = {
     "embedding and head": billions([full.model.embed_tokens, full.lm_head]),
 }
 
-# %% tags=["route-2h"]
+# %%
 used = dict(parts)
 used["routed experts"] *= 8 / 256
 used["embedding and head"] /= 2  # of the embedding a token reads one row
 show(*full_model.draw_parts(parts, used))
 
-# %% tags=["route-2h"]
+# %%
 total = sum(parts.values())
 guess.reveal(
     parts["attention"] / total,
@@ -281,7 +281,7 @@ claim(
     f" {1000 * parts['indexers']:.1f} million together",
 )
 
-# %% tags=["route-2h"]
+# %%
 active = sum(used.values())
 claim(
     "C9.6",
@@ -545,7 +545,7 @@ if FULL:
     )
     print(once == twice, twice)
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Does it fit, and how fast could it be?
 #
 # Memory can be counted. On each GPU lie its share of the weights, the whole cache of all sequences, and a reserve.
@@ -553,7 +553,7 @@ if FULL:
 # its peak. Communication and imperfect kernels come on top, so the truth is slower. Sizes and rates of GPUs are from
 # their makers' data sheets.
 
-# %% tags=["route-2h"]
+# %%
 real = dsa.Config.v32_exp()
 guess = predict(
     "How many 128K sequences fit on 8 H200 in FP8?",
@@ -564,7 +564,7 @@ guess = predict(
     unit="sequences",
 )
 
-# %% tags=["route-2h"]
+# %%
 h200 = GPUS["H200 141 GB"]
 eight = fit(real, h200, 8, 131_072, 1, "deployed")
 bf16 = fit(real, h200, 8, 131_072, 1, "bf16")

@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 10 Post-training: what is there to learn when nobody writes the answers?
 #
 # Until now there was always a text to imitate. After pre-training there is none: nobody has written down how *this
@@ -16,14 +16,14 @@
 # **You need** PyTorch, cross-entropy, and top-k selection ([04](04_token_selection.ipynb)).
 # [06](06_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
 #
-# **Routes.** {routes} Afterwards: the run on all five domains (set `FULL`), `dsa/training/grpo.py`, and the record's
+# **Afterwards**: the run on all five domains (set `FULL`), `dsa/training/grpo.py`, and the record's
 # `dsa/training/post_training.py`. Computing: about **60 s**.
 #
 # Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's
 # on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of TRL,
 # Hugging Face's library for training with rewards.
 
-# %% tags=["route-2h"]
+# %%
 import copy
 import inspect
 import json
@@ -50,7 +50,7 @@ FULL = False  # True: also GRPO on all five domains, two to four minutes
 torch.set_num_threads(1)
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## Five domains whose answers can be checked
 #
 # The report names five: mathematics, competitive programming, logical reasoning, agentic coding, agentic search.
@@ -112,7 +112,7 @@ claim(
     " with one token changed are refused",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## A model that knows, and is careless
 #
 # `data/novice` was trained like this course's large model: it copied first, then read worked solutions with dense
@@ -123,16 +123,16 @@ claim(
 #
 # Take its likeliest tokens, and it is nearly always right. And if its tokens are *drawn*, as it would say them?
 
-# %% tags=["route-2h"]
+# %%
 base = dsa.from_pretrained("../data/novice")
 guess = predict("What share of sampled answers is right?", 0.9)
 
-# %% tags=["route-2h"]
+# %%
 names = tuple(DOMAINS)
 greedy = rollout.accuracy(base, names, 120, temperature=0.0)
 sampled = rollout.accuracy(base, names, 120, temperature=1.0)
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 ways = {"likeliest tokens": greedy, "sampled": sampled}
 show(*rewarded.draw_careless(ways))
 best, drawn = (sum(found.values()) / 5 for found in ways.values())
@@ -168,7 +168,7 @@ claim(
     "thinking helps at maths by more than chance, for twice the tokens",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # With 500 problems each, a single difference below six points may be chance. Thinking helps most at `maths`, where
 # the thought, a running total, does part of the work, and it helps at `search`. At `brackets` and `repair`, where it
 # repeats what one already sees, it does not: a careless writer has one more occasion to slip.
@@ -186,7 +186,7 @@ claim(
 #
 # $$A_i = \frac{r_i - \mathrm{mean}(r_1 \dots r_G)}{\mathrm{std}(r_1 \dots r_G)}$$
 
-# %% tags=["route-2h"]
+# %%
 hard = torch.tensor([1.0, 0, 0, 0])  # one of four was right
 easy = torch.tensor([1.0, 1, 1, 0])
 
@@ -443,7 +443,7 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
         f" {rewards.mode_kept(one):4.0f} {penalty(one) + 0:6.2f}"
     )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # A rubric pays for the way there. That helps where nothing is ever quite right, since then 0 or 1 is always 0. And
 # it is an invitation: every point that can be had without the task will be had without the task. We come to that.
 #
@@ -485,13 +485,13 @@ claim(
     f"the student is within 15 points of its teacher: {-100 * behind:+.0f}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # All five domains, three seeds, are **recorded** (`{source:post_training.command}`, {source:post_training.date}):
 # specialists of 25 steps with 16 prompts; a student of 80 steps on their correct samples; *mixed*, 60 steps of 32
 # prompts from all domains, straight from the base; *sequential*, the five domains one after the other, 25 steps
 # each. Mixed and sequential thus see about equally many samples. Who is how good at what?
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "By how many points does the student beat the specialists?",
     -5,
@@ -501,7 +501,7 @@ guess = predict(
     unit="points",
 )
 
-# %% tags=["route-2h"]
+# %%
 path = Path("../data/measurements/post_training.json")
 record = json.loads(path.read_text())
 runs = record["runs"]
@@ -521,7 +521,7 @@ rows["mixed"] = of(lambda r: r["models"]["mixed"])
 rows["sequential"] = of(lambda r: r["sequential"][-1])
 show(*rewarded.draw_recipes(rows, names))
 
-# %% tags=["route-2h"]
+# %%
 alone = [rows[f"{name} only"][:, n] for n, name in enumerate(names)]
 right, best = rows["student"].mean(), torch.stack(alone).mean()
 guess.reveal(

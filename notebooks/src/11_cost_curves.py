@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 11 Cost curves: when is it cheaper, and by how much, for me?
 #
 # "Six to seven times cheaper" is a sentence without a length. Sparse attention is not cheaper by a number. It is
@@ -15,12 +15,12 @@
 # **You need** PyTorch and the counts of [01 Attention at length](01_attention_at_length.ipynb): a pair costs 81,920
 # FLOP in MHA mode, 278,528 in MQA mode and 16,384 in the indexer.
 #
-# **Routes.** {routes} Afterwards: your machine up to 64 Ki (set `FULL`), and `dsa/cost`. Computing: **60 s**.
+# **Afterwards**: your machine up to 64 Ki (set `FULL`), and `dsa/cost`. Computing: **60 s**.
 #
 # Line styles tell where a number comes from: **measured** here solid, **recorded** on named hardware dashed,
 # **published** dotted, **modelled** dash-dotted. A Ki is 1,024 tokens. *Dense* is V3.1-Terminus, *sparse* V3.2-Exp.
 
-# %% tags=["route-15m"]
+# %%
 import inspect
 import json
 import math
@@ -41,7 +41,7 @@ FULL = False  # True: your machine up to 64 Ki, some minutes
 style()
 real = dsa.Config.v32_exp()
 
-# %% [markdown] tags=["route-15m"]
+# %% [markdown]
 # ## What was published, and what was said
 #
 # The report's Figure 3 has four curves: dollars per million tokens by a token's *position*, for reading a prompt
@@ -50,7 +50,7 @@ real = dsa.Config.v32_exp()
 # about 0.10 USD against 0.60 at 32,000 tokens, 0.30 against 2.30 at 128,000; inputs of more than 7,000 tokens
 # processed "2 to 3 times" faster; and a speed that grows linearly with the length of the input.
 
-# %% tags=["route-15m"]
+# %%
 published = read_costs("../data/published/costs.csv")
 for (phase, model), curve in published.items():
     corners = zip(curve.positions, curve.dollars, strict=True)
@@ -64,7 +64,7 @@ guess = predict(
     unit="times",
 )
 
-# %% tags=["route-15m"]
+# %%
 show(*costs.draw_said(published))
 old = {p: published[p, DENSE] for p in roofline.PHASES}
 new = {p: published[p, SPARSE] for p in roofline.PHASES}
@@ -75,11 +75,11 @@ guess.reveal(
     " 5 times what scoring it costs. In decoding it is 17 times.",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Three of the four crosses lie near the *decode* curves and far from the prefill ones. So what the article says of
 # "inference" the figure says, if at all, of writing. Sentence by sentence. **"6 to 7 times"**: where?
 
-# %% tags=["route-2h"]
+# %%
 reach = {p: {n: costs.at_least(old[p], new[p], n) for n in (2, 3, 6, 7)}
          for p in roofline.PHASES}  # fmt: skip
 for phase, found in reach.items():
@@ -162,7 +162,7 @@ claim(
 #
 # **And what was not said**: below the crossover the new model is the dearer one.
 
-# %% tags=["route-2h"]
+# %%
 meet = {p: crossing(old[p], new[p]) for p in old}
 dearest = {p: max(new[p].at(n) / old[p].at(n) - 1 for n in range(0, 4096))
            for p in old}  # fmt: skip
@@ -564,7 +564,7 @@ for record in on_gpu:
 if not on_gpu:
     print("No GPU measurement is recorded yet: nothing here is measured.")
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## The bill
 #
 # Costs are one thing and prices another. DeepSeek's list for V3.2-Exp asks, per million tokens, 0.28 USD for input,
@@ -577,10 +577,10 @@ if not on_gpu:
 #
 # A model keeps nothing between two calls: each turn sends everything again. A chat by hand:
 
-# %% tags=["route-2h"]
+# %%
 guess = predict("Which share of the chat's bill is for cached tokens?", 0.3)
 
-# %% tags=["route-2h"]
+# %%
 turns, question, answer = 500, 50, 200
 fresh = cached = written = 0
 text = 500  # an opening: instructions
@@ -592,7 +592,7 @@ for turn in range(turns):
 by_hand = [fresh * 0.28e-6, cached * 0.028e-6, written * 0.42e-6]
 print(f"{fresh:,} fresh, {cached:,} cached, {written:,} written")
 
-# %% tags=["route-2h"]
+# %%
 bill = prices.priced(prices.CHAT)
 theirs = [bill.fresh, bill.cached, bill.written]
 claim(
@@ -609,12 +609,12 @@ guess.reveal(
     " before 500 turns, 500 x 499 / 2 older ones are sent again.",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # What does it cost to *compute*? Add up the published curves over the very positions that are computed: fresh
 # tokens along the prefill curve, written ones along the decode curve. (GPU time only. To keep a cache and to fetch
 # it is not in the figure, so here it is free.)
 
-# %% tags=["route-2h"]
+# %%
 uses = {
     "a document": prices.DOCUMENT,
     "a long chat": prices.CHAT,

@@ -1,4 +1,4 @@
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # # 12 Beyond: DSA among its alternatives
 #
 # DeepSeek Sparse Attention is one answer among several. Others choose blocks instead of tokens, or choose without
@@ -14,13 +14,13 @@
 # **You need** [02](02_multi_head_latent_attention.ipynb) (latents), [04](04_token_selection.ipynb) (how a selection
 # is judged) and [06](06_training_the_indexer.ipynb) (how an indexer learns).
 #
-# **Routes.** {routes} Afterwards: write a fifth square into `dsa/model/alternatives/`, and record it with
+# **Afterwards**: write a fifth square into `dsa/model/alternatives/`, and record it with
 # `{source:alternatives.command}`. Computing: **40 s**.
 #
 # Shape letters: `S` visible keys, `K` tokens read, `Z` tokens in a block, `N` = S / Z blocks, `H` heads, `C + R`
 # numbers of a latent, `J` index heads of width `W`.
 
-# %% tags=["route-2h"]
+# %%
 import inspect
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ from torch import Tensor
 FULL = False  # True: also a longer lesson for two designs, five minutes
 style()
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # ## The map
 #
 # Most sparse attention is one scheme: **score candidates by a cheap proxy, take the best, attend to those.** Two
@@ -190,7 +190,7 @@ claim(
     "no query reads a token of its future",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # (-1 is an empty place: early queries have too few blocks to choose from.)
 #
 # ## One bench for choices
@@ -200,7 +200,7 @@ claim(
 # many of the far needles, more than 64 tokens back, are among them, and how much of the attention? Two more choices
 # frame the designs: `oracle` reads the tokens with the most attention, `random` reads any. Blocks are of 8 tokens.
 
-# %% tags=["route-2h"]
+# %%
 warmed = dsa.from_pretrained("../data/warmed")
 text = corpus.load("../data/texts")
 task = Needles(text, length=256, pairs=8, queries=8)
@@ -208,16 +208,16 @@ episodes = task.generate(torch.Generator().manual_seed(1), 6)
 layers = pictures.layers_of(warmed, episodes.tokens)
 print(pictures.CHOOSERS)
 
-# %% tags=["route-2h"]
+# %%
 guess = predict(
     "What share of far needles lie in the blocks of best mean?", 0.5
 )
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 draw = pictures.draw_choices(layers, episodes)
 show(*draw(keys=32, block=8, layer=2))
 
-# %% tags=["nbval-ignore-output", "route-2h"]
+# %% tags=["nbval-ignore-output"]
 judge = pictures.judged
 found = {
     who: judge(layers[2], episodes, who, Budget())
@@ -471,7 +471,7 @@ claim(
     " after 150 steps more than 70%, its full layer untouched",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # No language loss was used, and the layer that looks needles up has not changed by a bit. It has merely got the
 # input it was used to: which token came before, for instance, is a thing that a fixed memory holds easily.
 #
@@ -489,7 +489,7 @@ claim(
 # trained dense, which is DSA's own history; they do not show what NSA, MoBA or Gated DeltaNet become when a model
 # is trained with them from its first step, as their authors do.
 
-# %% tags=["route-2h"]
+# %%
 record = json.loads(
     Path("../data/measurements/alternatives.json").read_text()
 )
@@ -529,7 +529,7 @@ claim(
     kind="recorded",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # Three things to see.
 #
 # **Who looks at each token recalls; who looks at summaries recalls less; who looks at places recalls what is
@@ -802,7 +802,7 @@ claim(
     value=f"{same:,.0f}",
 )
 
-# %% [markdown] tags=["route-2h"]
+# %% [markdown]
 # **On plain local text** a window is nearly as good (C12.16), and on a model that must not be touched SparQ or
 # Quest need no training at all. **Where attention is diffuse** (C12.9) every choice loses, DSA's too.
 #
