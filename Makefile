@@ -5,16 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1
-OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline  # no Python process reaches beyond this machine
+COURSE := PYTHONPATH=$(CURDIR)/notebooks  # where the chapters find `course`
+OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline:$(CURDIR)/tests/support:$(CURDIR)/notebooks  # no process gets off this machine
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
+NBVAL := -p watch_notebooks --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
 
 .PHONY: help lab test notebooks book models bench gpu clean
 
 help:
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make test       check everything: style, types, tests, and each notebook run and compared"
-	@echo "make notebooks  build and execute all notebooks from notebooks/src"
+	@echo "make notebooks  build and execute all notebooks from notebooks/course/src"
 	@echo "make book       write the course as HTML pages into book/, to read without a kernel"
 	@echo "make models     train the models in data/ anew"
 	@echo "make bench      measure the kernels on this machine"
@@ -28,15 +29,15 @@ test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python notebooks/build.py --check
+	$(COURSE) $(BIN)/python -m course.builder --check
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest tests -n 2 --dist loadfile
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks -n 2 --dist loadfile $(NBVAL)
 
 notebooks: .venv/tests
-	$(BIN)/python notebooks/build.py
+	$(COURSE) $(BIN)/python -m course.builder
 
 book: .venv/tests
-	$(BIN)/python notebooks/book.py
+	$(COURSE) $(BIN)/python -m course.builder.book
 
 models: .venv/course
 	$(BIN)/python -m dsa.training.pretrain --out data/base
@@ -47,8 +48,8 @@ models: .venv/course
 bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/python -m dsa.cost.measure --shape s2
 	$(ONE_THREAD) $(BIN)/python -m dsa.cost.tried
-	$(ONE_THREAD) $(BIN)/python tests/bench_decode.py
-	$(ONE_THREAD) $(BIN)/python tests/bench_indexer_loss.py
+	$(ONE_THREAD) $(BIN)/python tests/support/bench_decode.py
+	$(ONE_THREAD) $(BIN)/python tests/support/bench_indexer_loss.py
 
 # Under ten minutes for the kernels, each against its goal, and about as much for layers of true width; then the
 # notebooks that draw what was found are made anew, and all of them must run here as they do without a GPU.
@@ -56,7 +57,7 @@ gpu: .venv/tests
 	$(BIN)/python -c "from dsa.cost.gpu.__main__ import need_gpu; need_gpu()"
 	$(BIN)/python -m dsa.cost.gpu --out data/measurements/gpu_kernels.json --replace
 	$(BIN)/python -m dsa.inference.true_width --out data/measurements/true_width.json --replace
-	$(BIN)/python notebooks/build.py 08_kernels 09_the_full_model 11_cost_curves
+	$(COURSE) $(BIN)/python -m course.builder 08_kernels 09_the_full_model 11_cost_curves
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 
 clean:

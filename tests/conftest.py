@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -10,19 +9,22 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
-import small
 import torch
 
+import small
 from dsa.text.corpus import own_text
+from project import NOTEBOOKS, ROOT
 
 torch.set_num_threads(1)
 
-OFFLINE = str(Path(__file__).parent / "offline")  # its sitecustomize refuses every host but this one
-if OFFLINE not in os.environ.get("PYTHONPATH", "").split(os.pathsep):  # make test has it there, for notebooks too
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (OFFLINE, os.environ.get("PYTHONPATH"))))  # for children
+OFFLINE = str(ROOT / "tests/offline")  # its sitecustomize refuses every host but this one
+known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+if OFFLINE not in known:  # make test has it there, for notebooks too
     sys.modules.pop("sitecustomize", None)
     sys.path.insert(0, OFFLINE)
-    import sitecustomize  # noqa: F401 - and for this process
+    import sitecustomize  # noqa: F401 - for this process
+ours = [OFFLINE, str(ROOT / "tests/support"), str(NOTEBOOKS), str(ROOT)]  # for the processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*ours, *filter(None, known)]))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ import dsa
 from dsa.text import corpus, tokenizer
 from dsa.text.tasks import hide
 from dsa.training import evaluate, indexer, pretrain
+from project import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 STAGES = {"base": pretrain.CLAIMS, "warmed": indexer.WARMED_CLAIMS, "sparse": indexer.SPARSE_CLAIMS}
 MARGIN = 0.03  # a small exam may miss a recorded number by this much
 

@@ -2,16 +2,20 @@
 
 import ast
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FLOORS = {"kernels": 1, "text": 1, "model": 2, "cost": 3, "inference": 4, "training": 5, "show": 6}
+from project import ROOT
+
+FLOORS = {"kernels": 1, "text": 1, "model": 2, "cost": 3, "inference": 4, "training": 5}
+GPU = ("dsa.kernels.gpu", "dsa.cost.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))
-COURSE_ONLY = {"matplotlib", "ipywidgets", "IPython"}
+ALLOWED = {"torch", "numpy", "safetensors", "tqdm"}  # what `pip install` brings along
+OPTIONAL = {"triton", "tokenizers", "jinja2"}  # imported where they are needed, and said to be missing elsewhere
 
 each = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -45,9 +49,40 @@ def test_a_room_imports_only_itself_and_lower_floors(path):
 
 
 @each
-def test_only_show_draws(path):
-    if path.parent == ROOT / "dsa" or room(path) != "show":
-        assert not {name.split(".")[0] for name in imports(path)} & COURSE_ONLY
+def test_the_library_needs_four_packages_and_knows_no_course(path):
+    used = {name.split(".")[0] for name in imports(path)}
+    assert used - set(sys.stdlib_module_names) - {"dsa"} <= ALLOWED | OPTIONAL
+
+
+REFUSING = """
+import sys
+allowed = {allowed!r} | set(sys.stdlib_module_names)
+
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        caller = sys._getframe(1)
+        while caller and "importlib" in caller.f_code.co_filename:
+            caller = caller.f_back
+        asked = caller.f_globals.get("__name__", "") if caller else ""
+        if asked.split(".")[0] in ("dsa", "__main__") and name.split(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{{asked}} wants {{name}}")
+
+
+sys.meta_path.insert(0, Refuse())
+from importlib import import_module
+for name in {modules!r}:
+    import_module(name)
+"""
+
+
+def test_every_module_of_the_library_is_imported_without_any_other_package():
+    """The kernels for GPUs need Triton; everything else needs four packages, each with what it needs itself."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+    wanted = [name for name in modules if not name.startswith(GPU) and not name.endswith("__main__")]
+    program = REFUSING.format(allowed=ALLOWED | {"dsa"}, modules=wanted)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @each
@@ -78,7 +113,7 @@ def test_functions_are_short():
 
 def test_commands_of_the_makefile_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for module in re.findall(r"python -m (dsa[\w.]*)", makefile):
+    for module in re.findall(r"python -m ((?:dsa|course)[\w.]*)", makefile):
         assert find_spec(module), f"python -m {module}"
     for script in re.findall(r"python ([\w/]+\.py)", makefile):
         assert (ROOT / script).exists(), script

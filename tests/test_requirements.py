@@ -6,11 +6,11 @@ import re
 import sys
 from functools import cache
 from importlib.metadata import packages_distributions, version
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from project import ROOT
+
 HERE = {"sys_platform": sys.platform, "platform_machine": platform.machine()}
 
 
@@ -29,9 +29,7 @@ PINS = [
     for line in (ROOT / name).read_text("utf-8").splitlines()
     if line.strip() and not line.startswith(("#", "-e")) and meant_for_this_machine(line)
 ]
-OURS = {"dsa", "build", "builder", "colab", "conftest", "hosted"} | {
-    path.stem for path in (ROOT / "tests").rglob("*.py")
-}
+OURS = {"dsa", "course"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
 
 
 @pytest.mark.parametrize(("file", "line"), PINS)
@@ -67,8 +65,8 @@ def imported(path):
 @pytest.mark.parametrize(
     ("files", "lists"),
     [
-        (["dsa/**/*.py", "notebooks/src/*.py"], ["requirements.txt"]),
-        (["tests/**/*.py", "notebooks/*.py", "notebooks/builder/*.py"], ["requirements.txt", "tests/requirements.txt"]),
+        (["dsa/**/*.py", "notebooks/course/*.py", "notebooks/course/[!b]*/**/*.py"], ["requirements.txt"]),
+        (["tests/**/*.py", "notebooks/course/builder/*.py"], ["requirements.txt", "tests/requirements.txt"]),
     ],
     ids=["course", "tests"],
 )

@@ -9,7 +9,8 @@ The rules, where published counts differ. One multiplication with its addition i
 count: norms, softmax, rotations and the top-k are left out, and so is the embedding, which is a look-up. Causal
 attention is counted as the triangle that it is, L (L + 1) / 2 pairs, and not as the square that most kernels, and
 PyTorch's own counter, go by. Each number holds for one token, or one sequence, unless it says otherwise. What a kernel
-does beyond that (squares, padding, tiles) is its own affair, and `tests/test_roofline.py` accounts for it to the digit.
+does beyond that (squares, padding, tiles) is its own affair; `tests/analysis/test_flops.py` accounts for it to the
+digit.
 
 Sizes and published values: DeepSeek-V3.2-Exp report, section 2, Eq. 1 and 2, and the published config and code.
 """

@@ -21,7 +21,8 @@ import pytest
 from harness import SECONDS, Lab, Reader
 from playwright.sync_api import Browser, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from project import ROOT
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -1,12 +1,11 @@
 """The course as pages in a real browser: nothing serious for a screen reader, light and dark, on a telephone too."""
 
-from pathlib import Path
-
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from builder.book import build_book
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from course.builder.book import build_book
+from project import ROOT
+
 NAMES = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))]
 
 

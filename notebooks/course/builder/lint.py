@@ -1,0 +1,97 @@
+"""The manners of a notebook of this course: what every committed one keeps, checked without running it.
+
+Each check is a generator of complaints about one notebook, one line each, and names the cell by its id. What a
+notebook *computes* is nbval's business; this file is about everything nbval does not see: it skips cells that were
+never executed, compares no picture, and knows no budget.
+"""
+
+from collections.abc import Iterator
+from types import MappingProxyType
+
+from nbformat import NotebookNode
+
+from course.builder.prose import claims
+
+BUDGETS = MappingProxyType(  # seconds as a test, on two cores
+    {
+        "00_start_here": 30,
+        "01_attention_at_length": 45,
+        "02_multi_head_latent_attention": 40,
+        "04_token_selection": 90,
+        "05_fp8": 40,
+        "06_training_the_indexer": 120,
+        "07_sparse_training": 150,
+        "08_kernels": 90,
+        "09_the_full_model": 90,
+        "10_post_training": 150,
+        "11_cost_curves": 150,
+        "12_beyond": 90,
+    }
+)
+BYTES, LINES, COLUMNS = 300_000, 25, 76
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def seconds(name: str) -> int:
+    """How long a notebook may take when it is run as a test."""
+    return BUDGETS.get(name, 60)
+
+
+def faults(notebook: NotebookNode, size: int) -> Iterator[str]:
+    """Every complaint about a notebook whose file has `size` bytes."""
+    if size >= BYTES:
+        yield f"the file has {size:,} bytes; the limit is {BYTES:,}: draw fewer or smaller figures"
+    if "widgets" in notebook.metadata:
+        yield "widget state is saved in the metadata: it breaks the view on GitHub; build the notebook instead"
+    if "jupytext" in notebook.metadata:
+        yield "jupytext metadata is saved: JupyterLab would rewrite the source"
+    made = [claim["id"] for claim in claims(notebook)]
+    for twice in sorted({id for id in made if made.count(id) > 1}):
+        yield f"claim {twice} is made more than once: give each its own id"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for expected, cell in enumerate(code, 1):
+        for fault in (*_order(cell, expected), *_shape(cell), *_errors(cell), *_outputs(cell)):
+            yield f"cell {cell.id}: {fault}"
+
+
+def _order(cell: NotebookNode, expected: int) -> Iterator[str]:
+    if cell.execution_count != expected:
+        yield f"its execution count is {cell.execution_count} and should be {expected}: run all cells in order"
+
+
+def _shape(cell: NotebookNode) -> Iterator[str]:
+    lines = cell.source.splitlines()
+    if len(lines) > LINES:
+        yield f"it has {len(lines)} lines; the limit is {LINES}"
+    if longest := [line for line in lines if len(line) > COLUMNS]:
+        yield f"a line has {len(longest[0])} columns; the limit is {COLUMNS}: {longest[0].strip()[:40]}…"
+
+
+def _errors(cell: NotebookNode) -> Iterator[str]:
+    meant = "raises-exception" in cell.metadata.get("tags", [])
+    raised = [output.ename for output in cell.outputs if output.output_type == "error"]
+    if raised and not meant:
+        yield f"it raised {raised[0]}; if that is meant, tag it raises-exception"
+    if meant and not raised:
+        yield "it is tagged raises-exception and raised nothing"
+
+
+def _outputs(cell: NotebookNode) -> Iterator[str]:
+    for output, following in zip(cell.outputs, [*cell.outputs[1:], None], strict=False):
+        data = output.get("data", {})
+        if "image/png" in data:
+            yield from _figure(output, following)
+        if "image/svg+xml" in data or WIDGET_STATE in data:
+            yield "it stores SVG or widget state: figures are PNG, panels are `course.ui.panel.Panel`"
+        if output.get("name") == "stderr":
+            yield f"it prints a warning, {output.text.strip()[:60]!r}…: change the code that it warns of"
+
+
+def _figure(output: NotebookNode, following: NotebookNode | None) -> Iterator[str]:
+    """A figure has an alternative text, and the same words where everyone can read them."""
+    alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+    below = following.get("text", "") if following else ""
+    if not alt:
+        yield "a figure has no alternative text: end with `show(fig, words)`"
+    elif " ".join(alt.split()) not in " ".join(f"{output.data.get('text/plain', '')} {below}".split()):
+        yield "the words of a figure are not shown with it: end with `show(fig, words)`"

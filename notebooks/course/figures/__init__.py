@@ -1,0 +1,1 @@
+"""The pictures of the chapters, one module for each thing that is shown."""

@@ -1,0 +1,91 @@
+"""The museum's exhibits are mistakes of the list, and what is said of their visibility agrees with the list."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+import small
+from course.bugs import catalogue, injected
+from dsa.kernels import ops
+from dsa.text.tasks import Episodes
+
+T = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small.model(2).double()
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    tokens = small.tokens(2, T)
+    places = torch.tensor([[T - 2], [T - 2]])
+    return Episodes(tokens, torch.ones_like(tokens, dtype=torch.bool), places, places - 20)
+
+
+@pytest.mark.parametrize("name", catalogue.EXHIBITS)
+def test_an_exhibit_is_visible_where_the_list_of_mistakes_says(model, episodes, name):
+    needs = injected.find(name).visible_when
+    assert catalogue.tour(model, episodes, T)(name).visible == (needs == injected.ANYTIME)
+    found = catalogue.tour(model, episodes, 4)(name)
+    assert found.visible == (needs != injected.SMALL_KEYS)
+    if found.visible:
+        assert found.swapped > 0
+
+
+def test_small_keys_show_the_eps(model, episodes):
+    found = catalogue.tour(catalogue.shrink_keys(model), episodes, 4)("LayerNorm with eps 1e-5")
+    assert found.visible and found.swapped > 0
+    assert all(p.std() > 0.01 for name, p in model.named_parameters() if name.endswith("wk.weight"))  # it was a copy
+
+
+def test_no_mistake_no_damage_and_settings_come_back(model, episodes):
+    model.attention, model.top_k = "window", 7
+    harmless = injected.Mistake("none", "Nothing.", "No.", "never", injected.Replacement(ops, "select", ops.select))
+    found = catalogue.tour(model, episodes, 4)(harmless)
+    assert (found.logits, found.swapped, found.visible) == (0, 0, False)
+    assert (model.attention, model.top_k) == ("window", 7)
+    with pytest.raises(ValueError, match="no mistake 'x'"):
+        catalogue.tour(model, episodes, 4)("x")
+
+
+def test_swapped_counts_what_is_missing_and_what_is_too_much(model, episodes):
+    def first_keys(q, k, w, top_k, right=ops.index_topk):
+        return right(q, k, w, top_k) * 0
+
+    wrong = injected.Mistake(
+        "first", "Only the first.", "No.", "K < S", injected.Replacement(ops, "index_topk", first_keys)
+    )
+    assert 0.5 < catalogue.tour(model, episodes, 4)(wrong).swapped < 1
+
+
+def test_the_specimen_tells_all_visitors_apart():
+    model, tokens, golden = catalogue.specimen()
+    model.top_k = 4
+    for name, circumstance, right in catalogue.visitors():
+        with circumstance, torch.no_grad():
+            _, trace = model(tokens, trace=True)
+        sets = [catalogue.chosen_sets(layer.selected[0]) for layer in trace]
+        assert (sets == golden[4].sets) == right, name
+
+
+def test_a_mistake_in_one_layer_leaves_the_layers_below_and_the_last_row_alone():
+    model, tokens, golden = catalogue.specimen()
+    model.top_k = 4
+    for name in catalogue.HIDDEN:
+        with catalogue.in_layer(2, injected.find(name))(), torch.no_grad():
+            logits, trace = model(tokens, trace=True)
+        sets = [catalogue.chosen_sets(layer.selected[0]) for layer in trace]
+        assert sets[:2] == golden[4].sets[:2] and sets[2] != golden[4].sets[2], name
+        assert sets[2][-1] == golden[4].sets[2][-1]
+        torch.testing.assert_close(logits[:, -1], golden[4].logits[:, -1])
+
+
+def test_the_picture_counts_what_is_visible():
+    wide = {"a": catalogue.Damage(0.0, 0.0, 1.0), "b": catalogue.Damage(2.0, 0.1, 1.0)}
+    narrow = {"a": catalogue.Damage(3.0, 0.1, 1.0), "b": catalogue.Damage(1.0, 0.2, 1.0)}
+    fig, words = catalogue.draw_damage({32: wide, 4: narrow})
+    assert words.endswith("with K = 32 1 of 2, with K = 4 2 of 2.")
+    assert list(fig.axes[0].lines[0].get_xdata()) == [1e-16, 2.0]
+    plt.close(fig)

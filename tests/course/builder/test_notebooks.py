@@ -1,0 +1,55 @@
+"""Every committed notebook is what its source gives and keeps the course's manners.
+
+This looks at files only; `make test` also runs each notebook and compares its outputs (nbval), and what a notebook
+lets a reader move is tested in a file of its own.
+"""
+
+import ast
+import re
+import sys
+
+import nbformat
+import pytest
+
+from course.builder.build import Course
+from project import NOTEBOOKS
+
+COURSE = Course(NOTEBOOKS)
+ALLOWED = {"torch", "numpy", "matplotlib", "dsa", "course"}
+LINK = re.compile(r"\]\(([^)#\s]+)")
+LOADED = re.compile(r"!\[[^]]*\]\(https?:|<(?:img|script|iframe|link)[^>]+https?:")
+
+each = pytest.mark.parametrize("name", COURSE.names())
+
+
+def prose(name):
+    notebook = nbformat.read(COURSE.target(name), as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+@each
+def test_it_is_built_and_well_mannered(name):
+    assert list(COURSE.check(name)) == []
+
+
+def test_every_notebook_has_a_source():
+    assert COURSE.strays() == []
+
+
+@each
+def test_it_imports_only_what_the_course_is_about(name):
+    tree = ast.parse(COURSE.source(name).read_text("utf-8"))
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in found} <= ALLOWED | set(sys.stdlib_module_names)
+
+
+@each
+def test_its_links_lead_somewhere(name):
+    targets = [(cell.id, link) for cell in prose(name) for link in LINK.findall(cell.source) if "://" not in link]
+    assert [found for found in targets if not (COURSE.folder / found[1]).exists()] == []
+
+
+@each
+def test_it_loads_nothing_from_the_network(name):
+    assert [cell.id for cell in prose(name) if LOADED.search(cell.source)] == []

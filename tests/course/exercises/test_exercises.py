@@ -1,0 +1,119 @@
+"""The checker of every exercise accepts its solution, refuses its wrong answers, and knows an untouched stub."""
+
+import dataclasses
+import re
+
+import pytest
+
+from course.exercises import catalogue
+from course.exercises.core import judge
+from sample_exercise import SAMPLE, largest, smallest, unsorted
+
+EXERCISES = [SAMPLE, *catalogue.all_exercises()]
+
+
+def defined(exercise, source):
+    """The function that a cell with `source` defines, given what the exercise's module has imported."""
+    names = dict(exercise.solution.__globals__)
+    exec(source, names)
+    return names[exercise.name]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
+class TestEveryExercise:
+    def test_its_solution_is_right(self, exercise):
+        assert judge(exercise, exercise.solution).state == "right"
+        assert judge(exercise, defined(exercise, exercise.source)).state == "right"
+
+    def test_its_stub_is_not_tried_yet(self, exercise):
+        verdict = judge(exercise, defined(exercise, exercise.stub))
+        assert verdict.state == "untried", verdict.words
+        assert "not tried yet" in verdict.words
+
+    def test_its_wrong_answers_are_refused_with_a_reason(self, exercise):
+        for wrong in exercise.wrong:
+            verdict = judge(exercise, wrong)
+            assert verdict.state == "refused", f"{wrong.__name__}: {wrong.__doc__}"
+            assert len(verdict.words) > len(exercise.id) + 20, verdict.words
+
+    def test_its_stub_and_solution_fit_a_cell(self, exercise):
+        for source in (exercise.stub, exercise.source):
+            assert len(source.splitlines()) <= 25
+            assert max(map(len, source.splitlines())) <= 76
+
+
+def test_the_catalogue_has_one_exercise_for_each_id():
+    ids = [exercise.id for exercise in catalogue.all_exercises()]
+    assert len(ids) == len(set(ids))
+    for number in catalogue.CHAPTERS:
+        assert all(exercise.id.startswith(f"E{number}.") for exercise in catalogue.chapter(number))
+
+
+def test_an_unknown_exercise_is_named():
+    with pytest.raises(ValueError, match=r"no exercise 'E99\.1'"):
+        catalogue.find("E99.1")
+
+
+def test_the_stub_shows_signature_and_docstring_and_nothing_of_the_solution():
+    assert SAMPLE.stub.splitlines() == [
+        "def largest(numbers: list[int], k: int) -> list[int]:",
+        '    """The k largest numbers, largest first."""',
+        "    return ...  # your code",
+    ]
+
+
+def test_check_prints_one_line(capsys):
+    catalogue.check(SAMPLE, largest)
+    catalogue.check(SAMPLE, smallest)
+    assert capsys.readouterr().out.splitlines() == [
+        "E0.1 ✓ The k largest",
+        "E0.1 ✗ the 2 largest of 3, 1, 4, 1, 5 are [5, 4]; you returned [1, 1]",
+    ]
+
+
+def raising(numbers, k):
+    return numbers[99]
+
+
+def forgetful(numbers, k):
+    sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (raising, r"your code raised IndexError: list index out of range in line \d+: `return numbers\[99\]`"),
+        (lambda numbers: numbers, "your code raised TypeError"),
+        (forgetful, "returned None: is a `return` missing"),
+        (lambda numbers, k: 7, "cannot be used: TypeError"),
+        ([5, 4], r"list; hand over the function itself: check\('E0.1', largest\)"),
+        (None, "hand over the function itself"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_sentence(answer, says):
+    verdict = judge(SAMPLE, answer)
+    assert verdict.state == "refused"
+    assert re.search(says, verdict.words), verdict.words
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hints": ("one", "two")}, "three hints"),
+        ({"hints": ("one", "two", " ")}, "three hints"),
+        ({"difficulty": 4}, "difficulty"),
+        ({"minutes": 0}, "minutes"),
+        ({"wrong": (smallest, unsorted)}, "three wrong answers"),
+        ({"wrong": (smallest, unsorted, forgetful)}, "docstring: its reason"),
+        ({"solution": forgetful}, "docstring"),
+    ],
+)
+def test_an_exercise_that_misses_something_is_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(SAMPLE, **change)
+
+
+def test_a_checker_that_accepts_everything_would_be_found_out():
+    lenient = dataclasses.replace(SAMPLE, check=lambda answer: None)
+    with pytest.raises(AssertionError):
+        TestEveryExercise().test_its_wrong_answers_are_refused_with_a_reason(lenient)
