@@ -5,7 +5,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1
-COURSE := PYTHONPATH=$(CURDIR)/notebooks  # where the chapters find `course`
 OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline:$(CURDIR)/tests/support:$(CURDIR)/notebooks  # no process gets off this machine
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
 NBVAL := -p watch_notebooks --nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-sanitize-with tests/sanitize.cfg
@@ -29,35 +28,35 @@ test: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(COURSE) $(BIN)/python -m course.builder --check
+	$(BIN)/python -m course.builder --check
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest tests -n 2 --dist loadfile
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks -n 2 --dist loadfile $(NBVAL)
 
 notebooks: .venv/tests
-	$(COURSE) $(BIN)/python -m course.builder
+	$(BIN)/python -m course.builder
 
 book: .venv/tests
-	$(COURSE) $(BIN)/python -m course.builder.book
+	$(BIN)/python -m course.builder.book
 
 models: .venv/course
 	$(BIN)/python -m dsa.training.pretrain --out data/base
 	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
 	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
-	$(BIN)/python -m dsa.training.novice --out data/novice
+	$(BIN)/python -m course.experiments.rl_base_model --out data/novice
 
 bench: .venv/tests
-	$(ONE_THREAD) $(BIN)/python -m dsa.cost.measure --shape s2
-	$(ONE_THREAD) $(BIN)/python -m dsa.cost.tried
-	$(ONE_THREAD) $(BIN)/python tests/support/bench_decode.py
-	$(ONE_THREAD) $(BIN)/python tests/support/bench_indexer_loss.py
+	$(ONE_THREAD) $(BIN)/python -m dsa.bench.cpu --shape s2
+	$(ONE_THREAD) $(BIN)/python -m course.experiments.rejected_variants
+	$(ONE_THREAD) $(BIN)/python -m dsa.bench.decode
+	$(ONE_THREAD) $(BIN)/python -m dsa.bench.indexer_loss
 
 # Under ten minutes for the kernels, each against its goal, and about as much for layers of true width; then the
 # notebooks that draw what was found are made anew, and all of them must run here as they do without a GPU.
 gpu: .venv/tests
-	$(BIN)/python -c "from dsa.cost.gpu.__main__ import need_gpu; need_gpu()"
-	$(BIN)/python -m dsa.cost.gpu --out data/measurements/gpu_kernels.json --replace
-	$(BIN)/python -m dsa.inference.true_width --out data/measurements/true_width.json --replace
-	$(COURSE) $(BIN)/python -m course.builder 08_kernels 09_the_full_model 11_cost_curves
+	$(BIN)/python -c "from dsa.bench.gpu.__main__ import need_gpu; need_gpu()"
+	$(BIN)/python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json --replace
+	$(BIN)/python -m dsa.bench.full_width --out data/measurements/true_width.json --replace
+	$(BIN)/python -m course.builder 08_kernels 09_the_full_model 11_cost_curves
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 
 clean:
@@ -71,6 +70,7 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $$(grep '^torch==' requirements.txt)
 	$(PIP) -r requirements.txt
+	echo "$(CURDIR)/notebooks" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
 	touch $@
 
 .venv/tests: .venv/course tests/requirements.txt

@@ -11,8 +11,8 @@ import pytest
 
 from project import ROOT
 
-FLOORS = {"kernels": 1, "text": 1, "model": 2, "cost": 3, "inference": 4, "training": 5}
-GPU = ("dsa.kernels.gpu", "dsa.cost.gpu")
+FLOORS = {"kernels": 1, "text": 1, "model": 2, "cost": 3, "inference": 4, "training": 5, "bench": 6}
+GPU = ("dsa.kernels.gpu", "dsa.bench.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))
 ALLOWED = {"torch", "numpy", "safetensors", "tqdm"}  # what `pip install` brings along
 OPTIONAL = {"triton", "tokenizers", "jinja2"}  # imported where they are needed, and said to be missing elsewhere

@@ -9,11 +9,35 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from dsa.text.files import write_json
+
+# A record keeps the command it was made with; these modules have moved since version 0.1.
+MOVED = MappingProxyType(
+    {
+        "dsa.cost.gpu": "dsa.bench.gpu",
+        "dsa.cost.measure": "dsa.bench.cpu",
+        "dsa.cost.tried": "course.experiments.rejected_variants",
+        "dsa.inference.true_width": "dsa.bench.full_width",
+        "dsa.training.ablations": "course.experiments.ablations",
+        "dsa.training.activation": "course.experiments.activation",
+        "dsa.training.alternatives": "course.experiments.variant_bench",
+        "dsa.training.novice": "course.experiments.rl_base_model",
+        "dsa.training.post_training": "course.experiments.post_training",
+        "dsa.training.seeds": "course.experiments.seed_study",
+        "dsa.training.sweep": "course.experiments.indexer_sweep",
+        "dsa.training.twins": "course.experiments.matched_runs",
+    }
+)
+
+
+def as_of_today(command: str) -> str:
+    """A recorded command as it is given now: `python -m dsa.cost.tried --out a.json` names another module today."""
+    return " ".join(MOVED.get(word, word) for word in command.split(" "))
 
 
 def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -36,6 +60,14 @@ def origin(command: str, machine: str, **versions: str | None) -> dict[str, Any]
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **versions},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it, and that one core of it was used."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor() or platform.machine()}, one core"
 
 
 def command(program: str, arguments: Sequence[str]) -> str:

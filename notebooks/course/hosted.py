@@ -1,6 +1,6 @@
 """Prints links that open the course in a browser, for a public copy of this repository.
 
-    python -m course.hosted [ADDRESS]      (in the folder notebooks/)
+    python -m course.hosted [ADDRESS]
 
 ADDRESS is the copy's on GitHub, such as https://github.com/OWNER/NAME; without it the place counts that this clone came
 from (`git remote get-url origin`). No file of the repository says where it is published, so a copy of a copy still

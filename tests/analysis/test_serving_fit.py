@@ -8,10 +8,10 @@ import torch
 
 import dsa
 import small
+from dsa.bench import full_width
 from dsa.cost import storage
 from dsa.cost.fit import GPUS, RESERVE, fit, held_parameters, weight_bytes
 from dsa.cost.roofline import decode_traffic
-from dsa.inference import true_width
 from dsa.inference.layout import CheckpointError
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
@@ -93,8 +93,8 @@ def test_what_cannot_be_is_refused(arguments, words):
 
 
 def test_layers_of_true_width_are_the_models_own():
-    config = true_width.first_layers(2, small.config())
-    layers = true_width.build(config, torch.float32, "cpu")
+    config = full_width.first_layers(2, small.config())
+    layers = full_width.build(config, torch.float32, "cpu")
     assert [type(layer.mlp).__name__ for layer in layers] == ["FeedForward", "MoE"]
     weight = layers[0].mlp.up_proj.weight
     assert weight.std() == pytest.approx((3 * weight.shape[1]) ** -0.5, rel=0.03)
@@ -105,9 +105,9 @@ def test_layers_of_true_width_are_the_models_own():
 
 
 def test_chunks_and_single_tokens_are_one_pass(monkeypatch):
-    config = true_width.first_layers(2, small.config())
-    layers = true_width.build(config, torch.float32, "cpu")
-    once, apart = (true_width.Run(layers, config, "sparse", 40) for _ in range(2))
+    config = full_width.first_layers(2, small.config())
+    layers = full_width.build(config, torch.float32, "cpu")
+    once, apart = (full_width.Run(layers, config, "sparse", 40) for _ in range(2))
     whole = once.read(40)
     assert torch.allclose(apart.read(17), whole[:, :17], atol=1e-5) and apart.cache.length == 17
     assert torch.isfinite(apart.read(1)).all() and apart.cache.length == 18
@@ -119,9 +119,9 @@ def test_loaded_layers_are_the_models_own(tmp_path, fp8):
     model = small.model()
     dsa.save_pretrained(model, tmp_path, fp8=fp8)
     whole = dsa.from_pretrained(tmp_path)
-    config = true_width.first_layers(2, whole.config)
-    layers = true_width.load(true_width.build(config, torch.float32, "cpu"), tmp_path)
-    x = true_width.Run(layers, config, "sparse", 40)
+    config = full_width.first_layers(2, whole.config)
+    layers = full_width.load(full_width.build(config, torch.float32, "cpu"), tmp_path)
+    x = full_width.Run(layers, config, "sparse", 40)
     step = whole.step(0, 40, torch.device("cpu"))
     wanted = x.x[:, :40]
     for layer in whole.model.layers[:2]:
@@ -131,38 +131,38 @@ def test_loaded_layers_are_the_models_own(tmp_path, fp8):
 
 def test_a_folder_without_these_layers_is_refused(tmp_path):
     dsa.save_pretrained(small.model(sizes=small.config(num_hidden_layers=2)), tmp_path)
-    layers = true_width.build(true_width.first_layers(3, small.config()), torch.float32, "cpu")
+    layers = full_width.build(full_width.first_layers(3, small.config()), torch.float32, "cpu")
     with pytest.raises(CheckpointError, match=r"tensors are missing, first model\.layers\.2"):
-        true_width.load(layers, tmp_path)
+        full_width.load(layers, tmp_path)
 
 
 def test_the_quicker_dtype_is_one_of_the_two():
-    assert true_width.quick_dtype() in (torch.float32, torch.bfloat16)
-    assert true_width.quick_dtype("cuda") == torch.bfloat16
+    assert full_width.quick_dtype() in (torch.float32, torch.bfloat16)
+    assert full_width.quick_dtype("cuda") == torch.bfloat16
 
 
 def test_how_many_layers_fit():
-    dense, experts = (true_width.layer_bytes(REAL, n, torch.bfloat16) for n in (0, 3))
+    dense, experts = (full_width.layer_bytes(REAL, n, torch.bfloat16) for n in (0, 3))
     assert (round(dense / 1e9, 1), round(experts / 1e9)) == (1.2, 23)
-    assert true_width.layers_that_fit(141e9, torch.bfloat16) == 3 + 4
-    assert true_width.layers_that_fit(24e9, torch.bfloat16) == 3
-    assert [true_width.layers_that_fit(size, torch.bfloat16) for size in (1e9, 4e9)] == [1, 2]
-    assert true_width.layers_that_fit(1e15, torch.bfloat16) == 61
+    assert full_width.layers_that_fit(141e9, torch.bfloat16) == 3 + 4
+    assert full_width.layers_that_fit(24e9, torch.bfloat16) == 3
+    assert [full_width.layers_that_fit(size, torch.bfloat16) for size in (1e9, 4e9)] == [1, 2]
+    assert full_width.layers_that_fit(1e15, torch.bfloat16) == 61
 
 
 def test_the_command_records_what_the_chapter_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Config, "v32_exp", lambda: small.config())
     out = tmp_path / "run.json"
     options = ["--out", str(out), "--device", "cpu", "--layers", "2", "--lengths", "40", "24"]
-    true_width.main(options)
+    full_width.main(options)
     found = json.loads(out.read_text())
     assert [(run["attention"], run["length"]) for run in found["runs"]] == [
         ("dense", 24), ("dense", 40), ("sparse", 24), ("sparse", 40),
     ]  # fmt: skip
     assert all(run["prefill_seconds"] > 0 and run["decode_tokens_per_second"] > 0 for run in found["runs"])
-    assert found["command"].startswith("python -m dsa.inference.true_width --out") and found["layers"] == 2
+    assert found["command"].startswith("python -m dsa.bench.full_width --out") and found["layers"] == 2
     with pytest.raises(SystemExit, match="exists: choose another"):
-        true_width.main(options)
+        full_width.main(options)
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no GPU is visible to torch"):
-            true_width.main(["--out", str(tmp_path / "never.json")])
+            full_width.main(["--out", str(tmp_path / "never.json")])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from course.figures import own_machine
-from dsa.cost import layer, measure, roofline
+from dsa.bench import cpu, layer
+from dsa.cost import roofline
 from dsa.model.config import Config
 
 MINI = Config.mini()
@@ -17,12 +18,12 @@ BF16 = {"dense bf16", "sparse bf16", "sparse bf16 int8"}
 @pytest.fixture
 def narrow(monkeypatch):
     """Say whether this processor multiplies bf16 fast."""
-    return lambda is_fast: monkeypatch.setattr(measure, "fast", lambda dtype: is_fast)
+    return lambda is_fast: monkeypatch.setattr(cpu, "fast", lambda dtype: is_fast)
 
 
 @pytest.mark.parametrize("shape", ["s1", "s2"])
 def test_small_shapes_keep_the_real_proportions(shape):
-    small, real = measure.SHAPES[shape](), measure.SHAPES["real"]()
+    small, real = cpu.SHAPES[shape](), cpu.SHAPES["real"]()
     for phase, ratio in (("prefill", 5), ("decode", 17)):
         for config in (small, real):
             pair = roofline.dense_pair_flops(config, phase)
@@ -31,17 +32,17 @@ def test_small_shapes_keep_the_real_proportions(shape):
 
 def test_bf16_is_timed_where_it_is_fast_and_only_in_decoding(narrow):
     narrow(True)
-    assert set(measure.contenders(MINI, "decode", 64)) == FP32 | BF16
-    assert set(measure.contenders(MINI, "prefill", 64)) == FP32
+    assert set(cpu.contenders(MINI, "decode", 64)) == FP32 | BF16
+    assert set(cpu.contenders(MINI, "prefill", 64)) == FP32
     narrow(False)
-    assert set(measure.contenders(MINI, "decode", 64)) == FP32
+    assert set(cpu.contenders(MINI, "decode", 64)) == FP32
 
 
 @pytest.mark.parametrize("phase", roofline.PHASES)
 def test_the_same_numbers_in_fewer_bits_attend_alike(narrow, phase):
     narrow(True)
     with torch.no_grad():
-        found = {name: call() for name, (call, _) in measure.contenders(MINI, phase, 64).items()}
+        found = {name: call() for name, (call, _) in cpu.contenders(MINI, phase, 64).items()}
     for name in found.keys() & {"dense bf16", "sparse bf16"}:
         assert found[name].dtype == torch.bfloat16
         wide = found[name.removesuffix(" bf16")]
@@ -60,27 +61,16 @@ def test_eight_bits_reach_the_kernel_as_codes(monkeypatch):
 
 def test_a_token_is_a_share_of_its_block(narrow, monkeypatch):
     narrow(False)
-    monkeypatch.setattr(measure, "_cpu_seconds", lambda call, often: 12.0)
+    monkeypatch.setattr(cpu, "cpu_seconds", lambda calls, repeats: dict.fromkeys(calls, 12.0))
     queries, few, heads = layer.block(MINI, "prefill", 256)
     assert (queries, heads, few) == (64, 1, 64)
-    found = measure.token_seconds(MINI, "prefill", 256)
+    found = cpu.token_seconds(MINI, "prefill", 256)
     assert found["dense"] == 12.0 * MINI.num_attention_heads / 64 and found["sparse"] == 12.0 / few
-
-
-def test_all_contenders_take_turns_and_the_median_counts(narrow, monkeypatch):
-    narrow(False)
-    told = []
-    calls = {name: (lambda name=name: told.append(name), 1) for name in ("dense", "sparse")}
-    monkeypatch.setattr(measure, "contenders", lambda config, phase, keys: calls)
-    ticks = iter([0, 9, 0, 9, 0, 1, 0, 2, 0, 3, 0, 4, 0, 50, 0, 60])
-    monkeypatch.setattr(measure, "process_time", lambda: next(ticks))
-    assert measure.token_seconds(MINI, "decode", 64, repeats=3) == {"dense": 3, "sparse": 4}
-    assert told == ["dense", "sparse"] * 4
 
 
 def test_ratios_compare_equal_numbers():
     seconds = {"dense": 8.0, "sparse": 4.0, "sparse int8": 2.0, "dense bf16": 3.0, "sparse bf16": 1.5}
-    assert measure.ratios(seconds) == {"sparse": 2, "sparse int8": 4, "sparse bf16": 2}
+    assert cpu.ratios(seconds) == {"sparse": 2, "sparse int8": 4, "sparse bf16": 2}
 
 
 def test_the_command_prints_ratios_and_writes_what_the_figure_reads(tmp_path, monkeypatch, capsys):
@@ -90,9 +80,9 @@ def test_the_command_prints_ratios_and_writes_what_the_figure_reads(tmp_path, mo
         asked.append((phase, keys, repeats))
         return {"dense": keys / 1e6, "sparse": 0.5e-3, "sparse int8": 0.25e-3}
 
-    monkeypatch.setattr(measure, "token_seconds", token_seconds)
+    monkeypatch.setattr(cpu, "token_seconds", token_seconds)
     out = tmp_path / "cpu_test.json"
-    measure.main(["--shape", "s1", "--longest", "2048", "--quick", "--out", str(out)])
+    cpu.main(["--shape", "s1", "--longest", "2048", "--quick", "--out", str(out)])
     assert asked == [(phase, keys, 1) for phase in ("prefill", "decode") for keys in (1024, 2048)]
     assert "sparse 0.500 (4.10x)" in capsys.readouterr().out
     record = json.loads(out.read_text())
@@ -103,7 +93,7 @@ def test_the_command_prints_ratios_and_writes_what_the_figure_reads(tmp_path, mo
 
 def test_what_cannot_be_measured_is_refused(capsys):
     with pytest.raises(ValueError, match="phase='both' is unknown"):
-        measure.token_seconds(MINI, "both", 64)
+        cpu.token_seconds(MINI, "both", 64)
     with pytest.raises(SystemExit):
-        measure.main(["--longest", "8"])
+        cpu.main(["--longest", "8"])
     assert "--longest 8: give 1024 or more" in capsys.readouterr().err

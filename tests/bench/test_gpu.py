@@ -20,11 +20,12 @@ from project import ROOT
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from course.figures.own_machine import layer_seconds
-from dsa.cost.gpu import __main__ as command
-from dsa.cost.gpu import baselines, suite, timing
-from dsa.cost.gpu.cases import cases
-from dsa.cost.gpu.inputs import Inputs, Shape
-from dsa.cost.gpu.trial import Contender, Goal, Trial, judged
+from dsa.bench import timing
+from dsa.bench.gpu import __main__ as command
+from dsa.bench.gpu import baselines, correctness, suite
+from dsa.bench.gpu.cases import cases
+from dsa.bench.gpu.inputs import Inputs, Shape
+from dsa.bench.gpu.trial import Contender, Goal, Trial, judged
 from dsa.kernels.gpu import compile as aot
 from dsa.kernels.gpu import index_logits, sparse_attention, top_k
 from dsa.kernels.gpu.launch import Recorder, run
@@ -97,24 +98,24 @@ def test_attention_by_groups_of_heads_is_attention(monkeypatch):
 
 def test_nan_and_a_missing_mask_never_pass():
     right = torch.tensor([1.0, 2.0, -torch.inf])
-    assert timing.error(right, right) == 0
+    assert correctness.error(right, right) == 0
     for wrong in ([1.0, torch.nan, -torch.inf], [1.0, 2.0, 0.0], [1.0, -torch.inf, -torch.inf]):
-        assert timing.error(torch.tensor(wrong), right) == float("inf")
-    assert timing.error(torch.tensor([1.0, 2.5, -torch.inf]), right) == pytest.approx(0.5 / 5**0.5)
-    assert timing.error(right[:1], right) == float("inf")
+        assert correctness.error(torch.tensor(wrong), right) == float("inf")
+    assert correctness.error(torch.tensor([1.0, 2.5, -torch.inf]), right) == pytest.approx(0.5 / 5**0.5)
+    assert correctness.error(right[:1], right) == float("inf")
 
 
 def test_a_choice_with_a_repeated_or_another_position_is_not_the_choice():
     right = torch.tensor([[[1, 4, 6, 9]]])
-    assert timing.missed(right.flip(-1), right) == 0
-    assert timing.missed(torch.tensor([[[1, 4, 6, 8]]]), right) == 0.25
-    assert timing.missed(torch.tensor([[[1, 4, 6, 6]]]), right) == float("inf")
-    assert timing.missed(right[..., :3], right) == float("inf")
+    assert correctness.missed(right.flip(-1), right) == 0
+    assert correctness.missed(torch.tensor([[[1, 4, 6, 8]]]), right) == 0.25
+    assert correctness.missed(torch.tensor([[[1, 4, 6, 6]]]), right) == float("inf")
+    assert correctness.missed(right[..., :3], right) == float("inf")
 
 
 def contender(call):
     right = torch.arange(4.0)
-    return Contender(call, lambda out: timing.error(out, right), flop=1e9)
+    return Contender(call, lambda out: correctness.error(out, right), flop=1e9)
 
 
 WRONG = {

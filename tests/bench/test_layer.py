@@ -1,22 +1,25 @@
 """What is timed is what is counted: the calls' FLOP, taken in the clock's place, are the roofline's."""
 
 import pytest
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsa.cost import layer, roofline
+from dsa.bench import layer
+from dsa.cost import roofline
 from dsa.model.config import Config
 
 REAL = Config.v32_exp()
 SMALL = Config.mini()
 
 
-def flops(call, repeats):
+def flops(calls, repeats):
     """A clock that counts products, attention's included."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+    found = {}
+    for name, call in calls.items():
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+        found[name] = counter.get_total_flops()
+    return found
 
 
 @pytest.mark.parametrize("phase", roofline.PHASES)
@@ -34,20 +37,6 @@ def test_a_token_is_timed_with_all_its_heads_and_nothing_else(monkeypatch, phase
 def test_what_comes_out_has_the_shape_of_attention():
     assert layer.sparse_call(SMALL, 40, 3)().shape == (1, 3, SMALL.num_attention_heads, SMALL.kv_lora_rank)
     assert layer.dense_call(SMALL, "prefill", 40, 3, 2)().shape == (1, 3, 2, SMALL.v_head_dim)
-
-
-def test_the_median_leaves_out_the_first_run(monkeypatch):
-    ticks = iter([0, 90, 100, 101, 200, 205, 300, 302])
-    monkeypatch.setattr(layer, "process_time", lambda: next(ticks))
-    assert layer.cpu_seconds(lambda: None, 3) == 2
-
-
-def test_threads_are_as_they_were():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), layer.one_thread():
-        assert torch.get_num_threads() == 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -231,7 +231,7 @@ def test_the_baseline_respects_a_switched_off_fused_kernel_and_wide_values():
 LAYER = """
 import sys, torch
 from dsa.cost import layer
-from dsa.cost.measure import SHAPES
+from dsa.bench.cpu import SHAPES
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 shape, keys, queries = SHAPES[sys.argv[1]](), int(sys.argv[2]), int(sys.argv[3])

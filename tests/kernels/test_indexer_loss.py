@@ -6,12 +6,12 @@ sizes of a long text in fp32, and the memory.
 
 import json
 
-import bench_indexer_loss as bench
 import pytest
 import torch
 
+from dsa.bench import indexer_loss as bench
+from dsa.bench.memory import peak_bytes
 from dsa.kernels import distill, ops, reference
-from memory import peak_bytes
 
 
 def gradients(index, q, k, selected, backend, scale=bench.WIDTH**-0.5):
@@ -87,5 +87,12 @@ def test_the_benchmark_measures_three_equal_ways(monkeypatch):
     assert [list(row) for row in table.values()] == [list(bench.COLUMNS), ["closed form", "by chunks"]]
     assert all(cell["seconds"] > 0 and cell["megabytes"] > 0 for row in table.values() for cell in row.values())
     assert "At 32 tokens autograd at once takes" in bench.words(table)
-    noted = json.loads(json.dumps(bench.record(table, 1)))
-    assert noted["hardware"] and noted["torch"] == torch.__version__ and len(noted["rows"]) == 5
+    assert len(bench.rows(table)) == 5
+
+
+def test_its_command_writes_where_the_numbers_come_from(tmp_path, capsys):
+    bench.main(["--lengths", "32", "64", "--repeats", "1", "--out", str(tmp_path / "a.json")])
+    noted = json.loads((tmp_path / "a.json").read_text())
+    assert noted["command"].startswith("python -m dsa.bench.indexer_loss --lengths 32 64")
+    assert noted["machine"] and noted["versions"]["torch"] == torch.__version__ and len(noted["rows"]) == 6
+    assert "At 64 tokens autograd at once takes" in capsys.readouterr().out

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsa.bench.memory import peak_bytes
 from dsa.kernels import chunked, fp8, ops, reference
-from memory import peak_bytes
 
 BACKENDS = ["reference", "chunked"]
 SHAPES = [(1, 1), (6, 6), (9, 9), (3, 8), (4, 9), (1, 7)]  # (T, S): prompts, chunks, decoded tokens

@@ -1,4 +1,4 @@
-"""Runs everything that `python -m dsa.cost.gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
+"""Runs everything that `python -m dsa.bench.gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
 
 A script: kernels are interpreted in a whole process or not at all. `test_gpu` starts it, and it writes the record.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from dsa.cost.gpu.__main__ import about
-from dsa.cost.gpu.cases import cases
-from dsa.cost.gpu.inputs import Inputs, Shape
-from dsa.cost.gpu.suite import Record, run_case
+from dsa.bench.gpu.__main__ import about
+from dsa.bench.gpu.cases import cases
+from dsa.bench.gpu.inputs import Inputs, Shape
+from dsa.bench.gpu.suite import Record, run_case
 
 TINY = Shape(
     heads=16, nope=16, rotary=16, value=16, latent=128, index_heads=16, index_width=32, top_k=16, prompt=8, chunk=8,

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import dsa
+from course.experiments import rl_base_model
 from dsa.text import domains, symbols, transcripts
 from dsa.text.domains import DOMAINS
 from dsa.text.symbols import DIGITS, PAD, read, write
 from dsa.text.transcripts import LENGTH, PROMPT, play, worked
-from dsa.training import grpo, novice, rewards, rollout, student
+from dsa.training import grpo, rewards, rollout, student
 from dsa.training.grpo import GRPOConfig, Objective, advantages, averaged, divergence, token_losses
 
 ALL = tuple(DOMAINS)
@@ -24,7 +25,7 @@ def small(seed=0, sparse=True):
     """A random model of the domains' alphabet."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 2, "intermediate_size": 48}
     indexer = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 6} if sparse else {}
-    model = dsa.Transformer(novice.dense_config().replace(**sizes, **indexer))
+    model = dsa.Transformer(rl_base_model.dense_config().replace(**sizes, **indexer))
     model.reset_parameters(seed)
     return model.eval()
 

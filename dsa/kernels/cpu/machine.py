@@ -8,10 +8,10 @@ gives the same scores.
 
 from collections.abc import Callable
 from functools import cache
-from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 SIDE = 256  # of the matrices tried
 CLEARLY = 1.3  # times as fast as fp32, or it is not worth the conversion
@@ -24,7 +24,7 @@ def multiplier(dtype: torch.dtype) -> Callable[..., Tensor]:
 
 
 def seconds(dtype: torch.dtype) -> float:
-    """Least time of one product in seconds; infinite where there is none, or a wrong one."""
+    """Least time of one product in seconds, on one thread; infinite where there is none, or a wrong one."""
     a = torch.arange(SIDE * SIDE).view(SIDE, SIDE) % 7 - 3
     expected, narrow = a.float() @ a.float().T, a.to(dtype)
     try:
@@ -32,7 +32,8 @@ def seconds(dtype: torch.dtype) -> float:
         out = multiply(narrow, narrow.t())
         if not torch.allclose(out.float(), expected, rtol=0.01):
             return float("inf")
-        return min(_timed(lambda: multiply(narrow, narrow.t(), out=out)) for _ in range(7))
+        timer = Timer("multiply(a, a.t(), out=out)", globals={"multiply": multiply, "a": narrow, "out": out})
+        return min(timer.timeit(1).median for _ in range(7))
     except (AttributeError, RuntimeError):
         return float("inf")
 
@@ -41,9 +42,3 @@ def seconds(dtype: torch.dtype) -> float:
 def fast(dtype: torch.dtype) -> bool:
     """Whether products of these numbers are right, and clearly faster than fp32's."""
     return CLEARLY * seconds(dtype) < seconds(torch.float32)
-
-
-def _timed(call: Callable[[], object]) -> float:
-    begin = perf_counter()
-    call()
-    return perf_counter() - begin

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from course.experiments import ablations
 from dsa.kernels import ops, reference
 from dsa.kernels.loops import EMPTY
 from dsa.model import rope
 from dsa.model.attention import Attention
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope
-from dsa.training import ablations
 
 # ---- the indexer's query, key and weights
 

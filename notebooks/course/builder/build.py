@@ -8,8 +8,7 @@
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `source` makes its
 cells, this module runs them, `prose` fills the numbers they proved into the text, `lint` says what else a notebook must
 keep. Tables that point into other notebooks (`tables`) are drawn anew after every build; with all notebooks goes the
-README's ledger of statements (`ledger`), too. `course` is found from the folder of the chapters, notebooks/, or with
-that folder on PYTHONPATH.
+README's ledger of statements (`ledger`), too.
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.

@@ -1,9 +1,9 @@
 """Numbers in prose: filled in from what a cell has proven or a file records, never typed.
 
 `{C4.2}` stands for the value of claim C4.2, which a cell of the same notebook printed when it was executed;
-`{source:report.tokens}` for the entry "tokens" of data/**/report.json; `{table:glossary}` for a table that is drawn
-from data and all notebooks (`tables`). A placeholder that nothing stands behind is an error, so a sentence
-cannot outlive its evidence.
+`{source:report.tokens}` for the entry "tokens" of data/**/report.json (a recorded command names modules by where they
+are now); `{table:glossary}` for a table that is drawn from data and all notebooks (`tables`). A placeholder that
+nothing stands behind is an error, so a sentence cannot outlive its evidence.
 """
 
 import json
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nbformat import NotebookNode
+
+from dsa.cost.record import as_of_today
 
 PLACEHOLDER = re.compile(r"\{(C\d+\.\d+|source:[\w.-]+|table:\w+|exercise:[\w.]*)\}")
 
@@ -81,4 +83,4 @@ def sourced(key: str, data: Path) -> str:
     found = found.get("value") if isinstance(found, dict) else found
     if not isinstance(found, (str, int, float)):
         raise Unproven(f"is not one value in {files[0].name}, nor an entry with a 'value'")
-    return str(found)
+    return as_of_today(str(found)) if steps[-1:] == ["command"] else str(found)

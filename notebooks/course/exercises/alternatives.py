@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from course.exercises.core import Exercise, require
+from course.experiments.attention_variants import blocks, delta
 from dsa.kernels import ops
-from dsa.model.alternatives import blocks, delta
 
 
 def _random(*shape: int, seed: int) -> Tensor:

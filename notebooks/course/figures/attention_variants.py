@@ -15,17 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from course.experiments import variant_bench as training
+from course.experiments.attention_variants.choosing import Budget, Choosing
+from course.experiments.variant_costs import DESIGNS, Bill, bill
 from course.ui.panel import Draw
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.cost.alternatives import DESIGNS, Bill, bill
 from dsa.kernels import ops
 from dsa.model import selection
-from dsa.model.alternatives.choosing import Budget, Choosing
 from dsa.model.attention import Attention, IndexFactors
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 from dsa.text.tasks import Episodes
-from dsa.training import alternatives as training
 from dsa.training import evaluate
 
 NAMES = {

@@ -28,7 +28,7 @@ from dsa.model.moe import Gate
 Drawn = tuple[Figure, str]
 PRECISIONS = {"FP8, as published": "deployed", "bf16": "bf16"}
 CONTEXTS = tuple(2**n for n in range(10, 18))  # 1K ... 128K
-RECORD_COMMAND = "python -m dsa.inference.true_width --out data/measurements/true_width.json"
+RECORD_COMMAND = "python -m dsa.bench.full_width --out data/measurements/true_width.json"
 
 
 def imbalance(load: Tensor) -> float:

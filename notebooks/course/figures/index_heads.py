@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS, MARKERS
@@ -20,7 +21,6 @@ from dsa.kernels import ops
 from dsa.model import selection
 from dsa.model.transformer import Transformer
 from dsa.text import tokenizer
-from dsa.training.activation import indexers, lessons
 
 ACTIVATIONS = ("ReLU", "none")
 

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from course.experiments.indexer_sweep import AXES, along
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.training.sweep import AXES, along
 
 Drawn = tuple[Figure, str]
 LABELS = ("heads J", "width W", "rotary width R", "rate", "first weights, x")  # of the sweep's axes

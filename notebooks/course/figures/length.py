@@ -5,9 +5,6 @@ the controls change what a designer could have chosen otherwise.
 """
 
 import math
-from collections.abc import Callable
-from statistics import median
-from time import process_time
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,7 +16,7 @@ from course.figures.flop_counts import LENGTHS, work_lines
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
-from dsa.cost.layer import one_thread
+from dsa.bench.timing import cpu_seconds
 from dsa.cost.roofline import Work, crossover, decode_traffic, token_work
 from dsa.cost.storage import PRECISIONS, cache_bytes
 from dsa.kernels import ops
@@ -64,21 +61,12 @@ def token_gain(keys: int) -> tuple[float, float]:
     q, kv = random(1, 1, 8, 144), random(1, keys, 144)  # (B, T, H, C + R), (B, S, C + R)
     index_q, index_k, w = random(1, 1, 4, 32), random(1, keys, 32), random(1, 1, 4)
     shared = kv[:, :, None]  # (B, S, 1, C + R)
-    dense = clock(lambda: ops.dense_attention(q, shared, shared, 0.1))
-    sparse = clock(lambda: ops.sparse_attention(q, kv, ops.index_topk(index_q, index_k, w, 64), 0.1, 128))
-    return dense / sparse, 17 * keys / (keys + 17 * min(keys, 64))
-
-
-def clock(call: Callable[[], object], repeats: int = 9, inner: int = 4) -> float:
-    """Median CPU seconds of one call on one thread, over `repeats` rounds of `inner` calls, two more for warming up."""
-    times = []
-    with one_thread():
-        for _ in range(repeats + 2):
-            start = process_time()
-            for _ in range(inner):
-                call()
-            times.append((process_time() - start) / inner)
-    return median(times[2:])
+    calls = {
+        "dense": lambda: ops.dense_attention(q, shared, shared, 0.1),
+        "sparse": lambda: ops.sparse_attention(q, kv, ops.index_topk(index_q, index_k, w, 64), 0.1, 128),
+    }
+    seconds = cpu_seconds(calls, repeats=9)
+    return seconds["dense"] / seconds["sparse"], 17 * keys / (keys + 17 * min(keys, 64))
 
 
 def _draw_flops(ax: Axes, config: Config, keys: int) -> None:

@@ -16,7 +16,10 @@ def of(record: Mapping[str, Any], attention: str) -> dict[str, Row]:
     """A record's rows for "sparse" or "dense" attention, by what was tried; ValueError if it has none."""
     rows = {row["tried"]: row for row in record["rows"] if row["attention"] == attention}
     if not rows:
-        raise ValueError(f"the record has no rows for attention={attention!r}: make it with python -m dsa.cost.tried")
+        raise ValueError(
+            f"the record has no rows for attention={attention!r}: "
+            "make it with python -m course.experiments.rejected_variants"
+        )
     return rows
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
@@ -19,7 +20,6 @@ from dsa.kernels import ops, reference
 from dsa.model import selection
 from dsa.model.transformer import Transformer
 from dsa.text import tokenizer
-from dsa.training.activation import indexers, lessons
 
 LEAST = 1e-4  # shares below it are drawn at the bottom edge
 

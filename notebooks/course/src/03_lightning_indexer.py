@@ -223,7 +223,7 @@ claim(
 # - The **weights** come from the hidden state (`weights_proj`), times $(J W)^{-1/2}$. Nothing makes them positive.
 
 # %%
-from dsa.training.activation import lessons
+from course.experiments.activation import lessons
 
 seen = lessons(model, tokens)  # of each layer: what its indexer is shown
 R, theta = model.config.qk_rope_head_dim, model.config.rope_theta
@@ -604,7 +604,7 @@ claim(
 # A spot check of the recorded result, live: both forms from the same weights, on short sequences of one small text.
 
 # %%
-from dsa.training import activation
+from course.experiments import activation
 
 small = Needles(corpus.load("../data/texts"), length=128)
 pupils = [

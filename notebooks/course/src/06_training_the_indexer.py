@@ -573,7 +573,7 @@ guess = predict(
 )
 
 # %%
-from dsa.training.sweep import MIDDLE, along
+from course.experiments.indexer_sweep import MIDDLE, along
 
 path = Path("../data/measurements/indexer_sweep.json")
 runs = json.loads(path.read_text())["runs"]
@@ -697,8 +697,8 @@ claim(
 # steps:
 
 # %%
-from dsa.training import activation
-from dsa.training.sweep import Recipe, Variant
+from course.experiments import activation
+from course.experiments.indexer_sweep import Recipe, Variant
 
 pair = [Variant(base, MIDDLE, 0), Variant(base, Recipe(first=16), 0)]
 activation.warm_up(base, pair, MixedNeedles(text, 128), steps=60)

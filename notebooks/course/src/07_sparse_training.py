@@ -18,7 +18,7 @@
 # **You need** [06](06_training_the_indexer.ipynb), and [04](04_token_selection.ipynb) for the four choosers:
 # indexer, oracle, window, random.
 #
-# **Afterwards**: the long training (set `FULL`), and `dsa/training/twins.py`. Computing: **60 s**.
+# **Afterwards**: the long training (set `FULL`), and `notebooks/course/experiments/matched_runs.py`. Computing: **60 s**.
 #
 # *The report* is DeepSeek's on V3.2-Exp; this chapter is about its section 2 and its Table 1. `K` is the number
 # of tokens kept.
@@ -32,6 +32,8 @@ from statistics import mean, stdev
 import dsa
 import torch
 from course.exercises.catalogue import check
+from course.experiments import benchmark_suite
+from course.experiments.matched_runs import train_on
 from course.figures import adapting
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -39,10 +41,9 @@ from course.ui.style import show, style
 from dsa.model.transformer import Transformer
 from dsa.text import corpus
 from dsa.text.tasks import Episodes, Needles
-from dsa.training import evaluate, indexer, suite
+from dsa.training import evaluate, indexer
 from dsa.training.objectives import language_loss
 from dsa.training.pretrain import MixedNeedles
-from dsa.training.twins import train_on
 from torch import Tensor
 
 FULL = False  # True: also the long training, about five minutes
@@ -237,7 +238,7 @@ claim(
 # right:
 
 # %%
-from dsa.training.ablations import attach, copied
+from course.experiments.ablations import attach, copied
 
 leaking = attach(copied(pupil))
 _, kl = leaking(episodes.tokens, indexer_loss=True)
@@ -579,7 +580,7 @@ claim(
 # does not notice a window would not notice anything. Every score is a share of right next tokens; these are asked:
 
 # %%
-for one in suite.exams(text, sequences=8):
+for one in benchmark_suite.exams(text, sequences=8):
     for name, asked in one.asked.items():
         print(f"{name:20} {one.tokens.shape[1]:4} tokens a sequence,",
               f"{asked.sum() / len(asked):5.1f} asked")  # fmt: skip
@@ -591,8 +592,8 @@ for one in suite.exams(text, sequences=8):
 # for the distances.
 
 # %%
-ours = suite.differences(record["suite"], "sparse")
-theirs = suite.differences(record["suite"], "window")
+ours = benchmark_suite.differences(record["suite"], "sparse")
+theirs = benchmark_suite.differences(record["suite"], "window")
 show(*adapting.draw_suite(ours, theirs))
 
 # %%

@@ -172,10 +172,11 @@ guess = predict(
 # %%
 from functools import partial
 
-from dsa.cost import layer, measure
-from dsa.cost.tried import sparse_layer
+from course.experiments.rejected_variants import sparse_layer
+from dsa.bench import cpu
+from dsa.bench.timing import cpu_seconds
 
-small = measure.SHAPES["s2"]()
+small = cpu.SHAPES["s2"]()
 many, single = (sparse_layer(small, n, 8192) for n in (64, 1))
 
 
@@ -193,11 +194,13 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 took = {}
-with layer.one_thread(), torch.no_grad():
-    for name in ("loops", "reference", "chunked", "cpu"):
-        given = single if name == "loops" else many
-        call = partial(both_steps, given, name)
-        took[name] = layer.cpu_seconds(call, 2) / given.q.shape[1]
+calls = {
+    name: partial(both_steps, single if name == "loops" else many, name)
+    for name in ("loops", "reference", "chunked", "cpu")
+}
+with torch.no_grad():
+    for name, seconds in cpu_seconds(calls, repeats=2).items():
+        took[name] = seconds / calls[name].args[0].q.shape[1]
         print(f"{name:9} {took[name] * 1e3:8.2f} ms a query")
 guess.reveal(
     took["loops"] / took["cpu"],
@@ -226,7 +229,7 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 for keys in (1024, 8192, 65_536):
-    cost = measure.token_seconds(small, "prefill", keys, 3)
+    cost = cpu.token_seconds(small, "prefill", keys, 3)
     print(f"{keys:6,} keys:", end=" ")
     print(", ".join(f"{n} {x * 1e3:.2f} ms" for n, x in cost.items()))
 ratio = cost["dense"] / cost["sparse"]
@@ -242,13 +245,13 @@ claim(
 # %% [markdown]
 # ## What was tried
 #
-# Most ideas do not help. Those for the processor are kept, a few lines each, in `dsa/kernels/cpu/tried.py`, and are
+# Most ideas do not help. Those for the processor are kept, a few lines each, in `notebooks/course/experiments/cpu_variants.py`, and are
 # held against the reference like everything else. This is how one would write sparse attention first:
 
 # %%
-from dsa.kernels.cpu import tried
+from course.experiments import cpu_variants
 
-print(inspect.getsource(tried.four_lines))
+print(inspect.getsource(cpu_variants.four_lines))
 
 # %% [markdown]
 # And this is how all of them did. The figure is about {source:cpu_tried.what}. **Recorded**:

@@ -33,8 +33,9 @@ from course.ui.panel import Choice, Panel, twins
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
+from dsa.bench import full_width
 from dsa.cost.fit import GPUS, fit
-from dsa.inference import inventory, parallel, true_width
+from dsa.inference import inventory, parallel
 from dsa.inference.chat import open_chat
 from dsa.model.moe import Gate, MoE, route
 from dsa.model.transformer import Layer
@@ -317,14 +318,14 @@ del full, layers, indexers, routed, shared
 
 # %% tags=["nbval-ignore-output"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
-dtype, count = true_width.quick_dtype(device), 1
+dtype, count = full_width.quick_dtype(device), 1
 lengths, decoded = (48, 96), 3
 if device == "cuda":
     memory = torch.cuda.get_device_properties(0).total_memory
-    count = true_width.layers_that_fit(memory, dtype)
+    count = full_width.layers_that_fit(memory, dtype)
     lengths, decoded = (8192, 32768, 131072), 32
-config = true_width.first_layers(count)
-stack = true_width.build(config, dtype, device)
+config = full_width.first_layers(count)
+stack = full_width.build(config, dtype, device)
 size = sum(p.numel() for p in stack.parameters())
 print(f"{count} layer(s), {size / 1e9:.2f} billion parameters, {dtype}")
 first = sum(p.numel() for p in stack[0].parameters())
@@ -342,7 +343,7 @@ claim(
 # %%
 outputs = {}
 for attention in ("dense", "sparse"):
-    run = true_width.Run(stack, config, attention, 32)
+    run = full_width.Run(stack, config, attention, 32)
     outputs[attention] = run.read(24).float()
 change = outputs["dense"] - run.x[:, :24].float()
 gap = (outputs["dense"] - outputs["sparse"]).norm() / change.norm()
@@ -359,7 +360,7 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 measured = [
-    true_width.measure(stack, config, attention, length, decoded)
+    full_width.measure(stack, config, attention, length, decoded)
     for attention in ("dense", "sparse")
     for length in lengths
 ]

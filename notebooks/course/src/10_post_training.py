@@ -17,7 +17,7 @@
 # [06](06_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
 #
 # **Afterwards**: the run on all five domains (set `FULL`), `dsa/training/grpo.py`, and the record's
-# `dsa/training/post_training.py`. Computing: about **60 s**.
+# `notebooks/course/experiments/post_training.py`. Computing: about **60 s**.
 #
 # Shape letters: `B` sequences, `T` tokens, `G` answers to one prompt, `K` kept tokens. *The report* is DeepSeek's
 # on V3.2-Exp; this chapter is about the second half of its section 2. The names of settings are those of TRL,

@@ -14,7 +14,7 @@
 # **You need** [02](02_multi_head_latent_attention.ipynb) (latents), [04](04_token_selection.ipynb) (how a selection
 # is judged) and [06](06_training_the_indexer.ipynb) (how an indexer learns).
 #
-# **Afterwards**: write a fifth square into `dsa/model/alternatives/`, and record it with
+# **Afterwards**: write a fifth square into `notebooks/course/experiments/attention_variants/`, and record it with
 # `{source:alternatives.command}`. Computing: **40 s**.
 #
 # Shape letters: `S` visible keys, `K` tokens read, `Z` tokens in a block, `N` = S / Z blocks, `H` heads, `C + R`
@@ -29,16 +29,16 @@ import dsa
 import matplotlib.pyplot as plt
 import torch
 from course.exercises.catalogue import check
+from course.experiments import variant_bench as bench
+from course.experiments.attention_variants import blocks, delta
+from course.experiments.attention_variants.choosing import Budget
 from course.figures import attention_variants as pictures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import COLOURS, show, style
 from dsa.model import selection
-from dsa.model.alternatives import blocks, delta, moba, msa, quest, sparq
-from dsa.model.alternatives.choosing import Budget
 from dsa.text import corpus
 from dsa.text.tasks import Needles
-from dsa.training import alternatives as bench
 from torch import Tensor
 
 FULL = False  # True: also a longer lesson for two designs, five minutes
@@ -65,7 +65,7 @@ style()
 #
 # Where they come from: MoBA is arXiv 2502.13189, Quest 2406.10774, NSA 2502.11089, MSA (MiniMax Sparse Attention)
 # 2606.13392, SparQ 2312.04985, sinks 2309.17453, Gated DeltaNet 2412.06464. Each file in
-# `dsa/model/alternatives/` says where ours differs from the original.
+# `notebooks/course/experiments/attention_variants/` says where ours differs from the original.
 #
 # ## What a summary forgets
 #
@@ -131,6 +131,8 @@ def my_bounds(q, keys):
 
 
 # %%
+from course.experiments.attention_variants import moba, msa, quest, sparq
+
 exact = scale * torch.einsum("bthw,bsw->bths", q, keys)
 top = exact.unflatten(-1, (5, 4)).amax(-1)
 mean = exact.unflatten(-1, (5, 4)).mean(-1)
@@ -581,8 +583,8 @@ claim(
 # every layer has in some form, and whatever a kernel does besides.
 
 # %%
+from course.experiments.variant_costs import bill
 from dsa.cost import roofline
-from dsa.cost.alternatives import bill
 
 real = dsa.Config.v32_exp()
 show(*pictures.draw_split(real, 131_072))
@@ -928,6 +930,6 @@ if FULL:
 #
 # </details>
 #
-# **Next**: your own square. Everything you need is in `dsa/model/alternatives/choosing.py`: one class, one
+# **Next**: your own square. Everything you need is in `notebooks/course/experiments/attention_variants/choosing.py`: one class, one
 # method. And when you ask "where was that?": [13 Reference](13_reference.ipynb) leads from each equation of the report
 # to code, test and cell, lists what was chosen where the report is silent, and says every term in a sentence.

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from dsa.training import ablations
+from course.experiments import ablations
+from dsa.cost.record import as_of_today
 from project import DATA
 from tiny_training import tiny
 
@@ -96,7 +97,7 @@ def test_a_longer_pupil_reads_the_longer_text(text, monkeypatch):
 
 def test_the_record_is_whole():
     record = json.loads(RECORD.read_text())
-    assert record["command"].startswith("python -m dsa.training.ablations data/warmed")
+    assert as_of_today(record["command"]).startswith("python -m course.experiments.ablations data/warmed")
     kinds = {(run["ablation"], run["kind"]) for run in record["runs"]}
     assert kinds == {("detach", "detached"), ("detach", "attached"), ("longer", "sparse"), ("scratch", "dense"),
                      ("scratch", "sparse")}  # fmt: skip

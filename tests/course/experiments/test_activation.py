@@ -7,9 +7,11 @@ import torch
 
 import dsa
 import small
+from course.experiments import activation
+from dsa.cost.record import as_of_today
 from dsa.kernels import loops
 from dsa.text.tasks import Needles
-from dsa.training import activation, evaluate
+from dsa.training import evaluate
 from project import DATA
 from tiny_training import tiny
 
@@ -77,7 +79,7 @@ def test_the_command_writes_a_whole_record(tmp_path, text, monkeypatch):
 
 def test_the_record_says_where_it_comes_from_and_holds_every_run():
     record = json.loads(RECORD.read_text())
-    assert record["command"].startswith("python -m dsa.training.activation data/base")
+    assert as_of_today(record["command"]).startswith("python -m course.experiments.activation data/base")
     assert record["date"] and record["versions"]["torch"] and len(record["corpus"]["sha256"]) == 64
     seeds = record["options"]["seeds"]
     assert len(seeds) >= 3

@@ -7,9 +7,9 @@ import torch
 
 import dsa
 import small
+from course.experiments.attention_variants import blocks, delta, moba, msa, nsa, quest, sinks, sparq
+from course.experiments.attention_variants.choosing import Budget, convert
 from dsa.kernels import reference
-from dsa.model.alternatives import blocks, delta, moba, msa, nsa, quest, sinks, sparq
-from dsa.model.alternatives.choosing import Budget, convert
 from dsa.model.transformer import Transformer
 
 DESIGNS = {"sinks": sinks.Sinks, "moba": moba.Moba, "quest": quest.Quest, "nsa": nsa.Nsa, "sparq": sparq.Sparq}

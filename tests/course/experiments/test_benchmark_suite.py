@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from course.experiments import benchmark_suite
+from course.experiments.benchmark_suite import Exam
 from dsa.text import tokenizer
-from dsa.training import suite
-from dsa.training.suite import Exam
 from tiny_training import tiny
 
 
 @pytest.fixture(scope="module")
 def exams(text):
-    return {name: (exam, mask) for exam in suite.exams(text, 256, 4) for name, mask in exam.asked.items()}
+    return {name: (exam, mask) for exam in benchmark_suite.exams(text, 256, 4) for name, mask in exam.asked.items()}
 
 
 def test_there_are_fourteen_and_each_asks_something(exams):
@@ -24,29 +24,29 @@ def test_there_are_fourteen_and_each_asks_something(exams):
 
 
 def test_needles_are_asked_at_their_distance(exams):
-    for name, (least, most) in suite.DISTANCES.items():
+    for name, (least, most) in benchmark_suite.DISTANCES.items():
         exam, mask = exams[f"needle {name} back"]
         for row, place in mask.nonzero().tolist():
             before = exam.tokens[row, : place - 1]
             (first,) = (before == exam.tokens[row, place - 1]).nonzero()
             assert least <= place - 1 - (int(first) + 1) <= most  # from the question back to the value
             assert exam.tokens[row, first + 1] == exam.tokens[row, place]
-    asked = sum(exams[f"needle {name} back"][1] for name in suite.DISTANCES)
+    asked = sum(exams[f"needle {name} back"][1] for name in benchmark_suite.DISTANCES)
     assert asked.sum(1).tolist() == [8] * 8
 
 
 def test_every_distance_is_asked_once(text, monkeypatch):
     """Also those at the edge of two ranges."""
-    found = suite.Needles(text, 256, 8, 8, "held_out").generate(torch.Generator().manual_seed(0), 4)
+    found = benchmark_suite.Needles(text, 256, 8, 8, "held_out").generate(torch.Generator().manual_seed(0), 4)
     edges = torch.tensor([1, 64, 65, 128, 129, 256, 257, 300])
     edge = replace(found, source=found.query - edges)
-    monkeypatch.setattr(suite.Needles, "generate", lambda *_: edge)
-    (exam,) = suite._distances(text, 256, 4, torch.Generator())
+    monkeypatch.setattr(benchmark_suite.Needles, "generate", lambda *_: edge)
+    (exam,) = benchmark_suite._distances(text, 256, 4, torch.Generator())
     assert [int(mask.sum()) for mask in exam.asked.values()] == [8, 8, 8, 8]
 
 
 def test_loads_ask_for_every_pair(exams):
-    for pairs in suite.LOADS:
+    for pairs in benchmark_suite.LOADS:
         exam, mask = exams[f"{pairs} needles"]
         assert mask.sum(1).tolist() == [pairs] * 4
         assert (exam.tokens[mask] >= tokenizer.FIRST_VALUE).all()
@@ -68,7 +68,7 @@ def test_shares_are_counted_by_sequence():
     tokens = torch.randint(256, (3, 40), generator=torch.Generator().manual_seed(1))
     asked = torch.zeros(3, 40, dtype=torch.bool)
     asked[0, 5:9] = asked[1, 39] = True
-    found = suite.sit(model, [Exam(tokens, {"some": asked})], "dense", 8)["some"]
+    found = benchmark_suite.sit(model, [Exam(tokens, {"some": asked})], "dense", 8)["some"]
     model.attention = "dense"
     with torch.no_grad():
         says = model(tokens).argmax(-1)
@@ -86,7 +86,7 @@ def test_the_attention_that_is_asked_for_is_used():
             right = model(tokens)[:, :-1].argmax(-1)
         own = Exam(torch.cat([tokens[:, :1], right], 1), {"all": asked})  # what it says to another text, as an exam
         model.attention = "dense"
-        found = suite.sit(model, [own], kind, 1)["all"]
+        found = benchmark_suite.sit(model, [own], kind, 1)["all"]
         with torch.no_grad():
             model.attention = kind
             wanted = (model(own.tokens)[:, :-1].argmax(-1) == own.tokens[:, 1:]).float().sum(1) / 59
@@ -95,7 +95,7 @@ def test_the_attention_that_is_asked_for_is_used():
 
 def test_rows_pair_the_sequences():
     own, dense = torch.tensor([0.5, 0.75, float("nan")]), torch.tensor([0.25, 0.25, float("nan")])
-    (row,) = suite.rows({"a": own}, {"a": dense})
+    (row,) = benchmark_suite.rows({"a": own}, {"a": dense})
     assert row["right"] == 0.625 and row["over_dense"] == 0.375
     assert row["error"] == pytest.approx(torch.tensor([0.25, 0.5]).std().item() / 2**0.5, abs=1e-5)
 
@@ -104,15 +104,15 @@ def test_intervals_run_over_seeds():
     gaps = (0.01, 0.02, 0.06)
     rows = [{"benchmark": "a", "model": "dense", "right": 0.5, "over_dense": 0.0}] * 3
     rows += [{"benchmark": "a", "model": "x", "right": 0.5 + gap, "over_dense": gap} for gap in gaps]
-    (line,) = suite.differences(rows, "x")
+    (line,) = benchmark_suite.differences(rows, "x")
     assert line["difference"] == pytest.approx(0.03) and line["model"] == pytest.approx(0.53)
     assert line["half"] == pytest.approx(4.30 * 0.026458 / 3**0.5, rel=1e-3) and line["noise"]
     worse = [row | {"over_dense": -0.05 - row["over_dense"]} for row in rows]
-    assert not suite.differences(worse, "x")[0]["noise"], "a loss is as certain as a gain"
+    assert not benchmark_suite.differences(worse, "x")[0]["noise"], "a loss is as certain as a gain"
     with pytest.raises(ValueError, match="1 seeds of 'x': an interval needs one of"):
-        suite.differences([rows[0], rows[3]], "x")
+        benchmark_suite.differences([rows[0], rows[3]], "x")
 
 
 def test_a_length_without_room_is_refused(text):
     with pytest.raises(ValueError, match="length=128: the needles of the suite need 256"):
-        suite.exams(text, 128)
+        benchmark_suite.exams(text, 128)

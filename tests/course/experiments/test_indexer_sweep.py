@@ -7,8 +7,9 @@ import torch
 
 import dsa
 import small
-from dsa.training import activation, sweep
-from dsa.training.sweep import AXES, MIDDLE, Recipe, Variant
+from course.experiments import activation, indexer_sweep
+from course.experiments.indexer_sweep import AXES, MIDDLE, Recipe, Variant
+from dsa.cost.record import as_of_today
 from project import DATA
 from tiny_training import tiny
 
@@ -16,7 +17,7 @@ RECORD = DATA / "measurements" / "indexer_sweep.json"
 
 
 def test_each_recipe_differs_from_the_middle_in_one_thing_at_most():
-    plan = sweep.recipes()
+    plan = indexer_sweep.recipes()
     assert plan[0] == MIDDLE and len(plan) == len(set(plan)) == 1 + sum(len(values) - 1 for values in AXES.values())
     for recipe in plan[1:]:
         assert sum(getattr(recipe, axis) != getattr(MIDDLE, axis) for axis in AXES) == 1
@@ -49,7 +50,7 @@ def test_variants_learn_at_their_own_rate(text):
     model = tiny(dense=True)
     variants = [Variant(model, Recipe(rotary=8, rate=rate), 0) for rate in (1e-9, 1e-2)]
     before = [[p.detach().clone() for p in variant.parameters()] for variant in variants]
-    activation.warm_up(model, variants, sweep.MixedNeedles(text, 64), steps=2, size=1)
+    activation.warm_up(model, variants, indexer_sweep.MixedNeedles(text, 64), steps=2, size=1)
     moved = [
         max(float((p.detach() - was).abs().max()) for p, was in zip(variant.parameters(), old, strict=True))
         for variant, old in zip(variants, before, strict=True)
@@ -63,42 +64,42 @@ def test_one_axis_of_a_record():
         for J, R in ((2, 16), (1, 16), (2, 2))
         for s in (0, 1)
     ]
-    assert sweep.along(runs, "heads", "kl") == {1: [26, 26.1], 2: [36, 36.1]}
-    assert sweep.along(runs, "rotary", "kl") == {2: [22, 22.1], 16: [36, 36.1]}
+    assert indexer_sweep.along(runs, "heads", "kl") == {1: [26, 26.1], 2: [36, 36.1]}
+    assert indexer_sweep.along(runs, "rotary", "kl") == {2: [22, 22.1], 16: [36, 36.1]}
     with pytest.raises(ValueError, match="axis 'colour' was not swept: use one of heads"):
-        sweep.along(runs, "colour", "kl")
+        indexer_sweep.along(runs, "colour", "kl")
 
 
 def test_the_command_writes_a_whole_record(tmp_path, text, monkeypatch):
-    whole = sweep.sweep
-    monkeypatch.setattr(sweep, "recipes", lambda: [MIDDLE])
-    monkeypatch.setattr(sweep, "sweep", lambda *a, **k: whole(*a, **k, length=128, episodes=2))
+    whole = indexer_sweep.sweep
+    monkeypatch.setattr(indexer_sweep, "recipes", lambda: [MIDDLE])
+    monkeypatch.setattr(indexer_sweep, "sweep", lambda *a, **k: whole(*a, **k, length=128, episodes=2))
     source, out = tmp_path / "a.txt", tmp_path / "record.json"
     source.write_text(small.LINES)
     command = [str(DATA / "base"), "--out", str(out), "--corpus", str(source), "--seeds", "5", "--steps", "2"]
-    sweep.main(command)
+    indexer_sweep.main(command)
     record = json.loads(out.read_text())
     assert record["options"]["seeds"] == [5] and [run["seed"] for run in record["runs"]] == [5]
     with pytest.raises(SystemExit, match="exists: choose another --out"):
-        sweep.main(command)
-    sweep.main([*command, "--replace"])
+        indexer_sweep.main(command)
+    indexer_sweep.main([*command, "--replace"])
 
 
 def test_the_record_says_where_it_comes_from_and_holds_every_run():
     record = json.loads(RECORD.read_text())
-    assert record["command"].startswith("python -m dsa.training.sweep data/base")
+    assert as_of_today(record["command"]).startswith("python -m course.experiments.indexer_sweep data/base")
     assert record["date"] and record["versions"]["torch"] and len(record["corpus"]["sha256"]) == 64
     seeds = record["options"]["seeds"]
     for axis, values in AXES.items():
-        assert {value: len(found) for value, found in sweep.along(record["runs"], axis, "kl").items()} == dict.fromkeys(
-            values, len(seeds)
-        )
-    assert len(record["runs"]) == len(sweep.recipes()) * len(seeds)
+        assert {
+            value: len(found) for value, found in indexer_sweep.along(record["runs"], axis, "kl").items()
+        } == dict.fromkeys(values, len(seeds))
+    assert len(record["runs"]) == len(indexer_sweep.recipes()) * len(seeds)
 
 
 @pytest.mark.slow
 def test_a_short_run_sees_the_fatal_one_again(text):
     model = dsa.from_pretrained(DATA / "base")
     plan = [MIDDLE, Recipe(rotary=2), Recipe(first=16)]
-    middle, fatal, large = sweep.sweep(model, text, plan, seeds=[0], steps=40, length=128, episodes=8)
+    middle, fatal, large = indexer_sweep.sweep(model, text, plan, seeds=[0], steps=40, length=128, episodes=8)
     assert fatal["kl"] > 3 * middle["kl"] and large["kl_worst"] > 3 * middle["kl_worst"]

@@ -9,20 +9,22 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from course.experiments import cpu_variants as ideas
+from course.experiments import rejected_variants
 from course.figures import rejected_variants as show
-from dsa.cost import measure, tried
+from dsa.bench import cpu
+from dsa.cost.record import as_of_today
 from dsa.kernels import ops, reference
-from dsa.kernels.cpu import tried as ideas
 from dsa.kernels.fp8 import Codes, quantise_int8
 
 T, S = 12, 1024
-S2 = measure.SHAPES["s1"]()  # the smaller of the two shapes
+S2 = cpu.SHAPES["s1"]()  # the smaller of the two shapes
 NARROW = {"index in bf16", "index in int8"}
 
 
 @pytest.fixture(scope="module")
 def given():
-    return tried.sparse_layer(S2, T, S)
+    return rejected_variants.sparse_layer(S2, T, S)
 
 
 def expected(given, q, k, w):
@@ -52,7 +54,7 @@ def test_bf16_chooses_nearly_the_same(given, monkeypatch):
 
 @pytest.mark.parametrize("name", list(ideas.DENSE))
 def test_dense_ideas_compute_the_reference(name):
-    block = tried.dense_layer(S2, 16, 100)
+    block = rejected_variants.dense_layer(S2, 16, 100)
     right = reference.dense_attention(block.q, block.k, block.v, block.scale)
     torch.testing.assert_close(ideas.DENSE[name](block), right, atol=1e-5, rtol=1e-5)
 
@@ -74,21 +76,23 @@ def test_the_ideas_differ_in_how_they_do_it(given, monkeypatch):
 
 
 def test_rows_are_held_against_ours_and_the_command_writes_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tried, "in_turn", lambda calls, repeats: {n: 6.0 + 2 * i for i, n in enumerate(calls)})
-    monkeypatch.setattr(tried, "QUERIES", 4)
-    monkeypatch.setattr(tried, "BLOCK", 8)
+    monkeypatch.setattr(
+        rejected_variants, "cpu_seconds", lambda calls, repeats: {n: 6.0 + 2 * i for i, n in enumerate(calls)}
+    )
+    monkeypatch.setattr(rejected_variants, "QUERIES", 4)
+    monkeypatch.setattr(rejected_variants, "BLOCK", 8)
     out = tmp_path / "cpu_tried.json"
-    tried.main(["--keys", "2048", "--repeats", "1", "--out", str(out)])
+    rejected_variants.main(["--keys", "2048", "--repeats", "1", "--out", str(out)])
     found = json.loads(out.read_text())
     assert [row["tried"] for row in found["rows"]] == [*ideas.SPARSE, *ideas.DENSE]
     assert found["rows"][0] | {"faults": 0} == {
         "attention": "sparse", "tried": "ours", "seconds": 1.5, "times": 1, "faults": 0,
     }  # fmt: skip
     assert found["rows"][1]["times"] == 1.33
-    assert found["command"].startswith("python -m dsa.cost.tried --keys 2048")
+    assert found["command"].startswith("python -m course.experiments.rejected_variants --keys 2048")
     assert "masked" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        tried.main(["--out", str(out)])
+        rejected_variants.main(["--out", str(out)])
 
 
 def test_the_record_says_what_the_course_tells():
@@ -101,7 +105,11 @@ def test_the_record_says_what_the_course_tells():
     assert times["sparse", "four lines"] > 2 and times["sparse", "fresh tensors"] > 1
     assert times["dense", "mask of a chunk"] > 1.3 and times["dense", "values unpadded"] > 2
     assert max(times[("sparse", name)] for name in NARROW) < 1
-    assert found["machine"] and found["date"] and found["command"].startswith("python -m dsa.cost.tried")
+    assert (
+        found["machine"]
+        and found["date"]
+        and as_of_today(found["command"]).startswith("python -m course.experiments.rejected_variants")
+    )
 
 
 def test_the_picture_has_a_bar_for_each_idea_and_tells_its_faults():

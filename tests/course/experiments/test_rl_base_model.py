@@ -8,9 +8,11 @@ import torch
 from safetensors import safe_open
 
 import dsa
+from course.experiments import post_training, rl_base_model
 from course.figures.grpo_groups import across
+from dsa.cost.record import as_of_today
 from dsa.text.domains import DOMAINS
-from dsa.training import grpo, novice, post_training, rollout, student
+from dsa.training import grpo, rollout, student
 from dsa.training.grpo import GRPOConfig
 from project import DATA
 
@@ -34,7 +36,7 @@ def test_the_folder_is_small_whole_and_in_bf16():
         kinds = {file.get_slice(name).get_dtype() for name in file.keys() if "norm" not in name}  # noqa: SIM118
     assert kinds == {"BF16"}
     found = json.loads((FOLDER / "provenance.json").read_text())
-    assert found["command"] == "python -m dsa.training.novice --out data/novice"
+    assert as_of_today(found["command"]) == "python -m course.experiments.rl_base_model --out data/novice"
     assert found["date"] and found["versions"]["torch"] and "generated" in found["corpus"]["source"]
     with (FOLDER / "training.csv").open() as file:
         phases = {row["phase"] for row in csv.DictReader(file)}
@@ -42,7 +44,7 @@ def test_the_folder_is_small_whole_and_in_bf16():
 
 
 def test_it_knows_the_domains_and_is_careless(model):
-    assert model.attention == "sparse" and model.top_k == novice.TOP_K == 8
+    assert model.attention == "sparse" and model.top_k == rl_base_model.TOP_K == 8
     recorded = json.loads((FOLDER / "provenance.json").read_text())["measures"]
     for name, temperature in (("sparse sampled", 1.0), ("sparse greedy", 0.0)):
         found = rollout.accuracy(model, tuple(DOMAINS), 50, temperature=temperature, seed=1)
@@ -68,12 +70,12 @@ def test_rejection_keeps_the_right_ones_only(model):
 
 def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
     for name, value in {"COPY_CAP": 3, "STEPS": 3, "WARM_STEPS": 2, "SPARSE_STEPS": 2, "BATCH": 8, "EXAM": 5}.items():
-        monkeypatch.setattr(novice, name, value)
-    novice.main(["--out", str(tmp_path / "made")])
+        monkeypatch.setattr(rl_base_model, name, value)
+    rl_base_model.main(["--out", str(tmp_path / "made")])
     made = dsa.from_pretrained(tmp_path / "made")
     assert made.top_k == 8 and set(json.loads((tmp_path / "made" / "provenance.json").read_text())["measures"])
     with pytest.raises(SystemExit, match="exists: choose another --out"):
-        novice.main(["--out", str(tmp_path / "made")])
+        rl_base_model.main(["--out", str(tmp_path / "made")])
 
 
 def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
@@ -101,7 +103,7 @@ def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
 
 def test_the_record_holds_what_the_chapter_says():
     record = json.loads((FOLDER.parent / "measurements" / "post_training.json").read_text())
-    assert record["command"].startswith("python -m dsa.training.post_training data/novice --work")
+    assert as_of_today(record["command"]).startswith("python -m course.experiments.post_training data/novice --work")
     assert record["date"] and record["versions"]["torch"] and "generated" in record["corpus"]["source"]
     options, runs = record["options"], record["runs"]
     assert options["steps"] == post_training.STEPS and options["prompts"] == post_training.PROMPTS

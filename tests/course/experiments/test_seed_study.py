@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from course.experiments import seed_study
 from dsa.text.files import UnreadableFile
-from dsa.training import seeds
 
 DATA = Path("data")
 STAGES = ("base", "warmed", "sparse")
@@ -27,19 +27,19 @@ def work(tmp_path):
 
 def test_models_that_are_there_are_taken_and_the_extremes_are_found(work):
     out = work / "new" / "table.json"
-    seeds.main(["--work", str(work), "--out", str(out), "--seeds", "0", "1"])
+    seed_study.main(["--work", str(work), "--out", str(out), "--seeds", "0", "1"])
     table = json.loads(out.read_text())
     assert [row["seed"] for row in table["rows"]] == [0, 1]
     assert table["least"]["hit_indexer"] == 0.5 and table["most"]["hit_indexer"] > 0.95
-    assert set(table["rows"][0]) == {"seed", *seeds.COLUMNS}
+    assert set(table["rows"][0]) == {"seed", *seed_study.COLUMNS}
 
 
 def test_a_missing_stage_is_trained_with_its_seed(work, monkeypatch):
     shutil.rmtree(work / "1" / "warmed")
     shutil.rmtree(work / "1" / "sparse")
     calls = []
-    monkeypatch.setattr(seeds.indexer, "main", calls.append)
-    seeds.make(work, 1)
+    monkeypatch.setattr(seed_study.indexer, "main", calls.append)
+    seed_study.make(work, 1)
     assert [call[-2:] for call in calls] == [["--seed", "1"], ["--seed", "1"]]
     assert calls[0][0] == str(work / "1" / "base") and "--sparse" in calls[1]
 
@@ -47,7 +47,7 @@ def test_a_missing_stage_is_trained_with_its_seed(work, monkeypatch):
 def test_a_folder_without_provenance_is_named(work):
     (work / "0" / "sparse" / "provenance.json").unlink()
     with pytest.raises(UnreadableFile, match=r"sparse/provenance\.json is missing"):
-        seeds.row(work, 0)
+        seed_study.row(work, 0)
 
 
 def test_the_recorded_table_begins_with_the_shipped_models():

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import dsa
-from dsa.cost.alternatives import DESIGNS as BILLED
-from dsa.model.alternatives.choosing import Budget
+from course.experiments import variant_bench
+from course.experiments.attention_variants.choosing import Budget
+from course.experiments.variant_bench import DESIGNS
+from course.experiments.variant_costs import DESIGNS as BILLED
+from dsa.cost.record import as_of_today
 from dsa.text.tasks import Needles
-from dsa.training import alternatives, evaluate
-from dsa.training.alternatives import DESIGNS
+from dsa.training import evaluate
 from project import DATA
 
 SUMMARIES = ("moba", "quest", "nsa")
@@ -29,17 +31,17 @@ def test_every_design_has_a_bill():
 def test_all_designs_share_the_dense_models_weights(warmed):
     own = warmed.state_dict()
     for design in DESIGNS[:-1]:
-        built = alternatives.build(design, warmed, SMALL).state_dict()
+        built = variant_bench.build(design, warmed, SMALL).state_dict()
         assert all(torch.equal(own[name], built[name]) for name in own), design
     with pytest.raises(ValueError, match="design='flash' is unknown"):
-        alternatives.build("flash", warmed, SMALL)
+        variant_bench.build("flash", warmed, SMALL)
 
 
 @pytest.mark.parametrize("design", ["window", "moba", "msa"])
 def test_a_lesson_changes_the_model_and_only_learned_proxies_indexers(design, warmed, text):
-    model = alternatives.build(design, warmed, SMALL)
+    model = variant_bench.build(design, warmed, SMALL)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    alternatives.teach(design, model, Needles(text, 64, 2, 2), steps=2, size=1)
+    variant_bench.teach(design, model, Needles(text, 64, 2, 2), steps=2, size=1)
     after = model.state_dict()
     assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
     moved = [not torch.equal(before[name], after[name]) for name in before if "indexer.wk" in name]
@@ -51,10 +53,10 @@ def test_a_hybrid_imitates_the_attention_it_replaces(warmed, text):
     tokens = task.generate(torch.Generator().manual_seed(99), 2).tokens
 
     def error(steps):
-        made = alternatives.hybrid(warmed, task, steps=steps, size=2)
+        made = variant_bench.hybrid(warmed, task, steps=steps, size=2)
         theirs = [layer.self_attn for layer in warmed.model.layers][:2]
         warmed.attention = "dense"
-        seen = alternatives.watch(warmed, theirs, tokens)
+        seen = variant_bench.watch(warmed, theirs, tokens)
         with torch.no_grad():
             return sum(
                 float((made.model.layers[n].self_attn(x, step)[0] - out).square().mean() / out.square().mean())
@@ -66,32 +68,32 @@ def test_a_hybrid_imitates_the_attention_it_replaces(warmed, text):
 
 def test_watching_leaves_no_hook_behind(warmed):
     layer = warmed.model.layers[0].self_attn
-    alternatives.watch(warmed, [layer], torch.zeros(1, 4, dtype=torch.long))
+    variant_bench.watch(warmed, [layer], torch.zeros(1, 4, dtype=torch.long))
     assert not layer._forward_hooks
 
 
 def test_the_bench_examines_before_and_after(warmed, text):
     budget = Budget(keys=24, block=8)
-    runs = alternatives.bench(
+    runs = variant_bench.bench(
         warmed, text, designs=("window", "dsa"), seeds=(3, 4), steps=1, budget=budget, length=160, episodes=1
     )
     assert [(run["design"], run["seed"], run["steps"]) for run in runs] == [
         ("window", 3, 0), ("window", 3, 1), ("dsa", 3, 0), ("dsa", 3, 1), ("window", 4, 1), ("dsa", 4, 1)
     ]  # fmt: skip
-    assert alternatives.of(runs, "dsa", "recall", 1) == [runs[3]["recall"], runs[5]["recall"]]
+    assert variant_bench.of(runs, "dsa", "recall", 1) == [runs[3]["recall"], runs[5]["recall"]]
     with pytest.raises(ValueError, match="no run of 'moba' with 1 steps was recorded"):
-        alternatives.of(runs, "moba", "recall", 1)
+        variant_bench.of(runs, "moba", "recall", 1)
 
 
 @pytest.mark.parametrize(("name", "designs"), [("alternatives", DESIGNS), ("alternatives_longer", SUMMARIES)])
 def test_the_records_say_where_they_come_from_and_hold_every_run(name, designs):
     record = json.loads((DATA / "measurements" / f"{name}.json").read_text())
-    assert record["command"].startswith("python -m dsa.training.alternatives data/warmed")
+    assert as_of_today(record["command"]).startswith("python -m course.experiments.variant_bench data/warmed")
     assert record["date"] and record["versions"]["torch"] and len(record["corpus"]["sha256"]) == 64
     seeds, steps = record["options"]["seeds"], record["options"]["steps"]
     for design in designs:
-        assert len(alternatives.of(record["runs"], design, "recall", steps)) == len(seeds) >= 3
-        assert alternatives.of(record["runs"], design, "recall", 0)
+        assert len(variant_bench.of(record["runs"], design, "recall", steps)) == len(seeds) >= 3
+        assert variant_bench.of(record["runs"], design, "recall", 0)
 
 
 @pytest.mark.parametrize("design", ["window", "moba", "quest", "msa", "dsa"])
@@ -99,5 +101,5 @@ def test_a_short_examination_sees_the_record_again(design, warmed, text):
     """Untrained designs, on another text: needles do not depend much on what they stand in."""
     record = json.loads((DATA / "measurements" / "alternatives.json").read_text())
     exam = list(evaluate.needle_batches(text, 256, 32))
-    found = alternatives.examine(alternatives.build(design, warmed, Budget()), text, exam, 256)["recall"]
-    assert found == pytest.approx(alternatives.of(record["runs"], design, "recall", 0)[0], abs=0.15)
+    found = variant_bench.examine(variant_bench.build(design, warmed, Budget()), text, exam, 256)["recall"]
+    assert found == pytest.approx(variant_bench.of(record["runs"], design, "recall", 0)[0], abs=0.15)

@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dsa
 import small
-from dsa.cost import alternatives, roofline
-from dsa.cost.alternatives import DESIGNS, REAL, bill
+from course.experiments import variant_costs
+from course.experiments.attention_variants import delta, moba, nsa, quest
+from course.experiments.attention_variants.choosing import Budget
+from course.experiments.variant_costs import DESIGNS, REAL, bill
+from dsa.cost import roofline
 from dsa.cost.storage import cache_bytes
-from dsa.model.alternatives import delta, moba, nsa, quest
-from dsa.model.alternatives.choosing import Budget
 
 TINY, KEYS = Budget(keys=12, block=4, sinks=2, components=5), 24
 REAL_SIZES = dsa.Config.v32_exp()
@@ -55,7 +56,7 @@ def test_the_proxies_are_billed_as_their_code_computes_them():
 
 
 def test_gated_deltanet_is_billed_as_its_recurrence_computes_it():
-    H, W, V = 4, alternatives.DELTA_WIDTH, 12
+    H, W, V = 4, variant_costs.DELTA_WIDTH, 12
     config = small.config(v_head_dim=V)
     q = torch.randn(1, 1, H, W)
     flops = counted(delta.recurrent, q, q, torch.randn(1, 1, H, V), torch.zeros(1, 1, H), torch.ones(1, 1, H))

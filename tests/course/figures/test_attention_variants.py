@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import dsa
+from course.experiments import variant_bench as bench
+from course.experiments.attention_variants.choosing import Budget
+from course.experiments.variant_costs import DESIGNS, bill
 from course.figures import attention_variants as pictures
 from course.ui.panel import Choice, Panel, Slider
-from dsa.cost.alternatives import DESIGNS, bill
-from dsa.model.alternatives.choosing import Budget
 from dsa.text import corpus
 from dsa.text.tasks import Needles
-from dsa.training import alternatives as bench
 from project import DATA
 
 REAL = dsa.Config.v32_exp()

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from course.experiments.indexer_sweep import along
 from course.figures import indexer_training
-from dsa.training.sweep import along
 from project import DATA
 
 RECORD = DATA / "measurements" / "indexer_sweep.json"

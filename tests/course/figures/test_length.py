@@ -4,12 +4,11 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from course.figures import flop_counts, length
-from course.figures.length import clock, draw_length, token_gain
+from course.figures.length import draw_length, token_gain
 from course.ui.panel import Choice, Panel, Slider
 from dsa.cost import storage
 from dsa.cost.published import read_costs
@@ -113,23 +112,19 @@ def test_what_the_model_cannot_have_is_refused(draw, change, says):
         draw(**START | change)
 
 
-def test_the_clock_times_one_call_on_one_thread_and_gives_the_threads_back():
-    calls, before = [], torch.get_num_threads()
-    assert 0 <= clock(lambda: calls.append(torch.get_num_threads()), repeats=3, inner=5) < 0.1
-    assert calls == [1] * (3 + 2) * 5 and torch.get_num_threads() == before
-
-
 def test_the_gain_of_a_token_is_a_ratio_of_two_clocks_and_of_two_counts(monkeypatch):
     flop = {}
 
-    def counted(call):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            call()
-        return flop.setdefault(len(flop), counter.get_total_flops())
+    def counted(calls, repeats):
+        for name, call in calls.items():
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                call()
+            flop[name] = counter.get_total_flops()
+        return flop
 
-    monkeypatch.setattr(length, "clock", counted)
+    monkeypatch.setattr(length, "cpu_seconds", counted)
     measured, promised = token_gain(4096)
-    assert measured == flop[0] / flop[1] and promised == 17 * 4096 / (4096 + 17 * 64)
+    assert measured == flop["dense"] / flop["sparse"] and promised == 17 * 4096 / (4096 + 17 * 64)
     assert measured == pytest.approx(promised, rel=0.1), "what is timed is what is counted"
     assert token_gain(32)[1] == 17 / 18, "with every key kept, scoring is all in vain"
 

@@ -1,0 +1,1 @@
+"""What things cost on this machine: `cpu` and `gpu` time attention by length, `full_width` whole layers."""

@@ -1,0 +1,165 @@
+"""Run trials and keep what they find, each result as soon as it is there.
+
+A GPU's time is short, and much can go wrong on a machine that nobody has tried a kernel on: it may not compile, give
+wrong numbers, hang, or break the process's connection to the device. So each case runs in a process of its own with a
+limit on its time; a contender that fails is written down with its message and the next one is tried; one that is wrong
+is not timed; and the record is written anew, in one step, after every result.
+"""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dsa.bench.gpu.correctness import poisoned
+from dsa.bench.gpu.inputs import Inputs
+from dsa.bench.gpu.trial import Contender, Trial, judged, milliseconds, quickest
+from dsa.bench.timing import Call, Timer, replayed
+from dsa.cost import record
+from dsa.kernels.gpu.index_logits import INDEX_LOGITS
+from dsa.kernels.gpu.sparse_attention import SPARSE_ATTENTION
+from dsa.kernels.gpu.sparse_backward import LATENT_GRADIENT, QUERY_GRADIENT
+from dsa.kernels.gpu.top_k import TOP_K
+
+TUNED = (INDEX_LOGITS, TOP_K, SPARSE_ATTENTION, QUERY_GRADIENT, LATENT_GRADIENT)
+LIMIT = 240  # seconds for a case, compiling included
+Save = Callable[[dict[str, Any]], None]
+
+
+def measure(contender: Contender, sets: int, timer: Timer) -> dict[str, Any]:
+    """Check an answer, then time it; a row of the record."""
+    contender.call(0)  # compiles and chooses tiles
+    with poisoned():
+        answer = contender.call(0)
+    row: dict[str, Any] = {"error": contender.wrong(answer)}
+    del answer
+    if not row["error"] <= contender.allowed:  # NaN is not
+        return {"failed": f"wrong by {row['error']:.2g}, where {contender.allowed:g} is allowed"}
+    calls: list[Call] = [lambda n=n: contender.call(n) for n in range(sets)]  # type: ignore[misc]
+    if contender.short:
+        calls, row["graph"] = _replayed_if_possible(calls)
+    row["milliseconds"] = timer(calls)
+    row["counted"] = contender.counted
+    seconds = milliseconds({**row, "counted": 1}) / 1e3
+    row["tflops"] = contender.flop / seconds / 1e12
+    row["gigabytes_per_second"] = contender.bytes / seconds / 1e9
+    return row
+
+
+def _replayed_if_possible(calls: list[Call]) -> tuple[list[Call], bool]:
+    try:
+        return replayed(calls), True
+    except (RuntimeError, AssertionError):  # something in it cannot be recorded: then Python is timed too
+        return calls, False
+
+
+def tiles_tried(before: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """What the tuner timed since `before`: kernel -> tile sizes -> milliseconds, None where they do not fit."""
+    return {
+        kernel.name: {tile: ms if math.isfinite(ms) else None for tile, ms in kernel.tried.items()}
+        for kernel in TUNED
+        if kernel.tried != before[kernel.name]
+    }
+
+
+def run_trial(trial: Trial, make: Inputs, timer: Timer, save: Save) -> dict[str, Any]:
+    """Measure all contenders of a trial, whatever becomes of one of them."""
+    found: dict[str, Any] = {"contenders": {}}
+    before = {kernel.name: kernel.tried for kernel in TUNED}
+    sets = min(trial.sets, make.sets)
+    try:
+        contenders = trial.build(replace(make, sets=sets))
+    except Exception as error:  # whatever it is, it belongs into the record
+        contenders, found["failed"] = {}, _in_a_line(error)
+    for name, contender in contenders.items():
+        try:
+            found["contenders"][name] = measure(contender, sets, timer)
+        except Exception as error:
+            found["contenders"][name] = {"failed": _in_a_line(error)}
+        found["tiles"] = tiles_tried(before)
+        if trial.goal:
+            found |= judged(trial.goal, found["contenders"])
+        save(found)
+    if trial.phase:
+        found["rows"] = seconds_a_token(trial, found["contenders"])
+    save(found)
+    return found
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def seconds_a_token(trial: Trial, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The quickest of each kind of attention, as chapter 11 draws it."""
+    return [
+        {"phase": trial.phase, "attention": kind, "keys": trial.keys,
+         "seconds": float(f"{milliseconds(row) / 1e3 / trial.tokens:.4g}")}
+        for kind in ("dense", "sparse")
+        if (row := quickest(rows, kind))
+    ]  # fmt: skip
+
+
+def run_case(trials: Iterable[Trial], make: Inputs, timer: Timer, save: Callable[[str, dict[str, Any]], None]) -> None:
+    """Run a case's trials one after the other, each in memory that the last one left."""
+    for trial in trials:
+        found = run_trial(trial, make, timer, lambda found, trial=trial: save(trial.name, found))  # type: ignore[misc]
+        print(in_words(trial.name, found), flush=True)
+        gc.collect()
+        if make.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def in_words(name: str, found: Mapping[str, Any]) -> str:
+    """A line for the trial and one for each contender."""
+    mark = ""
+    if found.get("figure") is not None:
+        mark = f": {found['figure']:.3g} {found['unit']}, goal {found['goal']:g}, least {found['least']:g}: "
+        mark += found["verdict"]
+    lines = [f"{name}{mark}{found.get('failed', '')}"]
+    for contender, row in found["contenders"].items():
+        if "failed" in row:
+            lines.append(f"    {contender:36} {row['failed']}")
+        else:
+            a, b = row["milliseconds"]
+            lines.append(f"    {contender:36} {a:9.3f} {b:9.3f} ms {row['tflops']:6.0f} TFLOP/s "
+                         f"{row['gigabytes_per_second']:6.0f} GB/s  error {row['error']:.1e}")  # fmt: skip
+    return "\n".join(lines)
+
+
+class Record:
+    """The JSON file: read when it is there, written anew after every result."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]):
+        self.path = path
+        self.content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.content = {**about, "rows": [], "trials": self.content.get("trials", {})}
+
+    def keep(self, name: str, found: Mapping[str, Any]) -> None:
+        """Put a trial's findings in place of earlier ones and write the file, whole or not at all."""
+        self.content["trials"][name] = dict(found)
+        self.content["rows"] = [row for trial in self.content["trials"].values() for row in trial.get("rows", [])]
+        record.write(self.path, self.content)
+
+
+def apart(names: Sequence[str], command: Callable[[str], list[str]], limit: float = LIMIT) -> dict[str, str]:
+    """Run each case in a process of its own: the names of those that did not end well, and how they ended."""
+    broken = {}
+    for name in (bar := tqdm(names, unit="case", disable=not sys.stderr.isatty())):
+        bar.set_description(name)
+        try:
+            code = subprocess.run(command(name), timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            broken[name] = f"stopped after {limit:g} seconds"
+        else:
+            if code:
+                broken[name] = f"its process ended with {code}"
+    return broken

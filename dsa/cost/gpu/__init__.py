@@ -1,1 +1,0 @@
-"""Our kernels on a real GPU, checked and timed: read `timing`, then `cases`; run `python -m dsa.cost.gpu --help`."""
