@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsa.inference.checkpoint import from_pretrained, save_pretrained
-    from dsa.inference.decoding import generate
+    from dsa.checkpoint.load import from_pretrained
+    from dsa.checkpoint.save import save_pretrained
+    from dsa.generation.generate import generate
     from dsa.model.config import Config
     from dsa.model.transformer import Transformer
 
@@ -23,9 +24,9 @@ __all__ = ["Config", "Transformer", "from_pretrained", "generate", "save_pretrai
 _HOMES = {
     "Config": "dsa.model.config",
     "Transformer": "dsa.model.transformer",
-    "from_pretrained": "dsa.inference.checkpoint",
-    "generate": "dsa.inference.decoding",
-    "save_pretrained": "dsa.inference.checkpoint",
+    "from_pretrained": "dsa.checkpoint.load",
+    "generate": "dsa.generation.generate",
+    "save_pretrained": "dsa.checkpoint.save",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import small
-from dsa.text.corpus import own_text
+from dsa.datasets.corpus import own_text
 from project import NOTEBOOKS, ROOT
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 import dsa
-from dsa.text import corpus, tokenizer
-from dsa.text.tasks import hide
+from dsa.datasets import byte_tokenizer, corpus
+from dsa.datasets.recall_tasks import hide
 from dsa.training import evaluate, indexer, pretrain
 from project import DATA
 
@@ -41,7 +41,7 @@ def test_folder_is_whole_and_stored_in_bf16(stage):
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "provenance.json", "training.csv"}
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == ("deepseek_v3" if stage == "base" else "deepseek_v32")
-    assert config["vocab_size"] == tokenizer.VOCAB and config.get("index_topk", 16) == 16
+    assert config["vocab_size"] == byte_tokenizer.VOCAB and config.get("index_topk", 16) == 16
     with safe_open(folder / "model.safetensors", "pt") as file:
         for name in file.keys():  # noqa: SIM118
             narrow = "norm" not in name and "bias" not in name

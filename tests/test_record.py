@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from dsa.cost import record
+from dsa import record
 
 
 def parsed(*words: str) -> argparse.Namespace:

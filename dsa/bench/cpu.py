@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dsa import record
+from dsa.analysis.flops import PHASES
 from dsa.bench.layer import block, check, dense_call, sparse_call
 from dsa.bench.timing import cpu_seconds
-from dsa.cost import record
-from dsa.cost.roofline import PHASES
 from dsa.kernels.cpu.machine import fast
 from dsa.model.config import Config
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsa import record
 from dsa.bench.timing import cpu_seconds
-from dsa.cost import record
 from dsa.kernels import ops
 from dsa.model.attention import Attention, Step
 from dsa.model.cache import LayerCache

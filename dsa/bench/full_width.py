@@ -8,7 +8,7 @@ download. What they do not tell is anything about the quality of an answer.
 
 measures prefill and decode, dense and sparse, over contexts from 8K to 128K, with the memory they take, and writes the
 record that notebook 09 draws. Prompts are read in chunks. What is measured are this package's own kernels on the device
-it runs on; `cost.fit` says what a machine could reach at best.
+it runs on; `analysis.serving_fit` says what a machine could reach at best.
 """
 
 import argparse
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsa.bench.timing import wall_seconds
-from dsa.cost.record import add_options, check_free, command, origin, write
-from dsa.inference import layout
-from dsa.inference.reading import fill, set_dtype
+from dsa.checkpoint import index
+from dsa.checkpoint.load import fill, set_dtype
 from dsa.kernels.cpu.machine import fast
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
@@ -33,6 +32,7 @@ from dsa.model.config import Config
 from dsa.model.moe import Gate
 from dsa.model.rope import Rope
 from dsa.model.transformer import Layer
+from dsa.record import add_options, check_free, command, origin, write
 
 PERIOD = 1_000_003  # a prime, so that no two rows of a matrix are the same
 CHUNK = 2048  # tokens of a prompt read at once
@@ -65,10 +65,10 @@ def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: 
 
 def load(layers: nn.ModuleList, folder: Path) -> nn.ModuleList:
     """Put a folder's weights into its first layers, FP8 expanded on the way. CheckpointError if any is missing."""
-    stored = layout.contents(folder)
+    stored = index.contents(folder)
     target = {f"model.layers.{name}": tensor for name, tensor in layers.state_dict().items()}
-    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(layout.SCALE) in target}
-    layout.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
+    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE) in target}
+    index.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
     fill(target, mine, f"loading {folder.name}")
     return layers
 
@@ -176,7 +176,7 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     on_gpu, dtype = device.type == "cuda", torch.bfloat16
     machine = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()}, processor"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 8e9
-    published = layout.read_config(arguments.folder) if arguments.folder else None
+    published = index.read_config(arguments.folder) if arguments.folder else None
     config = first_layers(arguments.layers or layers_that_fit(memory, dtype, published), published)
     layers = build(config, dtype, device)
     if arguments.folder:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa import record
 from dsa.bench.memory import peak_bytes
 from dsa.bench.timing import cpu_seconds
-from dsa.cost import record
-from dsa.kernels import chunked, ops, reference
+from dsa.kernels import ops, reference, tiled
 
 LENGTHS = (1024, 2048, 4096, 8192)
 WHOLE_UP_TO = 4096  # at 8192 tokens it would take 4 GB
@@ -41,7 +41,7 @@ def by_chunks(index: Index, q: Tensor, k: Tensor, scale: float) -> Tensor:
     """A chunk of rows, its graph, and `backward` at once: autograd without L x L."""
     T = q.shape[1]
     total = torch.zeros(())
-    for rows, seen in chunked.tiles(T, T, chunked.QUERY_TILE):
+    for rows, seen in tiled.tiles(T, T, tiled.QUERY_TILE):
         parts = (index[0][:, rows], index[1][:, :seen], index[2][:, rows], q[:, rows], k[:, :seen])
         loss = reference.indexer_loss(*parts, scale) * ((rows.stop - rows.start) / T)
         loss.backward()
@@ -68,7 +68,7 @@ def contenders(T: int) -> dict[str, Callable[[], Tensor]]:
         forget()
         return by_chunks(index, q, k, scale)
 
-    calls = {"closed form": lambda: step("chunked"), "by chunks": chunks, "at once": lambda: step("reference")}
+    calls = {"closed form": lambda: step("tiled"), "by chunks": chunks, "at once": lambda: step("reference")}
     return {name: call for name, call in calls.items() if name != "at once" or T <= WHOLE_UP_TO}
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dsa.analysis.flops import PHASES
 from dsa.bench.timing import cpu_seconds
-from dsa.cost.roofline import PHASES
 from dsa.kernels import ops
 from dsa.model.config import Config
 from dsa.model.precision import Precision, index_format, index_query

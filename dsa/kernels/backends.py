@@ -2,7 +2,7 @@
 
 A backend is a module with functions of the names and signatures of `loops`; it need not have all of them. One that
 cannot do everything says so in `refuses(operation, *tensors)`: a sentence why it cannot compute that with these
-tensors, empty if it can. `choose` goes down the device's list until nobody objects. `chunked` never does: plain
+tensors, empty if it can. `choose` goes down the device's list until nobody objects. `tiled` never does: plain
 differentiable torch that runs wherever torch runs, which makes it the last resort everywhere.
 
 Modules are imported when they are first asked, so nobody needs the libraries of a device that is not there.
@@ -17,15 +17,15 @@ MODULES = MappingProxyType(
     {
         "loops": "dsa.kernels.loops",
         "reference": "dsa.kernels.reference",
-        "chunked": "dsa.kernels.chunked",
+        "tiled": "dsa.kernels.tiled",
         "cpu": "dsa.kernels.cpu.backend",
         "meta": "dsa.kernels.shapes",
-        "triton": "dsa.kernels.gpu.backend",
+        "triton": "dsa.kernels.triton.backend",
     }
 )
 # by device type, the best first; then LAST_RESORT
 PREFERRED = MappingProxyType({"cpu": ("cpu",), "meta": ("meta",), "cuda": ("triton",)})
-LAST_RESORT = "chunked"
+LAST_RESORT = "tiled"
 
 
 def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str:

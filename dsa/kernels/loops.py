@@ -1,7 +1,7 @@
 """The operations of DeepSeek Sparse Attention as loops: one equation, one line.
 
 Read this file first. Nothing here is fast, and nothing here is clever: each function says with plain
-indices what its faster twins in `reference` and `chunked` must equal. The three files have the same names,
+indices what its faster twins in `reference` and `tiled` must equal. The three files have the same names,
 the same signatures and the same answers, and the tests hold them together, gradients included.
 
 Shape letters, here and everywhere: `B` batch, `T` query positions, `S` key positions, `H` attention heads,

@@ -2,7 +2,7 @@
 
 Everything of size T x S is built and what must not count is masked away. That is how sparse attention is most often
 written down, in published inference code too, and it saves nothing: the masked scores were computed first.
-It serves as the reference that the fast path in `chunked` is held against. Signatures are those of `loops`.
+It serves as the reference that the fast path in `tiled` is held against. Signatures are those of `loops`.
 """
 
 import torch

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dsa.kernels import ops
 from dsa.kernels.fp8 import Codes
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.fp8_linear import weight_of
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
         self.o_proj = nn.Linear(self.heads * self.value, D, bias=False)
         self.indexer = Indexer(config) if config.index_topk is not None else None
-        self.all_heads = nn.Identity()  # where `inference.parallel` averages with the heads of other ranks
+        self.all_heads = nn.Identity()  # where `tensor_parallel` averages with the heads of other ranks
 
     def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Make queries: x (B, T, D) -> q (B, T, H, N + R), and the normed query latent (B, T, Q) for the indexer."""
@@ -155,11 +155,11 @@ class Attention(nn.Module):
                 assert index is not None
                 return ops.index_topk(*index, step.top_k)
             case "window":
-                return selection.window(*sizes, device=q.device)
+                return baselines.window(*sizes, device=q.device)
             case "random":
-                return selection.random(*sizes, seed=1000 * step.start + self.layer, device=q.device)
+                return baselines.random(*sizes, seed=1000 * step.start + self.layer, device=q.device)
             case "oracle":
-                return selection.oracle(self.mass(q, kv), step.top_k)
+                return baselines.oracle(self.mass(q, kv), step.top_k)
         return None
 
     @torch.no_grad()

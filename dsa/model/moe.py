@@ -90,7 +90,7 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
             self.shared_experts = FeedForward(width, hidden * config.n_shared_experts)
-        self.all_experts = nn.Identity()  # where `inference.parallel` adds what experts on other ranks have found
+        self.all_experts = nn.Identity()  # where `tensor_parallel` adds what experts on other ranks have found
 
     def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.

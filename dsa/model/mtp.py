@@ -3,7 +3,7 @@
 The model turns tokens up to t into a hidden state and predicts token t + 1 from it. This layer takes the same hidden
 state together with token t + 1 itself, once it is known, and predicts token t + 2. In training that is a denser signal:
 the state at t must also serve a prediction one step further. In use it is a guess for free: the model can check
-several guessed tokens in one pass (`dsa.inference.speculative`).
+several guessed tokens in one pass (`dsa.generation.speculative`).
 
 It is a whole decoder layer with an indexer and experts of its own, between a projection and a norm; embedding and head
 are the model's. The published checkpoint stores it as layer `num_hidden_layers`, with copies of these two, and so are

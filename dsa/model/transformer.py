@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dsa.model.attention import Attention, Step, Trace
+from dsa.model.baselines import KINDS
 from dsa.model.cache import Cache, LayerCache
 from dsa.model.config import Config
 from dsa.model.moe import FeedForward, Gate, MoE
 from dsa.model.norm import RMSNorm
 from dsa.model.precision import FULL_PRECISION, check_index_width
 from dsa.model.rope import Rope
-from dsa.model.selection import KINDS
 
 TRACE_LIMIT = 2**30  # bytes; a trace holds two T x S matrices a layer
 

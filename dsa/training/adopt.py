@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from dsa.inference.checkpoint import CONFIG, read_config
+from dsa.checkpoint.index import CONFIG, read_config
+from dsa.io.files import read_json, write_json
 from dsa.model.config import Config
-from dsa.text.files import read_json, write_json
 from dsa.training.pretrain import dense_config
 
 DENSE, SPARSE = "deepseek_v3", "deepseek_v32"

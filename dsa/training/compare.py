@@ -3,7 +3,7 @@
 *Before* is the model as it was given (one without an indexer gets an untrained one, so that the effect of training is
 seen and not only of selecting); *after* is the new model as stored. Losses, recall and the attention mass that is kept
 are **measured** on held-out text, beside the choices that frame them: oracle, window and random. Cost is **counted**
-from the sizes (:mod:`dsa.cost.roofline`), dense before and sparse after: FLOP, no seconds. At short lengths sparse
+from the sizes (:mod:`dsa.analysis.flops`), dense before and sparse after: FLOP, no seconds. At short lengths sparse
 attention costs more, and the table says so, with the length from which on it costs less.
 """
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsa.cost import roofline
-from dsa.model import selection
+from dsa.analysis import flops
+from dsa.model import baselines
 from dsa.model.config import Config
 from dsa.model.transformer import TRACE_LIMIT, Transformer
 from dsa.training import evaluate
-from dsa.training.reader import Reading
+from dsa.training.indexer_data import Reading
 
 SEQUENCES, BATCH = 32, 8
 MODES = {"dense": "dense attention", "sparse": "keys by the indexer", "oracle": "oracle", "window": "window",
@@ -82,7 +82,7 @@ def _kept(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
     for number, layer in enumerate(trace):
         chosen = evaluate.choices(layer.mass, layer.scores, model.top_k, number)
         rows = slice(model.top_k, None)
-        layers.append({who: selection.mass_kept(layer.mass, keys)[:, rows].mean() for who, keys in chosen.items()})
+        layers.append({who: baselines.mass_kept(layer.mass, keys)[:, rows].mean() for who, keys in chosen.items()})
     return {who: torch.stack([one[who] for one in layers]) for who in layers[0]}
 
 
@@ -91,12 +91,12 @@ def cost(config: Config, lengths: Sequence[int]) -> list[Row]:
     rows = []
     for length in sorted(set(lengths)):
         read, write = f"FLOP per token, reading {length:,} tokens", f"FLOP per token, writing with {length:,} visible"
-        dense, sparse = (roofline.prompt_work(config, length, kind).total / length for kind in roofline.KINDS)
+        dense, sparse = (flops.prompt_work(config, length, kind).total / length for kind in flops.KINDS)
         rows.append(_row(read, dense, sparse, "counted"))
-        dense, sparse = (roofline.token_work(config, length, kind, "decode").total for kind in roofline.KINDS)
+        dense, sparse = (flops.token_work(config, length, kind, "decode").total for kind in flops.KINDS)
         rows.append(_row(write, dense, sparse, "counted"))
     for phase, what in (("prefill", "reading"), ("decode", "writing")):
-        least = roofline.crossover(config, phase)
+        least = flops.crossover(config, phase)
         found = "never" if math.isinf(least) else math.ceil(least)
         rows.append(_row(f"visible keys from which sparse costs less, {what}", None, found, "counted"))
     return rows

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa.datasets.corpus import Corpus
+from dsa.datasets.recall_tasks import Episodes, Needles
 from dsa.kernels import ops
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.transformer import Transformer
-from dsa.text.corpus import Corpus
-from dsa.text.tasks import Episodes, Needles
-from dsa.training.objectives import bits_per_byte
+from dsa.training.losses import bits_per_byte
 
 SEED = 20_250_929  # of the exam, apart from every training seed
 FAR, HIT_FAR = 32, 64  # tokens back
@@ -159,7 +159,7 @@ def _watch_batch(model: Transformer, batch: Episodes, attention: str, top_k: int
         chosen = choices(layer.mass, layer.scores, top_k, number)
         weight.append({"mass": layer.mass[rows, batch.query, batch.source][far].mean()})
         hits.append({who: hit(keys, batch)[far].float().mean() for who, keys in chosen.items()})
-        kept.append({w: selection.mass_kept(layer.mass, keys)[:, top_k:].mean() for w, keys in chosen.items()})
+        kept.append({w: baselines.mass_kept(layer.mass, keys)[:, top_k:].mean() for w, keys in chosen.items()})
     return [{who: torch.stack([one[who] for one in layers]) for who in layers[0]} for layers in (weight, hits, kept)]
 
 
@@ -168,9 +168,9 @@ def choices(mass: Tensor, scores: Tensor, top_k: int, seed: int = 0) -> dict[str
     B, T, S = mass.shape
     return {
         "indexer": ops.select(scores, top_k),
-        "oracle": selection.oracle(mass, top_k),
-        "window": selection.window(B, T, S, top_k),
-        "random": selection.random(B, T, S, top_k, seed=seed),
+        "oracle": baselines.oracle(mass, top_k),
+        "window": baselines.window(B, T, S, top_k),
+        "random": baselines.random(B, T, S, top_k, seed=seed),
     }
 
 

@@ -28,15 +28,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dsa.datasets import rl_domains, rl_transcripts
+from dsa.datasets.rl_domains import Problem
 from dsa.model.transformer import Transformer
-from dsa.text import domains, transcripts
-from dsa.text.domains import Problem
 from dsa.training import rewards
-from dsa.training.loop import Phase, Run, train
-from dsa.training.objectives import read
+from dsa.training.losses import read
 from dsa.training.optimizers import adamw
 from dsa.training.rewards import Reward
 from dsa.training.rollout import Rollout, logprobs_of, sample
+from dsa.training.trainer import Phase, Run, train
 
 SCALES = ("group", "batch", "none")
 LOSSES = ("grpo", "dapo", "dr_grpo")
@@ -60,7 +60,7 @@ class GRPOConfig:
     num_generations: int = 8
     num_prompts: int = 32
     num_iterations: int = 1
-    max_completion_length: int = transcripts.COMPLETION
+    max_completion_length: int = rl_transcripts.COMPLETION
     temperature: float = 1.0
     learning_rate: float = 1e-3
     beta: float = 0.0
@@ -212,7 +212,7 @@ def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int
 
 def grpo(
     model: Transformer,
-    names: Sequence[str] = tuple(domains.DOMAINS),
+    names: Sequence[str] = tuple(rl_domains.DOMAINS),
     *,
     steps: int = 100,
     config: GRPOConfig | None = None,
@@ -236,7 +236,7 @@ def grpo(
     config = config or GRPOConfig()
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
     reward = rewards.total(reward_funcs, reward_weights)
-    objective = Objective(config, lambda g, n: transcripts.draw(g, names, n, level), reward, reference, watch)
+    objective = Objective(config, lambda g, n: rl_transcripts.draw(g, names, n, level), reward, reference, watch)
     model.eval()  # routers keep their biases
     optimizers = adamw(model.parameters(), config.learning_rate)
     plan = [Phase("grpo", steps, objective, rates=(1.0, 0.1), warmup=min(5, steps // 4))]

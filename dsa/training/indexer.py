@@ -30,16 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsa.inference.checkpoint import from_pretrained
+from dsa.checkpoint.load import from_pretrained
+from dsa.datasets.recall_tasks import Task
+from dsa.distributed import fsdp
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Task
-from dsa.training import adopt, compare, distributed, folder, reader
+from dsa.training import adopt, compare, indexer_data, run_folder
 from dsa.training.evaluate import Claim
-from dsa.training.loop import Learn, Phase, Run, train
-from dsa.training.objectives import language_loss
+from dsa.training.indexer_data import Reading
+from dsa.training.losses import language_loss
 from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import balance
-from dsa.training.reader import Reading
+from dsa.training.trainer import Learn, Phase, Run, train
 
 HEADS, WIDTH, TOP_K = 2, 32, 16  # J, W, K
 WARMUP_RATE, WARMUP_STEPS = 0.01, 150
@@ -84,7 +85,7 @@ def imitate(task: Task, size: int) -> Learn:
     """Eq. 3 (dense attention) or Eq. 4 (sparse), summed over layers; ``kl`` is their mean."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        _, losses = model(distributed.own_rows(task.generate(chance, size)).tokens, indexer_loss=True)
+        _, losses = model(fsdp.own_rows(task.generate(chance, size)).tokens, indexer_loss=True)
         return losses.sum(), _by_layer(losses)
 
     return step
@@ -94,7 +95,7 @@ def learn_both(task: Task, size: int) -> Learn:
     """The language loss for the model and Eq. 4 for its indexers, in one backward pass."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = distributed.own_rows(task.generate(chance, size))
+        episodes = fsdp.own_rows(task.generate(chance, size))
         logits, losses = model(episodes.tokens, indexer_loss=True)
         loss = language_loss(logits, episodes)
         measures = {"language": loss.item(), **_by_layer(losses), **task.score(logits.detach(), episodes)}
@@ -177,17 +178,17 @@ def run(options: argparse.Namespace) -> Path:
     config = adopt.check(options)
     length = adopt.length_of(config, options.length)
     sizes = adopt.index_sizes(config, options, length)
-    reading = reader.read(options.folder, config.vocab_size, options.corpus, length)
+    reading = indexer_data.read(options.folder, config.vocab_size, options.corpus, length)
     print(reading.corpus)
     model = from_pretrained(options.folder)
     if config.index_topk is None:
         model = with_indexer(model, **sizes, seed=options.seed)
     model.top_k = sizes["top_k"]
-    work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
+    work = run_folder.prepare(options.out, resume=options.resume, replace=options.replace)
     before = compare.measured(model, reading)
-    model = distributed.shard(model)
+    model = fsdp.shard(model)
     made = train_stages(model, reading, options, work)
-    return _finish(distributed.gather(model), reading, options, made, before)
+    return _finish(fsdp.gather(model), reading, options, made, before)
 
 
 def train_stages(model: Transformer, reading: Reading, options: argparse.Namespace, work: Path) -> Run:
@@ -229,7 +230,7 @@ def _finish(
         adopt.bring_along(options.folder, whole)
         return compare.report(stored, reading, before, options.cost_at)
 
-    return folder.finish(
+    return run_folder.finish(
         model,
         options.out,
         made,
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "the tokenizer.json in its folder, or --corpus is token ids (.npy or .safetensors)."
     )
     parser = argparse.ArgumentParser("python -m dsa.training.indexer", description=about)
-    folder.command(run, folder.options(adopt.options(parser)), argv)
+    run_folder.command(run, run_folder.options(adopt.options(parser)), argv)
 
 
 if __name__ == "__main__":

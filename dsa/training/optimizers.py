@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from dsa.training import distributed
+from dsa.distributed import fsdp
 
 OPTIMIZERS = ("muon", "adamw")
 _LOOKUPS = ("embed_tokens", "lm_head")
@@ -33,7 +33,7 @@ def muon_and_adamw(model: nn.Module, muon_rate: float, adamw_rate: float) -> lis
 
 def main_optimizers(name: str, model: nn.Module, rate: float) -> list[Optimizer]:
     """Those of OPTIMIZERS by name, for all but the indexers; ValueError for Muon on several processes."""
-    distributed.require_elementwise(name)
+    fsdp.require_elementwise(name)
     if name == "muon":
         return muon_and_adamw(model, rate, rate)
     return adamw((p for key, p in model.named_parameters() if ".indexer." not in key), rate)

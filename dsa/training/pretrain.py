@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dsa.datasets import corpus as texts
+from dsa.datasets.corpus import Corpus
+from dsa.datasets.recall_tasks import Copy, Needles, Task
+from dsa.distributed import fsdp
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
-from dsa.text.corpus import Corpus
-from dsa.text.tasks import Copy, Needles, Task
-from dsa.training import distributed, folder
+from dsa.training import run_folder
 from dsa.training.evaluate import Claim
-from dsa.training.loop import Learn, Phase, Run, train, until
-from dsa.training.objectives import language_loss
+from dsa.training.losses import language_loss
 from dsa.training.optimizers import main_optimizers
+from dsa.training.trainer import Learn, Phase, Run, train, until
 
 COPY_LENGTH, COPY_BATCH, COPY_CAP = 64, 32, 600
 MIXED = (  # length, sequences a step, steps, factors on the rate at first and last step
@@ -53,7 +54,7 @@ def learn(task: Task, size: int) -> Learn:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = distributed.own_rows(task.generate(chance, size))
+        episodes = fsdp.own_rows(task.generate(chance, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -91,7 +92,7 @@ def balance(model: nn.Module) -> None:
     """Move the routers' biases by what the step has loaded on the experts, on all ranks together."""
     assert isinstance(model, Transformer)
     for gate in model.gates():
-        distributed.add_up(gate.load)
+        fsdp.add_up(gate.load)
         gate.balance(ROUTER_SPEED)
 
 
@@ -113,21 +114,21 @@ def pretrain(
     corpus.require(config.max_position_embeddings)
     model = Transformer(config)
     model.reset_parameters(seed)
-    distributed.shard(model).train()
+    fsdp.shard(model).train()
     plan = phases(corpus) if plan is None else plan
     optimizers = main_optimizers(optimizer, model, RATE)
     label = f"pretrain by {optimizer} on {corpus.sha256}"
     run = train(model, optimizers, plan, seed=seed, work=work, resume=resume, after=balance, label=label)
-    return distributed.gather(model).eval(), run
+    return fsdp.gather(model).eval(), run
 
 
 def run(options: argparse.Namespace) -> Path:
     """Make the folder that the command line asks for."""
-    work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
+    work = run_folder.prepare(options.out, resume=options.resume, replace=options.replace)
     corpus = texts.load(options.corpus)
     print(corpus)
     model, made = pretrain(corpus, seed=options.seed, work=work, resume=options.resume, optimizer=options.optimizer)
-    return folder.finish(
+    return run_folder.finish(
         model,
         options.out,
         made,
@@ -142,7 +143,7 @@ def run(options: argparse.Namespace) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m dsa.training.pretrain``."""
     parser = argparse.ArgumentParser("python -m dsa.training.pretrain", description="Train the dense base model.")
-    folder.command(run, folder.options(parser), argv)
+    run_folder.command(run, run_folder.options(parser), argv)
 
 
 if __name__ == "__main__":

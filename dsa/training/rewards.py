@@ -11,9 +11,9 @@ model grades an answer on several points (here the points are rules).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dsa.text import domains
-from dsa.text.symbols import ANSWER, DIGITS, END, Ids
-from dsa.text.transcripts import Transcript
+from dsa.datasets import rl_domains
+from dsa.datasets.rl_symbols import ANSWER, DIGITS, END, Ids
+from dsa.datasets.rl_transcripts import Transcript
 
 Reward = Callable[[Transcript], float]
 
@@ -38,7 +38,7 @@ class LengthPenalty:
 
 def mode_kept(one: Transcript) -> float:
     """1 if it thought exactly when it was asked to, else 0."""
-    return float(domains.thinks(one.problem, one.spoken) == one.problem.thinking)
+    return float(rl_domains.thinks(one.problem, one.spoken) == one.problem.thinking)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def answer_of(one: Transcript) -> Ids:
 def ordered(one: Transcript) -> float:
     """1 if the answer is in order, whatever is in it."""
     answer = answer_of(one)
-    return float(bool(answer) and domains.in_order(answer))
+    return float(bool(answer) and rl_domains.in_order(answer))
 
 
 def complete(one: Transcript) -> float:
@@ -88,7 +88,7 @@ SORTING_RUBRIC = Rubric({"digits only": (1, plain), "in order": (2, ordered), "s
 def nothing_closed_wrongly(one: Transcript) -> float:
     """1 if no bracket closes what is not open. Leaky: it never asks whether everything was closed."""
     answer = answer_of(one)
-    return float(bool(answer) and domains.still_open(one.problem.body + answer) is not None)
+    return float(bool(answer) and rl_domains.still_open(one.problem.body + answer) is not None)
 
 
 def total(functions: Sequence[Reward], weights: Sequence[float] | None = None) -> Reward:

@@ -1,6 +1,6 @@
 """Sampling completions for reinforcement learning: many prompts at once, from the cache, with tools that answer.
 
-Prompts are padded on the left to one length (:mod:`dsa.text.transcripts`), so a batch writes its tokens in the same
+Prompts are padded on the left to one length (`datasets.rl_transcripts`), so a batch writes its tokens in the same
 columns. Where a tool has something to say to a row, its tokens take the place of the next samples; they are read like
 any other and marked as not the model's own. A row that has ended is filled up with padding.
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsa.datasets import rl_domains, rl_transcripts
+from dsa.datasets.rl_domains import Problem
+from dsa.datasets.rl_symbols import END, PAD
+from dsa.datasets.rl_transcripts import PROMPT, Transcript
 from dsa.model.transformer import Transformer
-from dsa.text import domains, transcripts
-from dsa.text.domains import Problem
-from dsa.text.symbols import END, PAD
-from dsa.text.transcripts import PROMPT, Transcript
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Row:
             return self.waiting.pop(0), False
         self.said.append(sampled)
         self.done = sampled == END
-        self.waiting = list(domains.reply(self.problem, tuple(self.said)))
+        self.waiting = list(rl_domains.reply(self.problem, tuple(self.said)))
         return sampled, True
 
 
@@ -96,7 +96,7 @@ def sample(
     generator: torch.Generator,
     *,
     temperature: float = 1.0,
-    max_completion_length: int = transcripts.COMPLETION,
+    max_completion_length: int = rl_transcripts.COMPLETION,
 ) -> Rollout:
     """Write one completion under each problem, with the model as it is set; temperature 0 takes the likeliest token.
 
@@ -106,7 +106,7 @@ def sample(
         raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the likeliest token")
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
-    tokens, rows = transcripts.prompts(problems), [_Row(problem) for problem in problems]
+    tokens, rows = rl_transcripts.prompts(problems), [_Row(problem) for problem in problems]
     own, logprobs = [torch.zeros_like(tokens, dtype=torch.bool)], [torch.zeros(tokens.shape)]
     with evaluating(model):
         cache, last = model.new_cache(len(rows), PROMPT + max_completion_length), tokens
@@ -180,7 +180,7 @@ def accuracy(
     found = {}
     for name in names:
         generator = torch.Generator().manual_seed(seed)
-        problems = transcripts.draw(generator, [name], size, level)
+        problems = rl_transcripts.draw(generator, [name], size, level)
         rollout = sample(model, problems, generator, temperature=temperature)
         found[name] = sum(one.correct for one in rollout.transcripts()) / size
     return found

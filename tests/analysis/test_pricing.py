@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from dsa.cost import curves, prices
-from dsa.cost.curves import DENSE, SPARSE
-from dsa.cost.prices import CHAT, DOCUMENT, REPOSITORY, Case, Prices, Work
-from dsa.cost.published import Curve, read_costs
+from dsa.analysis import pricing, roofline
+from dsa.analysis.pricing import CHAT, DOCUMENT, REPOSITORY, Case, Prices, Work
+from dsa.analysis.published import Curve, read_costs
+from dsa.analysis.roofline import DENSE, SPARSE
 from dsa.model.config import Config
 from project import DATA
 
 REAL = Config.v32_exp()
 PUBLISHED = read_costs(DATA / "published" / "costs.csv")
-STARTS = curves.starts(PUBLISHED)
+STARTS = roofline.starts(PUBLISHED)
 SMALL = Work(opening=20, question=3, answer=4, turns=5)
 
 
@@ -35,7 +35,7 @@ def replayed(work):
 def test_the_list_asks_for_every_token_that_is_sent(hit):
     work = replace(SMALL, hit=hit)
     kinds = [kind for kind, _ in replayed(work)]
-    bill = prices.priced(work, Prices(fresh=1e6, cached=1e6, written=1e6))  # a dollar a token
+    bill = pricing.priced(work, Prices(fresh=1e6, cached=1e6, written=1e6))  # a dollar a token
     assert (bill.fresh, bill.cached, bill.written) == tuple(kinds.count(k) for k in ("fresh", "cached", "written"))
 
 
@@ -43,39 +43,39 @@ def test_the_list_asks_for_every_token_that_is_sent(hit):
 def test_the_gpu_bill_adds_up_positions(hit):
     work = replace(SMALL, hit=hit)
     prefill, decode = Curve((0, 100), (0.0, 1e8)), Curve((0, 100), (7e6, 2.07e8))  # p, 7 + 2p dollars
-    bill = prices.computed(work, prefill, decode)
+    bill = pricing.computed(work, prefill, decode)
     tokens = replayed(work)
     assert bill.fresh == pytest.approx(sum(p + 0.5 for kind, p in tokens if kind == "fresh"))
     assert bill.written == pytest.approx(sum(7 + 2 * (p + 0.5) for kind, p in tokens if kind == "written"))
 
 
 def test_known_bills():
-    assert prices.priced(DOCUMENT).total == pytest.approx(
+    assert pricing.priced(DOCUMENT).total == pytest.approx(
         (60_100 + 4 * 100) * 0.28e-6 + (61_000 * 4 + 6 * 1000) * 0.028e-6 + 4500 * 0.42e-6
     )
-    chat = prices.priced(CHAT)
+    chat = pricing.priced(CHAT)
     assert chat.cached / chat.total > 0.9 and chat.fresh == pytest.approx(25_500 * 0.28e-6)
-    cold = prices.priced(replace(CHAT, hit=0))
+    cold = pricing.priced(replace(CHAT, hit=0))
     assert cold.total / chat.total > 9
 
 
 def test_half_a_hit_saves_the_cheap_half():
     curve = PUBLISHED["prefill", DENSE]
     work = Work(opening=100_000, question=0, answer=0, turns=2, hit=0.5)
-    second = prices.computed(work, curve, curve).fresh - curve.total(0, 100_000)
+    second = pricing.computed(work, curve, curve).fresh - curve.total(0, 100_000)
     assert second / curve.total(0, 100_000) > 0.69  # not a half
 
 
 def test_the_model_prices_like_the_figure_does():
     for work in (DOCUMENT, CHAT, REPOSITORY):
-        for model, bill in prices.costs_of(PUBLISHED, work).items():
-            ours = prices.modelled_bill(REAL, STARTS, Case(work, model))
+        for model, bill in pricing.costs_of(PUBLISHED, work).items():
+            ours = pricing.modelled_bill(REAL, STARTS, Case(work, model))
             assert ours.total == pytest.approx(bill.total, rel=0.10)
 
 
 def test_each_thing_moves_the_bill_the_right_way():
     def total(**changes):
-        return prices.modelled_bill(REAL, STARTS, Case(DOCUMENT).moved(**changes)).total
+        return pricing.modelled_bill(REAL, STARTS, Case(DOCUMENT).moved(**changes)).total
 
     middle = total()
     assert total(dollars_per_hour=4.0) == pytest.approx(2 * middle)
@@ -87,21 +87,21 @@ def test_each_thing_moves_the_bill_the_right_way():
 
 def test_a_tornado_begins_with_what_matters_most():
     case = Case(REPOSITORY)
-    bars = prices.tornado(
-        lambda c: prices.modelled_bill(REAL, STARTS, c).total,
+    bars = pricing.tornado(
+        lambda c: pricing.modelled_bill(REAL, STARTS, c).total,
         case,
         {"answer": (150, 450), "hit": (0.5, 1.0), "top_k": (1024, 4096), "model": (DENSE, SPARSE)},
     )
     assert [bar.name for bar in bars][:2] == ["hit", "model"]
     assert [bar.spread for bar in bars] == sorted((bar.spread for bar in bars), reverse=True)
-    assert bars[0].costs[1] == prices.modelled_bill(REAL, STARTS, case).total
+    assert bars[0].costs[1] == pricing.modelled_bill(REAL, STARTS, case).total
     assert case == Case(REPOSITORY)  # nothing was moved for good
 
 
 def test_where_a_token_costs_more_than_it_brings():
-    place = prices.break_even(PUBLISHED["decode", DENSE], 0.42)
+    place = pricing.break_even(PUBLISHED["decode", DENSE], 0.42)
     assert place == pytest.approx((0.42 - 0.0705) / (2.1543 - 0.0705) * 131_071)
-    assert prices.break_even(PUBLISHED["decode", SPARSE], 0.42) is None
+    assert pricing.break_even(PUBLISHED["decode", SPARSE], 0.42) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dsa.cost.published import Benchmark, Curve, crossing, read_benchmarks, read_costs
+from dsa.analysis.published import Benchmark, Curve, crossing, read_benchmarks, read_costs
 from project import DATA
 
 FOLDER = DATA / "published"

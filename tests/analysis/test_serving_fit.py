@@ -8,11 +8,11 @@ import torch
 
 import dsa
 import small
+from dsa.analysis import memory
+from dsa.analysis.flops import decode_traffic
+from dsa.analysis.serving_fit import GPUS, RESERVE, fit, held_parameters, weight_bytes
 from dsa.bench import full_width
-from dsa.cost import storage
-from dsa.cost.fit import GPUS, RESERVE, fit, held_parameters, weight_bytes
-from dsa.cost.roofline import decode_traffic
-from dsa.inference.layout import CheckpointError
+from dsa.checkpoint.index import CheckpointError
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 
@@ -26,7 +26,7 @@ def test_one_gpu_holds_every_matrix(changes):
 
 
 def test_heads_experts_and_columns_are_divided_and_the_rest_is_not():
-    whole = sum(m.stored * m.outputs * m.inputs for m in storage.matrices(REAL) if not m.split)
+    whole = sum(m.stored * m.outputs * m.inputs for m in memory.matrices(REAL) if not m.split)
     once, eight = held_parameters(REAL, 1), held_parameters(REAL, 8)
     assert eight == pytest.approx(whole + (once - whole) / 8, abs=1)
     assert 0.85e9 < whole < 2.3e9  # indexers, routers, projections into the latents

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from course.figures import own_machine
+from dsa.analysis import flops
 from dsa.bench import cpu, layer
-from dsa.cost import roofline
 from dsa.model.config import Config
 
 MINI = Config.mini()
@@ -26,8 +26,8 @@ def test_small_shapes_keep_the_real_proportions(shape):
     small, real = cpu.SHAPES[shape](), cpu.SHAPES["real"]()
     for phase, ratio in (("prefill", 5), ("decode", 17)):
         for config in (small, real):
-            pair = roofline.dense_pair_flops(config, phase)
-            assert pair == ratio * roofline.index_pair_flops(config)
+            pair = flops.dense_pair_flops(config, phase)
+            assert pair == ratio * flops.index_pair_flops(config)
 
 
 def test_bf16_is_timed_where_it_is_fast_and_only_in_decoding(narrow):
@@ -38,7 +38,7 @@ def test_bf16_is_timed_where_it_is_fast_and_only_in_decoding(narrow):
     assert set(cpu.contenders(MINI, "decode", 64)) == FP32
 
 
-@pytest.mark.parametrize("phase", roofline.PHASES)
+@pytest.mark.parametrize("phase", flops.PHASES)
 def test_the_same_numbers_in_fewer_bits_attend_alike(narrow, phase):
     narrow(True)
     with torch.no_grad():

@@ -26,9 +26,9 @@ from dsa.bench.gpu import baselines, correctness, suite
 from dsa.bench.gpu.cases import cases
 from dsa.bench.gpu.inputs import Inputs, Shape
 from dsa.bench.gpu.trial import Contender, Goal, Trial, judged
-from dsa.kernels.gpu import compile as aot
-from dsa.kernels.gpu import index_logits, sparse_attention, top_k
-from dsa.kernels.gpu.launch import Recorder, run
+from dsa.kernels.triton import compile as aot
+from dsa.kernels.triton import index_logits, sparse_attention, top_k
+from dsa.kernels.triton.launch import Recorder, run
 
 META = Inputs(torch.device("meta"))
 CPU = Inputs(torch.device("cpu"), torch.float32, sets=2)

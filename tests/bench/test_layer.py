@@ -4,8 +4,8 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsa.analysis.flops import PHASES, dense_pair_flops, head_sum_pair_flops, index_pair_flops, mqa_pair_flops
 from dsa.bench import layer
-from dsa.cost import roofline
 from dsa.model.config import Config
 
 REAL = Config.v32_exp()
@@ -22,16 +22,16 @@ def flops(calls, repeats):
     return found
 
 
-@pytest.mark.parametrize("phase", roofline.PHASES)
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_token_is_timed_with_all_its_heads_and_nothing_else(monkeypatch, phase):
     monkeypatch.setattr(layer, "cpu_seconds", flops)
     keys = 2304
     dense, sparse = layer.token_seconds(REAL, phase, keys)
-    pair = roofline.dense_pair_flops(REAL, phase)
+    pair = dense_pair_flops(REAL, phase)
     padded = 2 * 128 * 64 if phase == "decode" or dense > keys * pair else 0  # values taken as wide as keys
     assert dense == pytest.approx(keys * (pair + padded))
-    scores = roofline.index_pair_flops(REAL) + roofline.head_sum_pair_flops(REAL)
-    assert sparse == pytest.approx(keys * scores + 2048 * roofline.mqa_pair_flops(REAL), rel=1e-3)
+    scores = index_pair_flops(REAL) + head_sum_pair_flops(REAL)
+    assert sparse == pytest.approx(keys * scores + 2048 * mqa_pair_flops(REAL), rel=1e-3)
 
 
 def test_what_comes_out_has_the_shape_of_attention():

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import dsa
 import small
-from dsa.inference import checkpoint
-from dsa.inference.checkpoint import CheckpointError
+from dsa.checkpoint import save
+from dsa.checkpoint.index import CheckpointError
+from dsa.io import files
 from dsa.model.transformer import Transformer
-from dsa.text import files
 
-SINGLE, INDEX = checkpoint.SINGLE, checkpoint.INDEX
+SINGLE, INDEX = save.SINGLE, save.INDEX
 NAME = "model.layers.1.self_attn.indexer.wk.weight"
 
 
@@ -48,7 +48,7 @@ def folder(model, tmp_path):
 @pytest.fixture
 def sharded(model, tmp_path, monkeypatch):
     """A whole checkpoint in many files."""
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(save, "SHARD_BYTES", 100_000)
     dsa.save_pretrained(model, tmp_path)
     return tmp_path
 
@@ -87,7 +87,7 @@ def test_shards_read_back_bit_for_bit(model, sharded):
 
 def test_a_newer_checkpoint_replaces_an_older_one_of_another_kind(model, sharded, monkeypatch):
     (sharded / "tokenizer.json").write_text("{}")
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 10**9)
+    monkeypatch.setattr(save, "SHARD_BYTES", 10**9)
     other = small.model(5)
     dsa.save_pretrained(other, sharded)
     assert sorted(p.name for p in sharded.iterdir()) == ["config.json", SINGLE, "tokenizer.json"]
@@ -291,7 +291,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dsa.text.files import write_atomically
+from dsa.io.files import write_atomically
 def write(partial):
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -317,7 +317,7 @@ def disk_full_after(survivors, monkeypatch):
         written.append(path)
         right(path, write)
 
-    for module in (checkpoint, files):  # the weights, the JSON
+    for module in (save, files):  # the weights, the JSON
         monkeypatch.setattr(module, "write_atomically", write_atomically)
 
 
@@ -325,7 +325,7 @@ def disk_full_after(survivors, monkeypatch):
 @pytest.mark.parametrize("size", [100_000, 10**9], ids=["shards", "one file"])
 def test_a_failed_save_never_leaves_a_mixture(survivors, size, sharded, monkeypatch):
     """Whatever file the disk fails at, the folder is then refused rather than half old, half new."""
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", size)
+    monkeypatch.setattr(save, "SHARD_BYTES", size)
     count = 2 if size == 10**9 else len(list(sharded.iterdir()))
     disk_full_after(survivors % count if survivors < 0 else min(survivors, count - 1), monkeypatch)
     with pytest.raises(OSError, match="disk full"):

@@ -16,8 +16,8 @@ import dsa
 import memory
 import published_style
 import small
-from dsa.inference import checkpoint
-from dsa.inference.checkpoint import INDEX, SINGLE, CheckpointError
+from dsa.checkpoint import save
+from dsa.checkpoint.index import INDEX, SINGLE, CheckpointError
 from dsa.kernels import fp8
 from dsa.model.config import Config
 from dsa.model.fp8_linear import FP8Linear
@@ -140,7 +140,7 @@ def test_rounding_again_changes_nothing(twin, tmp_path):
 
 def test_what_is_kept_is_written_as_it_is(made, tmp_path, monkeypatch):
     model = dsa.from_pretrained(made[0], keep_fp8=True)
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(save, "SHARD_BYTES", 300_000)
     dsa.save_pretrained(model, tmp_path)
     sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
     assert len(sizes) > 3 and max(sizes) < 320_000
@@ -173,7 +173,7 @@ def test_loading_takes_the_model_and_one_file(keep, made, tmp_path, monkeypatch)
     config = small.config(**LARGE)
     model = Transformer(config)
     model.reset_parameters()
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 8 * 2**20)
+    monkeypatch.setattr(save, "SHARD_BYTES", 8 * 2**20)
     dsa.save_pretrained(model, tmp_path, dtype=torch.bfloat16, fp8=True)
     files = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
     assert len(files) >= 6

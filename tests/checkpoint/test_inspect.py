@@ -14,10 +14,10 @@ import torch
 import dsa
 import published_style
 import small
-from dsa.cost import fit
-from dsa.cost.storage import stored_parameters, weight_bytes_read
-from dsa.inference import checkpoint, inventory
-from dsa.inference.fp8_weights import PUBLISHED
+from dsa.analysis import serving_fit
+from dsa.analysis.memory import stored_parameters, weight_bytes_read
+from dsa.checkpoint import inspect
+from dsa.checkpoint.save import PUBLISHED
 from dsa.model.config import Config
 from dsa.model.transformer import Layer, Transformer
 
@@ -72,7 +72,7 @@ def published(tmp_path_factory):
         weight_map |= dict.fromkeys(part, f"model-{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(published_style.old_style(config)))
-    return inventory.look(folder)
+    return inspect.look(folder)
 
 
 @pytest.mark.slow
@@ -80,14 +80,14 @@ def test_the_published_model_adds_up(published):
     parameters, config = published.parameters(), Config.v32_exp()
     assert published.problem is None
     assert parameters["indexer"] == 61 * 13_959_424
-    main = {part: count for part, count in parameters.items() if part != inventory.PREDICTION}
+    main = {part: count for part, count in parameters.items() if part != inspect.PREDICTION}
     few = main["norms"] + 58 * 256 + 61 * 2 * 128  # norms, router biases and the index keys' LayerNorm: no matrices
     assert sum(main.values()) == stored_parameters(config) + few
     assert round(sum(main.values()) / 1e9, 2) == round(671.03 + 0.85, 2)
     copies = 2 * config.vocab_size * config.hidden_size
-    assert round((parameters[inventory.PREDICTION] - copies) / 1e9, 1) == 11.6
+    assert round((parameters[inspect.PREDICTION] - copies) / 1e9, 1) == 11.6
     assert round(sum(parameters.values()) / 1e9) == 685
-    assert set(main) == {part for part, _ in inventory.PARTS}
+    assert set(main) == {part for part, _ in inspect.PARTS}
 
 
 @pytest.mark.slow
@@ -99,11 +99,11 @@ def test_the_published_model_in_memory(published):
     assert one == pytest.approx(everything + embedding, rel=1e-4)
     assert 640e9 < one < 690e9 and 0.125 * one < eight < 0.135 * one
     assert published.weight_bytes(1, keep_fp8=False) == pytest.approx(2 * 671.88e9, rel=1e-3)
-    for gpus in inventory.GPUS:  # the same from the sizes alone
+    for gpus in inspect.GPUS:  # the same from the sizes alone
         assert published.weight_bytes(gpus, keep_fp8=True) == pytest.approx(
-            fit.weight_bytes(Config.v32_exp(), "deployed", gpus), rel=1e-3
+            serving_fit.weight_bytes(Config.v32_exp(), "deployed", gpus), rel=1e-3
         )
-    text = "\n".join(inventory.report(published))
+    text = "\n".join(inspect.report(published))
     assert "it will load" in text and "cache, deployed" in text and "multi-token prediction" in text
 
 
@@ -112,18 +112,18 @@ def test_the_memory_foretold_is_the_memory_taken(keep, tmp_path):
     published_style.write(tmp_path)
     model = dsa.from_pretrained(tmp_path, dtype=torch.bfloat16, keep_fp8=keep)
     taken = sum(tensor.nbytes for tensor in model.state_dict().values())
-    assert inventory.look(tmp_path).weight_bytes(1, keep) == taken
+    assert inspect.look(tmp_path).weight_bytes(1, keep) == taken
 
 
 def test_the_command_lists_what_is_there(tmp_path, capsys):
     config, twin = published_style.write(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        checkpoint.main(["inspect", str(tmp_path)])
+        inspect.main([str(tmp_path)])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and "3 layers, sparse, top-6, context 128" in text and "it will load" in text
     total = sum(t.numel() for name, t in twin.items() if "layers.3." not in name)
     assert f"{total:,}" in text and f"{sum(t.numel() for t in twin.values()) - total:,}" in text
-    kinds = Counter(tensor.kind for tensor in inventory.look(tmp_path).stored.values())
+    kinds = Counter(tensor.kind for tensor in inspect.look(tmp_path).stored.values())
     assert all(f"{count} tensors in {kind}" in text for kind, count in kinds.items()) and len(kinds) == 3
     assert config.index_topk == 6
 
@@ -133,9 +133,9 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 62}))
     with pytest.raises(SystemExit) as ended:
-        checkpoint.main(["inspect", str(tmp_path)])
+        inspect.main([str(tmp_path)])
     text = capsys.readouterr().out  # what is there is listed all the same
     assert ended.value.code == 1 and "it will NOT load" in text and "expected (62, 48)" in text and "experts" in text
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(SystemExit, match=r"it will NOT load: .* no safetensors at all"):
-        checkpoint.main(["inspect", str(tmp_path)])
+        inspect.main([str(tmp_path)])

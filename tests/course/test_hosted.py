@@ -189,7 +189,7 @@ def test_links_lead_to_every_notebook_and_to_files_that_are_there():
     assert re.findall(r"course/blob/main/notebooks/(\w+)\.ipynb", told) == names
     [begin] = re.findall(r"urlpath=lab/tree/([\w/.]+)", told)
     assert (ROOT / begin).exists()
-    [run] = re.findall(r"%run course/([\w/.]+)", told)
+    [run] = re.findall(r"%run dsa-course/([\w/.]+)", told)
     assert (ROOT / run).exists()
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa.text import tokenizer as tok
+from dsa.datasets import byte_tokenizer as tok
 
 TEXTS = [
     "",

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from dsa.text import corpus, tokenizer
+from dsa.datasets import byte_tokenizer, corpus
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def test_the_library_says_what_was_read(library):
     assert 0.01 < len(library.held_out) / len(library.train) < 0.2
     assert f"{library.size:,} bytes" in str(library) and library.sha256[:12] in str(library)
     assert f"{sys.version_info.major}.{sys.version_info.minor}." in library.source
-    assert int(library.train.max()) == tokenizer.INDENT and "def " in tokenizer.decode(library.train[:5000])
+    assert int(library.train.max()) == byte_tokenizer.INDENT and "def " in byte_tokenizer.decode(library.train[:5000])
 
 
 def test_every_script_byte_is_seen_in_training(library):
     seen = set(library.scripts.tolist())
     assert set(range(0x80, 0xC0)) <= seen  # every continuation byte
-    assert "深" not in tokenizer.decode(library.train[:1000]) and len(library.scripts) > 50_000
+    assert "深" not in byte_tokenizer.decode(library.train[:1000]) and len(library.scripts) > 50_000
 
 
 def test_batches_follow_from_the_generator_alone(library):
@@ -56,7 +56,7 @@ def test_many_files_are_split_by_name(tmp_path):
     for n in range(60):
         (tmp_path / f"{n}.md").write_text(f"<{n}>" * 20)
     own = corpus.load(tmp_path)
-    train, held_out = tokenizer.decode(own.train), tokenizer.decode(own.held_out)
+    train, held_out = byte_tokenizer.decode(own.train), byte_tokenizer.decode(own.held_out)
     sides = [(f"<{n}>" in train, f"<{n}>" in held_out) for n in range(60)]
     assert all(a != b for a, b in sides) and 0 < sum(b for _, b in sides) < 15
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dsa.text import tokenizer as tok
-from dsa.text.tasks import Copy, Needles, hide
+from dsa.datasets import byte_tokenizer as tok
+from dsa.datasets.recall_tasks import Copy, Needles, hide
 
 
 def seeded(seed=0):

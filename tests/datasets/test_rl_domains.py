@@ -6,10 +6,10 @@ from random import Random
 import pytest
 import torch
 
-from dsa.text import domains, symbols, transcripts
-from dsa.text.domains import DOMAINS, LEVELS, generate, solve
-from dsa.text.symbols import ANSWER, ASK, COLON, DIGITS, END, FAILED, NAMES, PAD, PASSED, RUN, read, write
-from dsa.text.transcripts import COMPLETION, LENGTH, PROMPT, Exercises, play, worked
+from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
+from dsa.datasets.rl_domains import DOMAINS, LEVELS, generate, solve
+from dsa.datasets.rl_symbols import ANSWER, ASK, COLON, DIGITS, END, FAILED, NAMES, PAD, PASSED, RUN, read, write
+from dsa.datasets.rl_transcripts import COMPLETION, LENGTH, PROMPT, Exercises, play, worked
 
 KINDS = list(product(DOMAINS, LEVELS, (False, True)))
 each = pytest.mark.parametrize(("name", "level", "thinking"), KINDS)
@@ -46,7 +46,7 @@ def test_right_answers_are_accepted_and_fit(name, level, thinking):
         one = worked(problem)
         assert one.correct and one.spoken == solve(problem)
         assert len(problem.prompt) <= PROMPT and len(one.tokens) <= COMPLETION
-        assert domains.thinks(problem, one.spoken) == thinking
+        assert rl_domains.thinks(problem, one.spoken) == thinking
         if name in ("maths", "sorting", "brackets"):
             assert independent(problem, one.spoken[one.spoken.index(ANSWER) + 1 : -1])
 
@@ -58,16 +58,16 @@ def test_changed_answers_are_refused(name, level, thinking):
         right = solve(problem)
         first = counts_from(problem, right)
         for place in range(first, len(right)):
-            for other in chance.sample(range(symbols.VOCAB), 16):
+            for other in chance.sample(range(rl_symbols.VOCAB), 16):
                 if other != right[place]:
                     changed = (*right[:place], other, *right[place + 1 :])
-                    assert not domains.correct(problem, changed), read(changed)
-            assert not domains.correct(problem, (*right[:place], *right[place + 1 :])), "one left out"
+                    assert not rl_domains.correct(problem, changed), read(changed)
+            assert not rl_domains.correct(problem, (*right[:place], *right[place + 1 :])), "one left out"
             if place > first or not thinking:
-                inserted = chance.randrange(symbols.VOCAB)
-                assert not domains.correct(problem, (*right[:place], inserted, *right[place:])), "one too many"
-        assert not domains.correct(problem, right[:-1]) and not domains.correct(problem, (*right, END))
-        assert not domains.correct(problem, ()) and not domains.correct(problem, (END, *right))
+                inserted = chance.randrange(rl_symbols.VOCAB)
+                assert not rl_domains.correct(problem, (*right[:place], inserted, *right[place:])), "one too many"
+        assert not rl_domains.correct(problem, right[:-1]) and not rl_domains.correct(problem, (*right, END))
+        assert not rl_domains.correct(problem, ()) and not rl_domains.correct(problem, (END, *right))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -77,12 +77,12 @@ def test_the_agents_must_do_and_not_only_say(level):
         for place in [n for n, token in enumerate(right) if token in DIGITS]:
             wrong = DIGITS[(DIGITS.index(right[place]) + 1) % 10]
             changed = (*right[:place], wrong, *right[place + 1 :])
-            assert not domains.correct(problem, changed) and FAILED in play(problem, changed).tokens
-        assert not domains.correct(problem, (PASSED, END)) and not domains.correct(problem, (RUN, PASSED, END))
-        assert not domains.correct(problem, right[1:]), "without running the tests"
+            assert not rl_domains.correct(problem, changed) and FAILED in play(problem, changed).tokens
+        assert not rl_domains.correct(problem, (PASSED, END)) and not rl_domains.correct(problem, (RUN, PASSED, END))
+        assert not rl_domains.correct(problem, right[1:]), "without running the tests"
     for problem in problems("search", level, True):
         answer = solve(problem)[-2]
-        assert not domains.correct(problem, (ANSWER, answer, END)), "guessed without asking"
+        assert not rl_domains.correct(problem, (ANSWER, answer, END)), "guessed without asking"
 
 
 def test_a_wrong_thought_does_no_harm():
@@ -94,14 +94,16 @@ def test_a_wrong_thought_does_no_harm():
             asked = {n + 1 for n, token in enumerate(right) if token == ASK}
             for place in (n for n, token in enumerate(right[:stop]) if token not in act and n not in asked):
                 other = COLON if right[place] != COLON else NAMES[0]
-                assert domains.correct(problem, (*right[:place], other, *right[place + 1 :]))
+                assert rl_domains.correct(problem, (*right[:place], other, *right[place + 1 :]))
 
 
 def test_tools_say_what_they_know_and_nothing_else():
-    chain = domains.Problem("search", 2, False, write("⌕ D a"), {NAMES[0]: NAMES[2], NAMES[2]: DIGITS[7]})
+    chain = rl_domains.Problem("search", 2, False, write("⌕ D a"), {NAMES[0]: NAMES[2], NAMES[2]: DIGITS[7]})
     assert read(play(chain, write("? a ? c = 7 .")).tokens) == "? a c ? c 7 = 7 ."
     assert read(play(chain, write("? b ? a = 7 .")).tokens) == "? b ✗ ."
-    broken = domains.Problem("repair", 2, False, write("✎ D a 1 b 2 c 3"), {NAMES[1]: DIGITS[2], NAMES[0]: DIGITS[1]})
+    broken = rl_domains.Problem(
+        "repair", 2, False, write("✎ D a 1 b 2 c 3"), {NAMES[1]: DIGITS[2], NAMES[0]: DIGITS[1]}
+    )
     assert read(play(broken, write("▸ 2 1 .")).tokens) == "▸ b 2 a 1 ✓ ."
     assert read(play(broken, write("▸ 2 5 .")).tokens) == "▸ b 2 a 5 ✗ ."
     one = play(broken, write("▸ 2 1 ."))
@@ -118,8 +120,8 @@ def test_levels_get_harder_and_all_problems_differ():
 
 def test_a_batch_marks_the_models_own_tokens():
     generator = torch.Generator().manual_seed(0)
-    drawn = transcripts.draw(generator, tuple(DOMAINS), 10)
-    episodes = transcripts.batch([worked(problem) for problem in drawn])
+    drawn = rl_transcripts.draw(generator, tuple(DOMAINS), 10)
+    episodes = rl_transcripts.batch([worked(problem) for problem in drawn])
     assert episodes.tokens.shape == episodes.counts.shape == (10, LENGTH)
     for row, counts, problem in zip(episodes.tokens, episodes.counts, drawn, strict=True):
         assert row[counts].tolist() == list(solve(problem))
@@ -130,7 +132,7 @@ def test_the_bases_corpus_has_as_many_mistakes_as_it_says():
     chance, wrong = Random(0), 0
     for name, level, thinking in KINDS * 10:
         problem = generate(chance, name, level, thinking)
-        one = transcripts.careless(chance, problem)
+        one = rl_transcripts.careless(chance, problem)
         wrong += not one.correct
         assert one.spoken[-1] == END and one.spoken != solve(problem)
     assert wrong > 0.7 * 10 * len(KINDS)  # some mistakes are in thoughts and harm nothing

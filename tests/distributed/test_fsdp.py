@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 
 import dsa
 import small
+from dsa.datasets.corpus import own_text
+from dsa.datasets.recall_tasks import Copy, Needles
+from dsa.distributed import fsdp
 from dsa.model.moe import MoE
-from dsa.text.corpus import own_text
-from dsa.text.tasks import Copy, Needles
-from dsa.training import distributed, indexer, pretrain, state
-from dsa.training.loop import Phase, train
+from dsa.training import checkpointing, indexer, pretrain
 from dsa.training.optimizers import adamw
+from dsa.training.trainer import Phase, train
 from tiny_training import TINY
 
 CONFIG = pretrain.dense_config(64).replace(**TINY)
@@ -42,20 +43,20 @@ def three_stages(folder, text):
         model, run = pretrain.pretrain(text, config=CONFIG, plan=plan(text), optimizer="adamw", work=folder)
         rows = run.rows
         model, task = indexer.with_indexer(model, heads=2, width=16, top_k=8), Needles(text, 64, 4, 4)
-        sharded = distributed.shard(model)
+        sharded = fsdp.shard(model)
         rows += indexer.warm_up(sharded, task, steps=4, size=4, show=False).rows
-        sharded = distributed.shard(distributed.gather(sharded))
+        sharded = fsdp.shard(fsdp.gather(sharded))
         rows += indexer.train_sparse(sharded, task, steps=4, size=4, show=False, optimizer="adamw").rows
-        return distributed.gather(sharded), rows
+        return fsdp.gather(sharded), rows
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def save_again(folder, other):
     """Load a saved state into parts and save it from them."""
-    model = distributed.shard(dsa.Transformer(CONFIG).double())
+    model = fsdp.shard(dsa.Transformer(CONFIG).double())
     optimizers = adamw(model.parameters(), 0.01)
-    state.save(other, model, optimizers, state.load(folder, model, optimizers))
+    checkpointing.save(other, model, optimizers, checkpointing.load(folder, model, optimizers))
 
 
 def command(folder, name, *options):
@@ -72,23 +73,23 @@ def in_parts(text, work=None, resume=False, kill_after=None):
         model = dsa.Transformer(CONFIG)
         model.reset_parameters(0)
         steps = count(1)
-        distributed.shard(model).train()
+        fsdp.shard(model).train()
 
         def after(whole):
             pretrain.balance(whole)
-            if next(steps) == kill_after and distributed.rank() == 1:
+            if next(steps) == kill_after and fsdp.rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         options = {"work": work, "resume": resume, "every": 2, "after": after, "show": False}
         run = train(model, adamw(model.parameters(), 0.01), plan(text), **options)
-        return distributed.gather(model), run.rows, next(steps) - 1
+        return fsdp.gather(model), run.rows, next(steps) - 1
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def killed(folder):
     """Never returns: step 4 of 5 is the last one, and step 2 the last that was saved."""
-    with distributed.processes():
+    with fsdp.processes():
         in_parts(own_text(folder / "a.txt"), folder / "killed", kill_after=4)
 
 
@@ -107,17 +108,17 @@ def indexed(folder):
 
 def worker(folder):
     """What each of the two processes does."""
-    with distributed.processes():
+    with fsdp.processes():
         model, rows = three_stages(folder / "two", own_text(folder / "a.txt"))
-        if distributed.rank() == 0:
+        if fsdp.rank() == 0:
             save_file(model.state_dict(), folder / "two.safetensors")
             (folder / "two.json").write_text(json.dumps(rows))
         save_again(folder / "two", folder / "again")
         command(folder, "made", "--optimizer", "adamw")
-        distributed.wait()  # rank 0 is the one that writes it
+        fsdp.wait()  # rank 0 is the one that writes it
         indexed(folder)
         found = resumed(own_text(folder / "a.txt"), folder)
-        if distributed.rank() == 0:
+        if fsdp.rank() == 0:
             (folder / "resumed.json").write_text(json.dumps(found))
         with pytest.raises(SystemExit, match="'muon' needs whole matrices, 2 processes have parts: use adamw"):
             command(folder, "refused")
@@ -132,7 +133,7 @@ def trained(tmp_path_factory):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     ask = {"capture_output": True, "text": True, "env": environment, "timeout": 240}
     stopped = subprocess.run([*start, str(folder), "killed"], **ask)
-    assert stopped.returncode != 0 and state.exists(folder / "killed"), stopped.stderr[-3000:]
+    assert stopped.returncode != 0 and checkpointing.exists(folder / "killed"), stopped.stderr[-3000:]
     done = subprocess.run([*start, str(folder)], **ask)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -161,7 +162,7 @@ def test_the_weights_and_router_biases_are_the_same(trained, alone):
 
 
 def test_the_saved_state_is_whole_and_can_be_taken_up_by_any_number_of_processes(trained, alone):
-    two, again, one = (load_file(trained / name / state.FILE) for name in ("two", "again", "one"))
+    two, again, one = (load_file(trained / name / checkpointing.FILE) for name in ("two", "again", "one"))
     assert two.keys() == again.keys() == one.keys() and any(name.startswith("optimizer.0.3.exp_avg") for name in two)
     for name, tensor in one.items():
         assert torch.equal(again[name], two[name]) and torch.allclose(two[name], tensor, rtol=0, atol=1e-8), name
@@ -188,8 +189,8 @@ def test_the_indexer_command_makes_one_whole_folder(trained):
 
 def test_one_process_is_left_alone(alone):
     model = dsa.Transformer(CONFIG)
-    assert distributed.shard(model) is model is distributed.gather(model)
-    assert distributed.ranks() == 1 and distributed.rank() == 0 and distributed.share(3) == 1
+    assert fsdp.shard(model) is model is fsdp.gather(model)
+    assert fsdp.ranks() == 1 and fsdp.rank() == 0 and fsdp.share(3) == 1
     assert not any(getattr(module, "idle_experts_run", False) for module in model.modules())
 
 
@@ -204,9 +205,9 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero_where_ranks_exchange_th
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "ranks", lambda: 3)
+    monkeypatch.setattr(fsdp, "ranks", lambda: 3)
     with pytest.raises(ValueError, match="batch of 4 sequences cannot be shared evenly by 3 processes"):
-        distributed.own_rows(Copy(32).generate(torch.Generator(), 4))
+        fsdp.own_rows(Copy(32).generate(torch.Generator(), 4))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 
 import dsa
 import small
-from dsa.cost.fit import held_parameters
-from dsa.inference import chat, generate, parallel
+from dsa.analysis.serving_fit import held_parameters
+from dsa.distributed import tensor_parallel
+from dsa.generation import chat, cli
 
 SIZES = {
     "sparse": {"n_routed_experts": 12},  # by four processes: three experts each, and 61 words unevenly
@@ -56,7 +57,7 @@ def passes(folder, mesh=None):
 
 def worker(folder):
     """What each process does."""
-    with parallel.processes("cpu") as mesh:
+    with tensor_parallel.processes("cpu") as mesh:
         found = passes(folder, mesh)
         torch.save(found, folder / f"rank_{mesh.get_local_rank()}_of_{mesh.size()}.pt")
         model = dsa.from_pretrained(folder / "fp8", mesh=mesh)  # expanded
@@ -66,7 +67,7 @@ def worker(folder):
         with pytest.raises(ValueError, match="the model is split over processes"):
             dsa.save_pretrained(model, folder / "never")
         with pytest.raises(ValueError, match="split already"):
-            parallel.split(model, mesh)
+            tensor_parallel.split(model, mesh)
         lines = ["Is it lit?"] if mesh.get_local_rank() == 0 else []
         assert chat.heard_by_all(lambda: lines.pop()) == "Is it lit?"
 
@@ -144,14 +145,14 @@ def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name)
 
 def test_the_command_prints_once_what_it_prints_on_one_process(capsys):
     arguments = ["data/sparse", "--prompt", "def ", "--max-new-tokens", "12", "--device", "cpu"]
-    generate.main(arguments)
+    cli.main(arguments)
     alone = capsys.readouterr().out
     assert alone.startswith("def ") and len(alone) > 8
-    assert torchrun(2, "-m", "dsa.inference.generate", *arguments) == alone
+    assert torchrun(2, "-m", "dsa.generation.cli", *arguments) == alone
 
 
 def test_one_process_joins_nobody():
-    with parallel.processes("cpu") as mesh:
+    with tensor_parallel.processes("cpu") as mesh:
         assert mesh is None
 
 
@@ -165,7 +166,7 @@ def test_one_process_joins_nobody():
 )
 def test_what_cannot_be_shared_evenly_is_refused(changes, ranks, words):
     with pytest.raises(ValueError, match=words):
-        parallel.check_shares(small.config(**changes), ranks)
+        tensor_parallel.check_shares(small.config(**changes), ranks)
 
 
 if __name__ == "__main__":

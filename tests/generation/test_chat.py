@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 import dsa
 import small
-from dsa.inference import chat, generate
-from dsa.text import tokenizer, vocabulary
+from dsa.datasets import byte_tokenizer, tokenizers
+from dsa.generation import chat, cli
 
 TEMPLATE = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\n"
@@ -36,11 +36,11 @@ TALK = [
 def folder(tmp_path_factory):
     """A model of its own vocabulary, as a reader would have one from elsewhere."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizers = pytest.importorskip("tokenizers")  # comes with transformers
-    bytewise = tokenizers.pre_tokenizers.ByteLevel
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer, made.decoder = bytewise(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
+    library = pytest.importorskip("tokenizers")  # comes with transformers
+    bytewise = library.pre_tokenizers.ByteLevel
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer, made.decoder = bytewise(add_prefix_space=False), library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=bytewise.alphabet(), show_progress=False
     )
     made.train(["data/texts/lighthouse.txt"], trainer)
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def words(folder):
-    return vocabulary.of(folder, dsa.from_pretrained(folder).config.vocab_size)
+    return tokenizers.of(folder, dsa.from_pretrained(folder).config.vocab_size)
 
 
 def test_a_conversation_is_written_as_transformers_writes_it(folder, words):
@@ -72,11 +72,11 @@ def test_text_streams_without_broken_characters_and_sums_to_the_whole(words):
     text = "Der Turm: 高さ 40 m, café 🙂!"
     ids = words.encode(text)
     assert len(ids) > len(text)  # some characters take several tokens
-    stream = vocabulary.Stream(words)
+    stream = tokenizers.Stream(words)
     pieces = [stream.add(token) for token in ids]
     assert "".join(pieces) + stream.rest() == text and "" in pieces
-    assert not any(vocabulary.BROKEN in piece for piece in pieces)
-    cut = vocabulary.Stream(words)
+    assert not any(tokenizers.BROKEN in piece for piece in pieces)
+    cut = tokenizers.Stream(words)
     assert "".join(map(cut.add, ids[:-2])) + cut.rest() == words.decode(ids[:-2])  # an unfinished 🙂 at the end
 
 
@@ -88,7 +88,7 @@ def test_an_answer_is_what_generate_writes_up_to_the_stop_token(folder):
     new = whole[len(ids) :].tolist()
     assert answer == told.words.decode(new) and told.messages[-1] == {"role": "assistant", "content": answer}
     stopping = chat.open_chat(folder, max_new_tokens=12)
-    stopping.words = vocabulary.Vocabulary(**(vars(stopping.words) | {"stops": (new[3],)}))
+    stopping.words = tokenizers.Vocabulary(**(vars(stopping.words) | {"stops": (new[3],)}))
     assert "".join(stopping.say("Is the lamp lit?")) == told.words.decode(new[: new.index(new[3])])
 
 
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_and_not_remembered(folder):
 
 def test_what_memory_refuses_is_not_remembered_either(folder, monkeypatch):
     told = chat.open_chat(folder, max_new_tokens=4)
-    monkeypatch.setattr("dsa.inference.memory.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("dsa.generation.memory.free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="What would fit"):
         list(told.say("Is it lit?"))
     assert told.messages == []
@@ -125,8 +125,8 @@ def test_what_memory_refuses_is_not_remembered_either(folder, monkeypatch):
 def test_the_courses_own_models_go_on_with_bytes():
     told = chat.open_chat("data/sparse", max_new_tokens=8)
     answer = "".join(told.say("def main():"))
-    [whole] = dsa.generate(told.model, [tokenizer.encode("def main():\n")], 8)
-    assert answer == tokenizer.decode(whole[len(tokenizer.encode("def main():\n")) :])
+    [whole] = dsa.generate(told.model, [byte_tokenizer.encode("def main():\n")], 8)
+    assert answer == byte_tokenizer.decode(whole[len(byte_tokenizer.encode("def main():\n")) :])
 
 
 def test_the_command_reads_lines_until_it_is_told_to_quit(folder, monkeypatch, capsys):
@@ -164,17 +164,17 @@ def test_broken_files_are_refused(folder, tmp_path, name, content, words):
         (tmp_path / file).write_text((folder / file).read_text())
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
-        vocabulary.of(tmp_path, 400).conversation(TALK[1:2])
+        tokenizers.of(tmp_path, 400).conversation(TALK[1:2])
 
 
 def test_a_tokenizer_of_another_model_and_none_at_all_are_refused(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"ids up to 399, but the model's vocab_size=61: not its own"):
-        vocabulary.of(folder, 61)
+        tokenizers.of(folder, 61)
     dsa.save_pretrained(small.model(), tmp_path)
     with pytest.raises(SystemExit, match=r"error: .* has no tokenizer\.json, and vocab_size=61 is not"):
-        generate.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])
+        cli.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])
     with pytest.raises(SystemExit, match="the prompt is empty"):
-        generate.main(["data/sparse", "--prompt", "", "--device", "cpu"])
+        cli.main(["data/sparse", "--prompt", "", "--device", "cpu"])
 
 
 def test_drawn_answers_follow_the_seed_and_top_p(folder):

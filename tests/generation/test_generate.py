@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import dsa
-import memory as measured
 import small
-from dsa.inference import memory
-from dsa.inference.decoding import read, stream
-from dsa.inference.sampling import Sampling
+from dsa.bench.memory import peak_bytes
+from dsa.generation import memory
+from dsa.generation.generate import read, stream
+from dsa.generation.sampling import Sampling
 from dsa.kernels import fp8
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
@@ -226,12 +226,12 @@ def test_a_long_prompt_needs_no_more_memory_than_a_short_one():
     model = small.model(0, small.config(max_position_embeddings=4096))
     caches = {T: model.new_cache(1, T) for T in (512, 4096)}
     peaks = {
-        T: measured.peak_bytes(lambda T=T, cache=cache: read(model, small.tokens(1, T), cache, chunk=128))
+        T: peak_bytes(lambda T=T, cache=cache: read(model, small.tokens(1, T), cache, chunk=128))
         for T, cache in caches.items()
     }
     scores = 128 * 4096 * 4  # of one tile of queries: they and what choosing from them takes grow, and are not kept
     assert peaks[4096] < peaks[512] + 8 * scores
-    whole = measured.peak_bytes(lambda: model.hidden(small.tokens(1, 4096)))
+    whole = peak_bytes(lambda: model.hidden(small.tokens(1, 4096)))
     assert whole > 3 * peaks[4096]
 
 

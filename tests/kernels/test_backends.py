@@ -38,7 +38,7 @@ def chosen(device):
 
 @pytest.mark.parametrize("operation", CALLS)
 def test_tensors_without_numbers_give_the_shape_that_numbers_would(operation):
-    made, shape = CALLS[operation]("cpu", "chunked"), CALLS[operation]("meta", None)
+    made, shape = CALLS[operation]("cpu", "tiled"), CALLS[operation]("meta", None)
     assert shape.is_meta and shape.shape == made.shape and shape.dtype == made.dtype
 
 
@@ -71,7 +71,7 @@ def picky(monkeypatch):
 def test_the_first_that_can_is_taken(picky):
     assert ops.select(torch.zeros(1, 2, 2).double(), 1) == "picked"
     assert ops.select(torch.zeros(1, 2, 2), 1).shape == (1, 2, 1)  # the next in the list
-    assert torch.equal(CALLS["index_scores"]("cpu", None), CALLS["index_scores"]("cpu", "chunked"))
+    assert torch.equal(CALLS["index_scores"]("cpu", None), CALLS["index_scores"]("cpu", "tiled"))
 
 
 def test_reasons_are_told_apart(picky):

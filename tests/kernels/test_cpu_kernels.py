@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa.kernels import chunked, fp8, ops, reference
+from dsa.kernels import fp8, ops, reference, tiled
 from dsa.kernels.cpu import backend, dense, gathered, machine, scoring, topk
 from dsa.kernels.loops import EMPTY
 from memory import peak_of_script
@@ -128,7 +128,7 @@ def test_codes_are_multiplied_as_they_are_or_widened_with_the_same_scores(T, S, 
     assert bool(product.call_count) == fast
     same(found, expected, 1e-5)
     assert as_sets(ops.index_topk(*factors, 3)) == as_sets(ops.select(found, 3))
-    same(ops.index_scores(*factors, backend="chunked"), expected, 1e-5)  # which gets them expanded
+    same(ops.index_scores(*factors, backend="tiled"), expected, 1e-5)  # which gets them expanded
 
 
 def test_fp8_codes_are_widened():
@@ -175,7 +175,7 @@ def test_one_token_is_decoded_by_the_fused_kernel_or_in_tiles_without_a_copy_of_
     v = k[..., :C] if shared else randn(B, 9, 1, C, seed=2, dtype=torch.float32)
     with (
         mock.patch.object(dense, "fused", wraps=dense.fused) as fused,
-        mock.patch.object(chunked.F, "pad", wraps=chunked.F.pad) as padded,
+        mock.patch.object(tiled.F, "pad", wraps=tiled.F.pad) as padded,
     ):
         found = ops.dense_attention(q, k, v, SCALE, backend="cpu")
     assert (fused.call_count, padded.call_count) == (B * bool(few), B * bool(few and not shared))
@@ -230,7 +230,7 @@ def test_the_baseline_respects_a_switched_off_fused_kernel_and_wide_values():
 
 LAYER = """
 import sys, torch
-from dsa.cost import layer
+from dsa.bench import layer
 from dsa.bench.cpu import SHAPES
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -262,8 +262,8 @@ def test_many_short_sequences_are_done_together(operation, monkeypatch):
         ),
     }[operation]  # fmt: skip
     called = []
-    together = getattr(backend.chunked, operation)
-    monkeypatch.setattr(backend.chunked, operation, lambda *given: called.append(1) or together(*given))
+    together = getattr(backend.tiled, operation)
+    monkeypatch.setattr(backend.tiled, operation, lambda *given: called.append(1) or together(*given))
     getattr(ops, operation)(*make(backend.MANY - 1))
     assert not called
     getattr(ops, operation)(*make(backend.MANY))

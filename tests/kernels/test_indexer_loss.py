@@ -11,7 +11,7 @@ import torch
 
 from dsa.bench import indexer_loss as bench
 from dsa.bench.memory import peak_bytes
-from dsa.kernels import distill, ops, reference
+from dsa.kernels import indexer_loss, ops, reference
 
 
 def gradients(index, q, k, selected, backend, scale=bench.WIDTH**-0.5):
@@ -34,7 +34,7 @@ def test_gradients_are_autograds_over_the_full_matrix(K):
     selected = None if K is None else some_selection(index, K)
     for dtype, tolerance in [(torch.float32, 1e-5), (torch.float64, 1e-13)]:
         cast = [x.detach().to(dtype) for x in index]
-        found, expected = (gradients(cast, q.to(dtype), k.to(dtype), selected, b) for b in ("chunked", "reference"))
+        found, expected = (gradients(cast, q.to(dtype), k.to(dtype), selected, b) for b in ("tiled", "reference"))
         for ours, autograds in zip(found, expected, strict=True):
             assert (ours - autograds).abs().max() < tolerance * autograds.abs().max()
 
@@ -42,12 +42,12 @@ def test_gradients_are_autograds_over_the_full_matrix(K):
 @pytest.mark.parametrize("K", [None, 3])
 @pytest.mark.parametrize("numbers", [1, 40, 10**6])
 def test_any_size_of_tile_gives_the_same(K, numbers, monkeypatch):
-    monkeypatch.setattr(distill, "TILE_NUMBERS", numbers)
+    monkeypatch.setattr(indexer_loss, "TILE_NUMBERS", numbers)
     torch.manual_seed(0)
     index = [torch.randn(2, 7, 3, 4).double(), torch.randn(2, 9, 4).double(), torch.randn(2, 7, 3).double()]
     q, k = torch.randn(2, 7, 5, 6).double(), torch.randn(2, 9, 1, 6).double()
     selected = None if K is None else some_selection(index, K)
-    for ours, autograds in zip(*(gradients(index, q, k, selected, b) for b in ("chunked", "reference")), strict=True):
+    for ours, autograds in zip(*(gradients(index, q, k, selected, b) for b in ("tiled", "reference")), strict=True):
         assert torch.allclose(ours, autograds, rtol=0, atol=1e-13)
 
 
@@ -57,7 +57,7 @@ def test_the_slope_of_the_divergence_is_softmax_minus_p():
     leaf = scores.clone().requires_grad_()
     expected = reference.kl_divergence(mass, leaf).sum()
     expected.backward()
-    loss, slope = distill.divergence(mass, scores)
+    loss, slope = indexer_loss.divergence(mass, scores)
     assert torch.allclose(loss, expected) and torch.allclose(slope, leaf.grad)
     assert torch.allclose(slope, scores.softmax(-1) - mass)
 
@@ -67,8 +67,8 @@ def test_eq_1_backwards_is_autograds():
     leaves = [products.clone().requires_grad_(), w.clone().requires_grad_()]
     scores = torch.einsum("btj,btjs->bts", leaves[1], leaves[0].relu())
     wanted = torch.autograd.grad(scores, leaves, slope)
-    assert torch.allclose(distill.score(products, w), scores)
-    grad_w, grad_products = distill.score_backward(slope, products, w)
+    assert torch.allclose(indexer_loss.score(products, w), scores)
+    grad_w, grad_products = indexer_loss.score_backward(slope, products, w)
     assert torch.allclose(grad_products, wanted[0]) and torch.allclose(grad_w, wanted[1])
 
 

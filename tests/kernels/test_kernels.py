@@ -16,9 +16,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsa.bench.memory import peak_bytes
-from dsa.kernels import chunked, fp8, ops, reference
+from dsa.kernels import fp8, ops, reference, tiled
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "tiled"]
 SHAPES = [(1, 1), (6, 6), (9, 9), (3, 8), (4, 9), (1, 7)]  # (T, S): prompts, chunks, decoded tokens
 B, H, J, W, C, R, SCALE = 2, 3, 4, 5, 6, 2, 0.7
 
@@ -26,7 +26,7 @@ B, H, J, W, C, R, SCALE = 2, 3, 4, 5, 6, 2, 0.7
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     for name, size in {"QUERY_TILE": 3, "KEY_TILE": 2, "DENSE_TILE": 4}.items():
-        monkeypatch.setattr(chunked, name, size)
+        monkeypatch.setattr(tiled, name, size)
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -141,7 +141,7 @@ def test_selection_is_the_first_k_by_score_then_by_recency(data):
     rows = data.draw(
         st.lists(st.lists(st.sampled_from([-1.0, 0.0, 2.0]), min_size=S, max_size=S), min_size=T, max_size=T)
     )
-    scores = torch.tensor(rows)[None].masked_fill(~chunked.causal_mask(T, S), float("-inf"))
+    scores = torch.tensor(rows)[None].masked_fill(~tiled.causal_mask(T, S), float("-inf"))
     for backend in ["loops", *BACKENDS]:
         selected = ops.select(scores, K, backend=backend)
         assert selected.shape == (1, T, min(K, S)) and selected.dtype == torch.int64
@@ -158,7 +158,7 @@ def test_fused_selection_is_scoring_then_selecting_for_any_tiles(T, earlier, K, 
     S = T + earlier
     factors = [x.round() for x in index_factors(T, S)]  # whole numbers: many exact ties
     expected = as_sets(ops.index_topk(*factors, K, backend="loops"))
-    with mock.patch.multiple(chunked, QUERY_TILE=query_tile, KEY_TILE=key_tile):
+    with mock.patch.multiple(tiled, QUERY_TILE=query_tile, KEY_TILE=key_tile):
         assert as_sets(ops.index_topk(*factors, K)) == expected
         assert as_sets(ops.select(ops.index_scores(*factors), K)) == expected
     assert as_sets(ops.index_topk(*factors, K, backend="reference")) == expected
@@ -262,13 +262,13 @@ def long_loss(T, selected, backend):
 @pytest.mark.parametrize("operation", LONG)
 def test_nothing_of_size_t_x_s_is_kept(operation, monkeypatch):
     """Doubling the text doubles the peak memory of the tiled kernel, and quadruples the reference's."""
-    monkeypatch.setattr(chunked, "QUERY_TILE", 32)
-    monkeypatch.setattr(chunked, "KEY_TILE", 128)
+    monkeypatch.setattr(tiled, "QUERY_TILE", 32)
+    monkeypatch.setattr(tiled, "KEY_TILE", 128)
     T = 512
     peak = {(b, n): peak_bytes(lambda b=b, n=n: LONG[operation](n, b)) for b in BACKENDS for n in (T, 2 * T)}
     matrix = 4 * (2 * T) ** 2
-    assert peak["chunked", 2 * T] < matrix / 2 < matrix < peak["reference", 2 * T]
-    assert peak["chunked", 2 * T] < 2.4 * peak["chunked", T]
+    assert peak["tiled", 2 * T] < matrix / 2 < matrix < peak["reference", 2 * T]
+    assert peak["tiled", 2 * T] < 2.4 * peak["tiled", T]
     assert peak["reference", 2 * T] > 3 * peak["reference", T]
 
 
@@ -295,7 +295,7 @@ def decode_cost(S, backend):
 
 
 def test_a_decoded_token_pays_for_k_keys_whatever_the_context():
-    short, long = decode_cost(1024, "chunked"), decode_cost(16384, "chunked")
+    short, long = decode_cost(1024, "tiled"), decode_cost(16384, "tiled")
     assert short == long  # not one FLOP, not one byte more
     assert short[0] == 2 * 2 * 4 * 64 * (40 + 32)  # 2 FLOPs, 2 sequences, 4 heads, K keys, key and value width
     masked = [decode_cost(S, "reference")[0] for S in (1024, 16384)]
@@ -331,7 +331,7 @@ def test_wrong_arguments_are_named(case):
         call()
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "tiled", "cpu"])
 def test_latents_in_eight_bits_are_what_they_stand_for(backend):
     generator = torch.Generator().manual_seed(4)
     q, kv = torch.randn(2, 3, 4, 260, generator=generator), torch.randn(2, 9, 260, generator=generator)
@@ -356,12 +356,12 @@ def test_the_mask_that_a_gpu_knows_by_name_is_ours():
 def test_values_that_are_a_view_of_the_keys_are_not_copied_and_have_the_right_gradient(T, detached):
     q, kv = randn(1, T, H, C + R), randn(1, 9, 1, C + R, seed=1)
     found = []
-    for backend in ("reference", "chunked"):
+    for backend in ("reference", "tiled"):
         k = kv.clone().requires_grad_()
         v = (k.detach() if detached else k)[..., :C]
-        with mock.patch.object(chunked.F, "pad", wraps=chunked.F.pad) as padded:
+        with mock.patch.object(tiled.F, "pad", wraps=tiled.F.pad) as padded:
             out = ops.dense_attention(q, k, v, SCALE, backend=backend)
-        assert padded.call_count == (backend == "chunked" and detached)
+        assert padded.call_count == (backend == "tiled" and detached)
         out.square().sum().backward()
         found += [out, k.grad]
     assert error_ratio(found[2], found[0]) < 1e-12 and error_ratio(found[3], found[1]) < 1e-12

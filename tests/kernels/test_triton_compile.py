@@ -15,11 +15,11 @@ import small
 pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from dsa.kernels import ops
-from dsa.kernels.gpu import compile as aot
-from dsa.kernels.gpu.index_logits import index_logits
-from dsa.kernels.gpu.launch import Kernel, Recorder, fitting
-from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
-from dsa.kernels.gpu.top_k import enough_segments, top_k
+from dsa.kernels.triton import compile as aot
+from dsa.kernels.triton.index_logits import index_logits
+from dsa.kernels.triton.launch import Kernel, Recorder, fitting
+from dsa.kernels.triton.sparse_attention import Latents, attend, sizes
+from dsa.kernels.triton.top_k import enough_segments, top_k
 from dsa.model.attention import Attention
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
@@ -159,11 +159,11 @@ def test_the_models_own_dense_decoding_is_taken_by_triton(monkeypatch):
 def test_what_triton_cannot_do_names_a_backend_that_can(call, reason):
     with pytest.raises(ValueError, match=reason) as refusal:
         call()
-    assert "chunked" in str(refusal.value)
+    assert "tiled" in str(refusal.value)
 
 
 def test_interpreted_kernels_cannot_be_compiled_and_say_so():
-    program = "from dsa.kernels.gpu import compile as aot; aot.compile_call(*aot.calls('top-k')[0], 'sm_90')"
+    program = "from dsa.kernels.triton import compile as aot; aot.compile_call(*aot.calls('top-k')[0], 'sm_90')"
     made = subprocess.run(
         [sys.executable, "-c", program], env={"TRITON_INTERPRET": "1", "PATH": ""}, capture_output=True, text=True
     )

@@ -13,7 +13,7 @@ import dsa
 import small
 from dsa.kernels import ops
 from dsa.kernels.reference import causal_mask, membership
-from dsa.model import moe, rope, selection
+from dsa.model import baselines, moe, rope
 from dsa.model.config import Config, Yarn
 from dsa.model.transformer import Transformer
 
@@ -61,7 +61,7 @@ def test_everything_selected_is_dense_attention(shared, top_k):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", [kind for kind in selection.KINDS if kind != "random"])
+@pytest.mark.parametrize("attention", [kind for kind in baselines.KINDS if kind != "random"])
 @pytest.mark.parametrize("pieces", [[1] * T, [7, 1, 10, 6], [T - 1, 1], [1, T - 1]], ids=str)
 def test_chunks_and_single_tokens_equal_the_whole_prompt(shared, attention, pieces):
     model, tokens = set_to(shared, attention), small.tokens(2, T)
@@ -75,7 +75,7 @@ def test_later_tokens_change_nothing_before_them(shared):
     tokens = small.tokens(1, T)
     changed = tokens.clone()
     changed[0, 15:] = (changed[0, 15:] + 1) % 61
-    for attention in selection.KINDS:
+    for attention in baselines.KINDS:
         model = set_to(shared, attention)
         a, b = model(tokens), model(changed)
         assert gap(a[:, :15], b[:, :15]) < 1e-5 < gap(a[:, 15:], b[:, 15:]), attention
@@ -121,7 +121,7 @@ def test_a_cache_read_densely_has_no_index_keys(shared):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", selection.KINDS)
+@pytest.mark.parametrize("attention", baselines.KINDS)
 def test_a_trace_is_what_was_computed(shared, attention):
     model, tokens = set_to(shared, attention), small.tokens(2, T)
     logits, trace = model(tokens, trace=True)
@@ -148,8 +148,8 @@ def test_stand_ins_choose_what_they_say(shared):
     assert torch.equal(kept["random"][1].selected, again[1].selected)
     assert not torch.equal(kept["random"][0].selected, kept["random"][1].selected)  # each layer for itself
     for kind in ("window", "random"):
-        share = selection.mass_kept(kept["oracle"][0].mass, kept[kind][0].selected)
-        best = selection.mass_kept(kept["oracle"][0].mass, kept["oracle"][0].selected)
+        share = baselines.mass_kept(kept["oracle"][0].mass, kept[kind][0].selected)
+        best = baselines.mass_kept(kept["oracle"][0].mass, kept["oracle"][0].selected)
         assert (share <= best + 1e-6).all() and best.mean() > share.mean() + 0.1
 
 
@@ -187,7 +187,7 @@ def test_in_half_precision_the_residual_stream_and_norms_stay_wide(tmp_path):
     kinds = {name: p.dtype for name, p in model.state_dict().items()}
     for name, kind in kinds.items():
         assert kind == (torch.float32 if "norm" in name or "correction" in name else torch.bfloat16), name
-    for attention in selection.KINDS:
+    for attention in baselines.KINDS:
         model.attention = attention
         assert model(small.tokens(2, T)).isfinite().all()
     model.attention = wide.attention = "dense"  # a flipped selection would be no rounding error

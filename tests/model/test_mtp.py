@@ -15,13 +15,13 @@ import dsa
 import oracle
 import published_style
 import small
-from dsa.inference.checkpoint import SINGLE, CheckpointError
-from dsa.inference.prediction import load_mtp
-from dsa.inference.speculative import Drafter, speculate
+from dsa.checkpoint.index import SINGLE, CheckpointError
+from dsa.checkpoint.mtp import load_mtp
+from dsa.datasets.recall_tasks import Episodes
+from dsa.generation.speculative import Drafter, speculate
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Episodes
-from dsa.training.objectives import language_loss, multi_token_loss
+from dsa.training.losses import language_loss, multi_token_loss
 
 
 def with_mtp(seed=0, **changes):

@@ -1,10 +1,10 @@
 """A model small enough to be trained in a test, and a short run of two phases that may be stopped on its way."""
 
 import dsa
-from dsa.text.tasks import Copy
+from dsa.datasets.recall_tasks import Copy
 from dsa.training import pretrain
-from dsa.training.loop import Phase, train
 from dsa.training.optimizers import muon_and_adamw
+from dsa.training.trainer import Phase, train
 
 TINY = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16,

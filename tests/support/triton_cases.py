@@ -14,9 +14,9 @@ import sys
 import torch
 
 from dsa.kernels import fp8, ops, reference
-from dsa.kernels.gpu import backend, index_logits, top_k
-from dsa.kernels.gpu.sparse_attention import Latents, attend, sizes
-from dsa.kernels.gpu.sparse_backward import gradients as backward
+from dsa.kernels.triton import backend, index_logits, top_k
+from dsa.kernels.triton.sparse_attention import Latents, attend, sizes
+from dsa.kernels.triton.sparse_backward import gradients as backward
 
 torch.use_deterministic_algorithms(True)  # torch.empty is then full of NaN
 torch.manual_seed(0)
@@ -252,7 +252,7 @@ def bf16_is_refused():
     try:
         ops.sparse_attention(*attention(kind=torch.bfloat16), 0.2, 64, backend="triton")
     except ValueError as refusal:
-        return 0.0 if "bf16" in str(refusal) and "chunked" in str(refusal) else 1.0
+        return 0.0 if "bf16" in str(refusal) and "tiled" in str(refusal) else 1.0
     return float("inf")
 
 

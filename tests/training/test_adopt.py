@@ -17,10 +17,10 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DeepseekV32For
 import dsa
 import oracle
 import small
-from dsa.cost import roofline
-from dsa.text import corpus, token_ids
-from dsa.text.tokenizer import VOCAB
-from dsa.training import adopt, indexer, reader
+from dsa.analysis import flops
+from dsa.datasets import corpus, token_ids
+from dsa.datasets.byte_tokenizer import VOCAB
+from dsa.training import adopt, indexer, indexer_data
 
 SIZES = {
     **{name: size for name, size in small.SIZES.items() if name not in ("yarn", *small.DENSE)},
@@ -124,7 +124,7 @@ def test_the_table_says_what_was_measured_and_what_was_counted(home):
     config = dsa.from_pretrained(home / "warmed").config
     for length in (64, 128, 2**17):
         row = rows[f"FLOP per token, reading {length:,} tokens"]
-        work = [roofline.prompt_work(config, length, kind).total / length for kind in ("dense", "sparse")]
+        work = [flops.prompt_work(config, length, kind).total / length for kind in ("dense", "sparse")]
         assert [row["before"], row["after"]] == work and row["kind"] == "counted"
 
 
@@ -182,7 +182,7 @@ def test_a_tokenizer_beside_the_weights_reads_text(home, tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     folder = dense(tmp_path / "foreign", vocab_size=61)
     made.save(str(folder / "tokenizer.json"))
-    reading = reader.read(folder, 61, home / "text", 64)
+    reading = indexer_data.read(folder, 61, home / "text", 64)
     text = "".join(sorted(vocabulary, key=vocabulary.get)[i] for i in reading.corpus.train.tolist())
     assert text == (home / "text" / "a.txt").read_text()[: len(text)] and len(text) > 10_000
     assert not reading.in_bytes and not reading.needles
@@ -211,7 +211,7 @@ def test_without_a_query_latent_a_model_trains_and_runs_but_is_not_exported(home
     base, model = no_latent(home)
     tokens = small.tokens(1, 40, vocab=VOCAB)
     assert torch.equal(model(tokens), base(tokens))
-    task = reader.read(home / "no_latent", VOCAB, home / "text", 64).task
+    task = indexer_data.read(home / "no_latent", VOCAB, home / "text", 64).task
     kl = [row["kl"] for row in indexer.warm_up(model, task, steps=40, size=2, show=False).rows]
     assert sum(kl[-5:]) < 0.95 * sum(kl[:5])
     indexer.train_sparse(model, task, steps=1, size=2, show=False)

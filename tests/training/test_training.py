@@ -10,11 +10,11 @@ import textwrap
 import pytest
 import torch
 
-from dsa.text.tasks import Needles
-from dsa.training import evaluate, folder, indexer, pretrain, state
-from dsa.training.loop import Phase, generator, train, until, write_table
-from dsa.training.objectives import bits_per_byte, language_loss
+from dsa.datasets.recall_tasks import Needles
+from dsa.training import checkpointing, evaluate, indexer, pretrain, run_folder
+from dsa.training.losses import bits_per_byte, language_loss
 from dsa.training.optimizers import adamw
+from dsa.training.trainer import Phase, generator, train, until, write_table
 from tiny_training import tiny, trained
 
 
@@ -48,7 +48,7 @@ def test_resumed_after_sigkill_gives_the_same_weights(tmp_path, unbroken):
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert state.exists(tmp_path)
+    assert checkpointing.exists(tmp_path)
     model, run = trained(tmp_path, resume=True)
     assert same(model, unbroken[0]) and run.rows == unbroken[1].rows
     assert run.seconds > 0
@@ -68,16 +68,16 @@ def test_resumed_after_control_c_gives_the_same_weights(tmp_path, unbroken):
 def test_a_kill_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
     model = tiny(dense=True)
     optimizers = adamw(model.parameters(), 0.01)
-    state.save(tmp_path, model, optimizers, {"step": 1})
+    checkpointing.save(tmp_path, model, optimizers, {"step": 1})
 
     def cut_off(tensors, path, metadata):
         path.write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(state, "save_file", cut_off)
+    monkeypatch.setattr(checkpointing, "save_file", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        state.save(tmp_path, model, optimizers, {"step": 2})
-    assert state.load(tmp_path, model, optimizers) == {"step": 1}
+        checkpointing.save(tmp_path, model, optimizers, {"step": 2})
+    assert checkpointing.load(tmp_path, model, optimizers) == {"step": 1}
 
 
 def test_another_run_or_a_damaged_state_is_refused(tmp_path):
@@ -85,7 +85,7 @@ def test_another_run_or_a_damaged_state_is_refused(tmp_path):
     for other in ({"seed": 1}, {"label": "other corpus"}):
         with pytest.raises(ValueError, match="holds another run"):
             trained(tmp_path, resume=True, **other)
-    path = tmp_path / state.FILE
+    path = tmp_path / checkpointing.FILE
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be resumed"):
         trained(tmp_path, resume=True)
@@ -230,7 +230,7 @@ def test_a_claim_records_its_number_and_whether_it_holds():
 def test_control_c_says_how_to_go_on(tmp_path, monkeypatch, text):
     def stopped(*args, work, **kwargs):
         if work.name == "later.partial":
-            state.save(work, tiny(dense=True), [], {})
+            checkpointing.save(work, tiny(dense=True), [], {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain, "pretrain", stopped)
@@ -252,15 +252,15 @@ def test_finish_moves_a_whole_folder_into_place(text, tmp_path):
     exam = {"length": 64, "episodes": 2}
     claims = [evaluate.Claim("impossible", "bits_per_byte.dense", most=0.0)]
     common = {"made_by": "a test", "options": {"seed": 0}, "corpus": text, "claims": claims, "exam": exam}
-    folder.prepare(out, resume=False, replace=False)
-    folder.finish(model, out, run, **common)
+    run_folder.prepare(out, resume=False, replace=False)
+    run_folder.finish(model, out, run, **common)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert {"config.json", "model.safetensors", "provenance.json", "training.csv"} == {p.name for p in out.iterdir()}
     record = json.loads((out / "provenance.json").read_text())
     assert record["claims"][0]["holds"] is False and record["corpus"]["sha256"] == text.sha256
     (out / "mark").touch()
-    folder.prepare(out, resume=False, replace=True)
-    folder.finish(model, out, run, **common)
+    run_folder.prepare(out, resume=False, replace=True)
+    run_folder.finish(model, out, run, **common)
     assert not (out / "mark").exists()
 
 
@@ -278,7 +278,7 @@ def test_commands_refuse_in_a_sentence(tmp_path, arguments, words):
     (tmp_path / "old").mkdir()
     (tmp_path / "short").write_text("too short")
     (tmp_path / "stopped.partial").mkdir()
-    (tmp_path / "stopped.partial" / state.FILE).touch()
+    (tmp_path / "stopped.partial" / checkpointing.FILE).touch()
     names = {name: tmp_path / name for name in ("old", "new", "stopped", "missing", "short")}
     with pytest.raises(SystemExit, match=words):
         pretrain.main([a.format(**names) for a in arguments])

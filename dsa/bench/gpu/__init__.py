@@ -1,1 +1,1 @@
-"""Our kernels on a real GPU, checked and timed: read `timing`, then `cases`; run `python -m dsa.bench.gpu --help`."""
+"""Our kernels on a real GPU, checked and timed: `python -m dsa.bench.gpu`; read `correctness`, then `cases`."""

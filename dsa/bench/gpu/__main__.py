@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dsa.cost import record
+from dsa import record
 
 COMMAND = "python -m dsa.bench.gpu"
 CASES = (

@@ -61,7 +61,7 @@ def sparse_prefill(make: Inputs, shape: Shape) -> Contenders:
             wrong, flop=2 * H * (C + shape.wide) * K * T,
         )  # fmt: skip
 
-    return {"ours": by(make.backend), "plain torch: gather, two products": by("chunked")}
+    return {"ours": by(make.backend), "plain torch: gather, two products": by("tiled")}
 
 
 def sparse_decode(make: Inputs, shape: Shape) -> Contenders:
@@ -89,7 +89,7 @@ def sparse_decode(make: Inputs, shape: Shape) -> Contenders:
     return {
         "ours": by(codes, make.backend),
         "ours, cache in bf16": by(plain, make.backend),
-        "plain torch, cache in bf16": by(plain, "chunked"),
+        "plain torch, cache in bf16": by(plain, "tiled"),
     }
 
 
@@ -157,12 +157,12 @@ def backward(make: Inputs, shape: Shape) -> Contenders:
         for begin in range(0, T, CHUNK):
             rows = slice(begin, begin + CHUNK)
             x = q[0][:, rows].float().requires_grad_()
-            out = ops.sparse_attention(x, latents, chosen[:, rows], shape.scale, C, backend="chunked")
+            out = ops.sparse_attention(x, latents, chosen[:, rows], shape.scale, C, backend="tiled")
             out.backward(grad[:, rows].float())
             queries.append(gradient_of(x))
         return max(error(found[0], torch.cat(queries, dim=1)), error(found[1], gradient_of(latents)))
 
-    return {"ours": by(make.backend), "plain torch, autograd": by("chunked")}
+    return {"ours": by(make.backend), "plain torch, autograd": by("tiled")}
 
 
 def cases(shape: Shape) -> dict[str, list[Trial]]:

@@ -17,7 +17,7 @@ from dsa.bench.gpu.correctness import error, missed
 from dsa.bench.gpu.inputs import Inputs, Shape
 from dsa.bench.gpu.trial import Contender, Contenders, Goal, Trial
 from dsa.kernels import fp8, ops, reference
-from dsa.kernels.gpu.sparse_attention import Latents, attend, enough_splits
+from dsa.kernels.triton.sparse_attention import Latents, attend, enough_splits
 
 Answer = tuple[Tensor, Tensor]  # attended latents (B, T, H, C) and selected positions (B, T, K)
 

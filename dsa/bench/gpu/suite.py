@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dsa import record
 from dsa.bench.gpu.correctness import poisoned
 from dsa.bench.gpu.inputs import Inputs
 from dsa.bench.gpu.trial import Contender, Trial, judged, milliseconds, quickest
 from dsa.bench.timing import Call, Timer, replayed
-from dsa.cost import record
-from dsa.kernels.gpu.index_logits import INDEX_LOGITS
-from dsa.kernels.gpu.sparse_attention import SPARSE_ATTENTION
-from dsa.kernels.gpu.sparse_backward import LATENT_GRADIENT, QUERY_GRADIENT
-from dsa.kernels.gpu.top_k import TOP_K
+from dsa.kernels.triton.index_logits import INDEX_LOGITS
+from dsa.kernels.triton.sparse_attention import SPARSE_ATTENTION
+from dsa.kernels.triton.sparse_backward import LATENT_GRADIENT, QUERY_GRADIENT
+from dsa.kernels.triton.top_k import TOP_K
 
 TUNED = (INDEX_LOGITS, TOP_K, SPARSE_ATTENTION, QUERY_GRADIENT, LATENT_GRADIENT)
 LIMIT = 240  # seconds for a case, compiling included

@@ -4,13 +4,13 @@ Each operation has a file of its own here; this one goes through the sequences o
 `loops`, except that index keys may be `fp8.Codes`, which are multiplied as they are.
 
 Many short sequences, as in sampling, are the exception: one after the other they would cost mostly calls, and a batch
-of them goes to `chunked`, which does all at once.
+of them goes to `tiled`, which does all at once.
 """
 
 import torch
 from torch import Tensor
 
-from dsa.kernels import chunked
+from dsa.kernels import tiled
 from dsa.kernels.cpu import dense, gathered, topk
 from dsa.kernels.cpu.scoring import score_tiles
 from dsa.kernels.fp8 import Codes
@@ -58,7 +58,7 @@ def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int) -> Tensor:
     """Score and choose tile by tile -> selected (B, T, min(K, S)); no score outlives its tile."""
     (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, Codes) else k.shape[1]
     if B >= MANY and w[0].numel() * S < FEW_PRODUCTS:
-        return chunked.index_topk(*_numbers(q, k), w, top_k)
+        return tiled.index_topk(*_numbers(q, k), w, top_k)
     selected = torch.full((B, T, min(top_k, S)), EMPTY)
     for b in range(B):
         for rows, scores in score_tiles(q[b], _sequence(k, b), w[b]):
@@ -86,7 +86,7 @@ def select(scores: Tensor, top_k: int) -> Tensor:
 def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attend to the selected tokens (report Eq. 2): -> (B, T, H, C)."""
     if len(q) >= MANY and selected[0].numel() * kv.shape[2] < FEW_FETCHED:
-        return chunked.sparse_attention(q, kv, selected, scale, value_width)
+        return tiled.sparse_attention(q, kv, selected, scale, value_width)
     out = kv.new_empty(*q.shape[:3], value_width)
     for b in range(len(q)):
         gathered.attend(q[b], kv[b], selected[b], scale, out[b])
@@ -97,7 +97,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attend to every visible token: -> (B, T, H, V)."""
     if q.shape[1] == 1 and k.shape[2] == 1:  # decode, MQA mode: H queries that all see all keys
         if len(q) >= MANY and k.shape[1] < FEW_KEYS:
-            return chunked.dense_attention(q, k, v, scale)
+            return tiled.dense_attention(q, k, v, scale)
         one = [dense.decode(q[b, 0], k[b, :, 0], v[b, :, 0], scale) for b in range(len(q))]
         return torch.stack(one)[:, None].to(q.dtype)
     return dense.prefill(q, k, v, scale)

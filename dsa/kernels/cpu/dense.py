@@ -11,9 +11,9 @@ products a tile of keys do it, with a running maximum.
 import torch
 from torch import Tensor
 
-from dsa.kernels.chunked import as_wide, tiles
 from dsa.kernels.cpu.scoring import operand
 from dsa.kernels.reference import at_least_fp32
+from dsa.kernels.tiled import as_wide, tiles
 
 QUERY_TILE = 1024  # smaller ones are slower, which would flatter sparse attention
 KEY_TILE = 2048  # of decoding

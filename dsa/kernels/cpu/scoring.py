@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dsa.kernels.chunked import tiles
 from dsa.kernels.cpu.machine import fast, multiplier
 from dsa.kernels.fp8 import Codes
 from dsa.kernels.reference import causal_mask
+from dsa.kernels.tiled import tiles
 
 ROWS = 512  # heads of queries multiplied at once, at most
 QUERIES = 64  # queries scored at once, at most: a row of scores for each has to stay in reach until it is chosen from

@@ -1,6 +1,6 @@
 """The bug museum: mistakes that were made with index scores, and what one sees of each.
 
-An exhibit is one of `mistakes.MISTAKES`, switched on while a model reads. What is recorded is what a test could look
+An exhibit is one of `injected.MISTAKES`, switched on while a model reads. What is recorded is what a test could look
 at: how far logits move, how many of the chosen tokens are others, and whether needles are still answered. With K >= S
 nearly every exhibit is invisible, since every visible token is chosen whatever its score; the museum makes that a
 number. For readers who write a test of their own there is a `specimen`, a model small enough to be read many times in a
@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.bugs.injected import Mistake, Replacement, find
+from dsa.datasets.recall_tasks import Episodes
 from dsa.kernels import ops
 from dsa.kernels.loops import EMPTY
 from dsa.kernels.reference import membership
 from dsa.model.attention import Attention
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Episodes
 
 EXHIBITS = (
     "neighbours in the indexer",

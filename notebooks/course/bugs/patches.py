@@ -1,4 +1,4 @@
-"""Functions that are wrong on purpose: what the mistakes of `show.mistakes` put in the place of right ones.
+"""Functions that are wrong on purpose: what the mistakes of `injected` put in the place of right ones.
 
 Each has the signature of the function it replaces and differs from it in one step, which its docstring names. Where
 only the outcome is changed, the right function is called first: it is bound as a default argument, `right`, because by

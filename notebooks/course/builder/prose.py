@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from dsa.cost.record import as_of_today
+from dsa.record import as_of_today
 
 PLACEHOLDER = re.compile(r"\{(C\d+\.\d+|source:[\w.-]+|table:\w+|exercise:[\w.]*)\}")
 

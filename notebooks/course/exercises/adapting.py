@@ -9,11 +9,11 @@ from torch import Tensor
 
 from course.exercises import adapting_numbers as numbers
 from course.exercises.core import Exercise, require
+from dsa.datasets.recall_tasks import Copy, Episodes
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Copy, Episodes
 from dsa.training.indexer import learn_both
-from dsa.training.objectives import language_loss
+from dsa.training.losses import language_loss
 
 
 def _model(seed: int = 0) -> Transformer:

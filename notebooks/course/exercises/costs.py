@@ -8,8 +8,8 @@ import math
 from itertools import product
 
 from course.exercises.core import Exercise, require
-from dsa.cost import curves, prices
-from dsa.cost.published import crossing
+from dsa.analysis import pricing, roofline
+from dsa.analysis.published import crossing
 from dsa.model.config import Config
 
 # E11.1 --------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def _hits_are_free(turns: int, question: int, answer: int, cache: bool) -> tuple
 
 def _check_chat(answer) -> None:
     for turns, question, length, cache in product((1, 2, 7), (0, 50), (10, 200), (True, False)):
-        calls = list(prices.Work(0, question, length, turns, float(cache)))
+        calls = list(pricing.Work(0, question, length, turns, float(cache)))
         cached = sum(call.cached for call in calls)
         right = (sum(call.prompt for call in calls) - cached, cached, sum(call.written for call in calls))
         found = answer(turns, question, length, cache)
@@ -161,13 +161,13 @@ def _no_infinity(dense: tuple, sparse: tuple, top_k: int) -> float:
 
 
 def _check_crossover(answer) -> None:
-    starts = {("decode", curves.DENSE): 0.0705, ("decode", curves.SPARSE): 0.0952}
+    starts = {("decode", roofline.DENSE): 0.0705, ("decode", roofline.SPARSE): 0.0952}
     for top_k in (512, 2048, 8192):
         config = Config.v32_exp().replace(index_topk=top_k)
-        found = curves.modelled(config, starts)
-        right = crossing(found["decode", curves.DENSE], found["decode", curves.SPARSE])
-        each = [curves.H800.dollars(f(config, "decode")) for f in (curves.scoring_seconds, curves.sparse_seconds)]
-        dense = (0.0705, curves.H800.dollars(curves.dense_seconds(config, "decode")))
+        found = roofline.modelled(config, starts)
+        right = crossing(found["decode", roofline.DENSE], found["decode", roofline.SPARSE])
+        each = [roofline.H800.dollars(f(config, "decode")) for f in (roofline.scoring_seconds, roofline.sparse_seconds)]
+        dense = (0.0705, roofline.H800.dollars(roofline.dense_seconds(config, "decode")))
         mine = answer(dense, (0.0952, *each), top_k)
         require(
             abs(mine - right) < 1e-3 * right, f"decoding with K = {top_k:,} crosses at {right:,.0f}, not {mine:,.0f}"
@@ -244,7 +244,7 @@ EXERCISES = (
     Exercise(
         "E11.2", "A chat of 500 turns", 2, 15,
         "Which tokens is a chat billed for, with a cache and without? Then price 500 turns of 50 + 200 tokens with "
-        "`prices.LIST`, per million: which of the three is the bill?",
+        "`pricing.LIST`, per million: which of the three is the bill?",
         ("Before turn n, counted from 0, n questions and n answers stand there.",
          "0 + 1 + ... + (turns - 1) = turns (turns - 1) / 2.",
          "What stood there before is sent again: it is cached, or fresh if there is no cache."),

@@ -8,7 +8,7 @@ import math
 from itertools import product
 
 from course.exercises.core import Exercise, require
-from dsa.cost import roofline
+from dsa.analysis import flops
 from dsa.model.config import Config
 
 # E1.1 ---------------------------------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def _rounded(dense: int, sparse: int, index: int, top_k: int) -> float:
 def _check_crossover(answer) -> None:
     for phase, named in (("prefill", "MHA against MQA"), ("decode", "MQA against MQA")):
         config = Config.v32_exp()
-        right = roofline.crossover(config, phase, weights=False)
-        found = answer(roofline.dense_pair_flops(config, phase), 278_528, 16_384, 2048)
+        right = flops.crossover(config, phase, weights=False)
+        found = answer(flops.dense_pair_flops(config, phase), 278_528, 16_384, 2048)
         require(abs(found - right) < 1, f"the real model's {phase} ({named}) crosses at {right:,.0f}, not {found:,.0f}")
     found = answer(100, 300, 20, 8)
     require(abs(found - 30) < 1e-6, f"100 a key against 20 a key and 300 for each of 8 cross at 30, not {found:.1f}")

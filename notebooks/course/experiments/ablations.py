@@ -15,16 +15,16 @@ from typing import Any
 
 from course.experiments import experiment
 from course.experiments.activation import indexers
+from dsa.datasets.corpus import Corpus
+from dsa.datasets.recall_tasks import Copy
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope
 from dsa.model.transformer import Transformer
-from dsa.text.corpus import Corpus
-from dsa.text.tasks import Copy
 from dsa.training import evaluate, pretrain
 from dsa.training.indexer import TOP_K, WARMUP_RATE, learn_both, train_sparse, with_indexer
-from dsa.training.loop import Phase, train, until
 from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import COPY_BATCH, COPY_CAP, COPY_LENGTH, RATE, MixedNeedles, balance
+from dsa.training.trainer import Phase, train, until
 
 SEEDS = (0, 1)
 STEPS, BATCH, LENGTH, SEQUENCES = 60, 4, 256, 32

@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from course.experiments import experiment
+from dsa.datasets import corpus as texts
+from dsa.datasets.recall_tasks import Episodes, Task
 from dsa.kernels import reference
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.attention import Attention
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
-from dsa.text.tasks import Episodes, Task
 from dsa.training import evaluate
 from dsa.training.indexer import TOP_K, WARMUP_RATE, with_indexer
-from dsa.training.loop import Learn, Phase, train
 from dsa.training.optimizers import adamw
 from dsa.training.pretrain import MixedNeedles
+from dsa.training.trainer import Learn, Phase, train
 
 FORMS = ("relu", "none", "softmax")
 SIZES = ((2, 32), (8, 16))  # J, W
@@ -168,7 +168,7 @@ def _kept(mass: Tensor, ranking: Tensor) -> float:
     """Mean mass on the TOP_K best of a ranking, over the queries that have to choose."""
     visible = reference.causal_mask(mass.shape[1], mass.shape[2], mass.device)
     chosen = reference.select(ranking.masked_fill(~visible, float("-inf")), TOP_K)
-    return selection.mass_kept(mass, chosen)[:, TOP_K:].mean().item()
+    return baselines.mass_kept(mass, chosen)[:, TOP_K:].mean().item()
 
 
 def sweep(

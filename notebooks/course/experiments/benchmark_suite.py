@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsa.datasets.corpus import Corpus
+from dsa.datasets.recall_tasks import Copy, Episodes, Needles
 from dsa.model.transformer import Transformer
-from dsa.text.corpus import Corpus
-from dsa.text.tasks import Copy, Episodes, Needles
 from dsa.training import evaluate
 
 LENGTH, SEQUENCES = 512, 24

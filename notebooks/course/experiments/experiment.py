@@ -10,10 +10,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dsa.cost.record import add_options, check_free, write
-from dsa.inference.checkpoint import from_pretrained
-from dsa.text import corpus as texts
-from dsa.training import folder
+from dsa.checkpoint.load import from_pretrained
+from dsa.datasets import corpus as texts
+from dsa.record import add_options, check_free, write
+from dsa.training import run_folder
 
 Rows = list[dict[str, Any]]
 
@@ -51,9 +51,9 @@ def record(
         model, corpus, started = from_pretrained(options.folder), texts.load(options.corpus), perf_counter()
         asked = {"seeds": options.seeds, "steps": options.steps, **({"designs": options.designs} if designs else {})}
         runs = rows(model, corpus, **asked)
-        found = folder.provenance(options.command, asked | plan, corpus, perf_counter() - started)
+        found = run_folder.provenance(options.command, asked | plan, corpus, perf_counter() - started)
         found["weights"] = weights.format(options.folder)
         write(options.out, found | {"runs": runs})
         return options.out
 
-    folder.command(run, parser, argv)
+    run_folder.command(run, parser, argv)

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from course.experiments import activation, experiment
 from course.experiments.activation import BATCH, EXAM, LENGTH, Lesson, Pupil
+from dsa.datasets import corpus as texts
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope, frequencies
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
 from dsa.training import evaluate
 from dsa.training.indexer import HEADS, TOP_K, WARMUP_RATE, WIDTH
 from dsa.training.pretrain import MixedNeedles

@@ -22,17 +22,18 @@ from typing import Any
 import torch
 
 from course.experiments import benchmark_suite, seed_study
-from dsa.cost.record import add_options, check_free, write
-from dsa.inference.checkpoint import from_pretrained, save_pretrained
+from dsa.checkpoint.load import from_pretrained
+from dsa.checkpoint.save import save_pretrained
+from dsa.datasets import corpus as texts
+from dsa.datasets.corpus import Corpus
+from dsa.datasets.recall_tasks import Task
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
-from dsa.text.corpus import Corpus
-from dsa.text.tasks import Task
-from dsa.training import evaluate, folder
+from dsa.record import add_options, check_free, write
+from dsa.training import evaluate, run_folder
 from dsa.training.indexer import SPARSE_RATE, TOP_K, train_sparse
-from dsa.training.loop import Phase, Run, train
 from dsa.training.optimizers import main_optimizers
 from dsa.training.pretrain import MixedNeedles, balance, learn
+from dsa.training.trainer import Phase, Run, train
 
 STEPS, SIZE, LENGTH = 60, 4, 256
 WAYS = {  # name -> attention and K while it is trained
@@ -84,7 +85,7 @@ class Plan:
     length: int = LENGTH
 
     def place(self, work: Path, seed: int, name: str) -> Path:
-        """The folder of one model; the warmed-up one is that of `seeds`."""
+        """The folder of one model; the warmed-up one is that of `seed_study`."""
         own = work / str(seed)
         return own / name if name == "warmed" else own / f"twins of {self.steps} x {self.size} x {self.length}" / name
 
@@ -99,9 +100,9 @@ def make(work: Path, seed: int, corpus: Corpus, plan: Plan) -> None:
             task = MixedNeedles(corpus, plan.length)
             train_on(model, task, attention, top_k, steps=plan.steps, size=plan.size, seed=seed)
             model.attention = "sparse"  # what a folder can say; the sweep chooses for itself
-            whole = folder.work_folder(place)
+            whole = run_folder.work_folder(place)
             save_pretrained(model, whole, dtype=torch.bfloat16)
-            folder.move_into_place(whole, place)
+            run_folder.move_into_place(whole, place)
             print(f"made {place}", flush=True)
 
 
@@ -145,7 +146,7 @@ def run(options: argparse.Namespace) -> Path:
             found[table] += [{"seed": seed, **row} for row in rows]
         print(f"measured seed {seed}", flush=True)
     said = {"seeds": options.seeds, **asdict(plan), "rate": SPARSE_RATE}
-    record = folder.provenance(options.command, said, corpus, perf_counter() - started)
+    record = run_folder.provenance(options.command, said, corpus, perf_counter() - started)
     del record["training_seconds"]  # of this session alone: models that were there are taken as they are
     write(options.out, record | found)
     return options.out
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=SIZE)
     parser.add_argument("--length", type=int, default=LENGTH)
-    folder.command(run, parser, argv)
+    run_folder.command(run, parser, argv)
 
 
 if __name__ == "__main__":

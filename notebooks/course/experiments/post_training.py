@@ -25,19 +25,19 @@ from time import perf_counter
 from typing import Any
 
 from course.experiments.rl_base_model import BATCH, Generated
-from dsa.cost.record import add_options, check_free, write
-from dsa.inference.checkpoint import from_pretrained
+from dsa.checkpoint.load import from_pretrained
+from dsa.datasets.rl_domains import DOMAINS
+from dsa.datasets.rl_transcripts import Exercises
+from dsa.io.files import read_json, write_json
 from dsa.model.transformer import Transformer
-from dsa.text.domains import DOMAINS
-from dsa.text.files import read_json, write_json
-from dsa.text.transcripts import Exercises
-from dsa.training import folder, student
+from dsa.record import add_options, check_free, write
+from dsa.training import run_folder, sft
 from dsa.training.grpo import GRPOConfig, grpo
 from dsa.training.indexer import SPARSE_RATE
-from dsa.training.loop import Phase, Run, train
 from dsa.training.optimizers import main_optimizers
 from dsa.training.pretrain import learn
 from dsa.training.rollout import accuracy
+from dsa.training.trainer import Phase, Run, train
 
 NAMES = tuple(DOMAINS)
 SEEDS = (0, 1, 2)
@@ -95,8 +95,8 @@ class Study:
 
     def student(self, specialists: dict[str, Transformer]) -> tuple[Transformer, int]:
         """The base after reading what the specialists got right, and how many samples that was."""
-        written, pupil = student.collect(specialists, seed=self.seed, **SAMPLES), copy.deepcopy(self.base)
-        student.sft(pupil, written, steps=STEPS["student"], seed=self.seed, show=False)
+        written, pupil = sft.collect(specialists, seed=self.seed, **SAMPLES), copy.deepcopy(self.base)
+        sft.sft(pupil, written, steps=STEPS["student"], seed=self.seed, show=False)
         return pupil, len(written)
 
     def sequential(self, first: Transformer) -> list[Scores]:
@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> Path:
         "samples": SAMPLES,
         "exam": EXAM,
     }
-    found = folder.provenance(options.command, settings, Generated(), perf_counter() - started)
+    found = run_folder.provenance(options.command, settings, Generated(), perf_counter() - started)
     found["weights"] = f"the runs start from {options.folder}; what they trained is not kept"
     write(options.out, found | {"runs": runs})
     return options.out
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_options(parser)
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="where finished seeds are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    folder.command(run, parser, argv)
+    run_folder.command(run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from course.experiments import cpu_variants
+from dsa import record
 from dsa.bench.cpu import SHAPES
 from dsa.bench.timing import Call, cpu_seconds
-from dsa.cost import record
 from dsa.model.config import Config
 
 QUERIES, BLOCK, KEYS = 64, 1024, 2**15

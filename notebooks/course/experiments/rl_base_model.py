@@ -15,25 +15,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dsa.datasets.recall_tasks import Copy
+from dsa.datasets.rl_domains import DOMAINS
+from dsa.datasets.rl_symbols import DIGITS, NAMES, VOCAB
+from dsa.datasets.rl_transcripts import LENGTH, Exercises
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.text.domains import DOMAINS
-from dsa.text.symbols import DIGITS, NAMES, VOCAB
-from dsa.text.tasks import Copy
-from dsa.text.transcripts import LENGTH, Exercises
-from dsa.training import folder
+from dsa.training import run_folder
 from dsa.training.indexer import train_sparse, warm_up, with_indexer
-from dsa.training.loop import Phase, Run, train, until
 from dsa.training.optimizers import main_optimizers
 from dsa.training.pretrain import learn
 from dsa.training.rollout import accuracy
+from dsa.training.trainer import Phase, Run, train, until
 
 TOP_K = 8
 RATE = 0.01
 COPY_CAP, STEPS, WARM_STEPS, SPARSE_STEPS, BATCH = 600, 900, 100, 150, 64
 EXAM = 300  # problems of each domain
 
-SOURCE: dict[str, object] = {"source": "generated: dsa.text.transcripts.Exercises", "mistakes": Exercises().mistakes}
+SOURCE: dict[str, object] = {
+    "source": "generated: dsa.datasets.rl_transcripts.Exercises",
+    "mistakes": Exercises().mistakes,
+}
 
 
 class Generated:
@@ -90,9 +93,9 @@ def examine(_: Path, model: Transformer) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> Path:
     """Make the folder that the command line asks for."""
-    work = folder.prepare(options.out, resume=options.resume, replace=options.replace)
+    work = run_folder.prepare(options.out, resume=options.resume, replace=options.replace)
     model, made = make(options.seed, work=work, resume=options.resume)
-    return folder.finish(
+    return run_folder.finish(
         model,
         options.out,
         made,
@@ -112,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--replace", action="store_true", help="replace OUT if it exists, once the new one is whole")
-    folder.command(run, parser, argv)
+    run_folder.command(run, parser, argv)
 
 
 if __name__ == "__main__":

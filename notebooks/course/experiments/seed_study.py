@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsa.cost.record import write
-from dsa.text.files import read_json
-from dsa.training import folder, indexer, pretrain, state
+from dsa.io.files import read_json
+from dsa.record import write
+from dsa.training import checkpointing, indexer, pretrain, run_folder
 
 SEEDS = (0, 1, 2)
 COLUMNS = {  # what the table holds of each seed: name -> folder and path in its measures
@@ -40,7 +40,7 @@ def make(work: Path, seed: int) -> None:
     ]
     for main, out, arguments in stages:
         if not Path(out).exists():
-            resume = ["--resume"] if state.exists(folder.work_folder(Path(out))) else []
+            resume = ["--resume"] if checkpointing.exists(run_folder.work_folder(Path(out))) else []
             main([*arguments, "--out", out, "--seed", str(seed), *resume])
 
 

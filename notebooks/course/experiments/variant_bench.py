@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from course.experiments import experiment
 from course.experiments.attention_variants import delta, moba, msa, nsa, quest, sinks, sparq
 from course.experiments.attention_variants.choosing import Budget, convert
+from dsa.datasets import corpus as texts
+from dsa.datasets.recall_tasks import Episodes, Task
 from dsa.model.attention import Attention, Step
 from dsa.model.transformer import Transformer
-from dsa.text import corpus as texts
-from dsa.text.tasks import Episodes, Task
 from dsa.training import evaluate
 from dsa.training.indexer import WARMUP_RATE, WARMUP_STEPS, learn_both
-from dsa.training.loop import Phase, train
 from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import MixedNeedles, balance, learn
+from dsa.training.trainer import Phase, train
 
 CONVERTS: dict[str, type[Attention]] = {
     "sinks": sinks.Sinks, "moba": moba.Moba, "quest": quest.Quest, "nsa": nsa.Nsa, "sparq": sparq.Sparq,

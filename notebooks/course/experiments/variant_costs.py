@@ -3,7 +3,7 @@
 A sparse design is often advertised by the attention it saves. The bill has other items: the matrices that make a
 proxy, the products that compare it with every candidate, what is stored for it, and what is read to write one token.
 Here they stand side by side, for one new token in one layer that sees so many `keys`, as decoding has it: latents, MQA
-mode. All designs are set on the same MLA and the same budget; the rules of counting are those of `roofline`.
+mode. All designs are set on the same MLA and the same budget; the rules of counting are those of `dsa.analysis.flops`.
 
 Numbers, not bytes: a precision would favour the one it was made for. What no FLOP shows stands beside: how many
 candidates a top-k must rank, and in how many separate places memory is read: tokens lie scattered, a block in one
@@ -13,7 +13,7 @@ piece. Single components are counted as if memory delivered them as cheaply as w
 from dataclasses import dataclass, replace
 
 from course.experiments.attention_variants.choosing import Budget
-from dsa.cost import roofline
+from dsa.analysis.flops import active_parameters, index_pair_flops, mqa_pair_flops
 from dsa.model.config import Config
 
 DESIGNS = ("dense", "window", "sinks", "moba", "quest", "nsa", "sparq", "msa", "dsa", "delta")
@@ -85,7 +85,7 @@ def _width(config: Config) -> int:
 
 def _attend(config: Config, attended: int) -> Bill:
     """Attend to so many latents, all kept."""
-    work = attended * roofline.mqa_pair_flops(config)
+    work = attended * mqa_pair_flops(config)
     return Bill(attention=work, stored=_width(config), read=attended * _width(config), places=1)
 
 
@@ -96,7 +96,7 @@ def _by_block(design: str, config: Config, keys: int, budget: Budget, chosen: Bi
     pair = 2 * config.num_attention_heads * width * vectors
     projections = 0.0
     if design == "nsa":  # the summary is attended to as well; the network sees a block's Z keys, then its own output
-        pair = roofline.mqa_pair_flops(config)
+        pair = mqa_pair_flops(config)
         projections = 2 * (budget.block + 1) * width**2 / budget.block
     return replace(
         chosen,
@@ -116,12 +116,12 @@ def _by_token(design: str, config: Config, keys: int, budget: Budget, chosen: Bi
         r = budget.components
         scoring, read = keys * 2 * config.num_attention_heads * r, chosen.read + keys * r
         return replace(chosen, scoring=scoring, read=read, candidates=keys, places=scattered)
-    scoring, W = keys * roofline.index_pair_flops(config), config.index_head_dim or 0
+    scoring, W = keys * index_pair_flops(config), config.index_head_dim or 0
     by_block = design == "msa"
     blocks = -(-keys // budget.block)
     return replace(
         chosen,
-        projections=2 * roofline.active_parameters(config)["indexer"] / config.num_hidden_layers,
+        projections=2 * active_parameters(config)["indexer"] / config.num_hidden_layers,
         scoring=scoring,
         stored=chosen.stored + W,
         read=chosen.read + keys * W,

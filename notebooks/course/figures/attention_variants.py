@@ -20,12 +20,12 @@ from course.experiments.attention_variants.choosing import Budget, Choosing
 from course.experiments.variant_costs import DESIGNS, Bill, bill
 from course.ui.panel import Draw
 from course.ui.style import COLOURS, MARKERS, provenance
+from dsa.datasets.recall_tasks import Episodes
 from dsa.kernels import ops
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.attention import Attention, IndexFactors
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Episodes
 from dsa.training import evaluate
 
 NAMES = {
@@ -61,9 +61,9 @@ class Layer:
         """The keys that one of CHOOSERS would read: (B, T, K), -1 for empty."""
         B, T, S = self.mass.shape
         if who in ("window", "random"):
-            return getattr(selection, who)(B, T, S, budget.keys)
+            return getattr(baselines, who)(B, T, S, budget.keys)
         if who == "oracle":
-            return selection.oracle(self.mass, budget.keys)
+            return baselines.oracle(self.mass, budget.keys)
         if who == "dsa":
             return ops.index_topk(*self.index, budget.keys)
         design = training.CONVERTS[who](self.config, 0, budget)  # type: ignore[call-arg]
@@ -91,7 +91,7 @@ def judged(layer: Layer, episodes: Episodes, who: str, budget: Budget) -> tuple[
     """How many far needles one chooser finds, and what share of attention it keeps, rows with a real choice only."""
     chosen, far = layer.chosen(who, budget), episodes.distance > evaluate.HIT_FAR
     hits = evaluate.hit(chosen, episodes)[far].float().mean().item()
-    return hits, selection.mass_kept(layer.mass, chosen)[:, budget.keys :].mean().item()
+    return hits, baselines.mass_kept(layer.mass, chosen)[:, budget.keys :].mean().item()
 
 
 def draw_choices(layers: Sequence[Layer], episodes: Episodes) -> Draw:

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.cost.curves import DENSE, LAST, SPARSE, Costs, gap
-from dsa.cost.published import Curve, crossing
-from dsa.cost.roofline import PHASES
+from dsa.analysis.flops import PHASES
+from dsa.analysis.published import Curve, crossing
+from dsa.analysis.roofline import DENSE, LAST, SPARSE, Costs, gap
 
 Drawn = tuple[Figure, str]
 SAID = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.ui.style import COLOURS, provenance
-from dsa.cost import roofline, storage
-from dsa.cost.published import Curve, crossing
+from dsa.analysis import memory
+from dsa.analysis.flops import KINDS, PHASES, crossover, decode_traffic, index_pair_flops, token_work
+from dsa.analysis.published import Curve, crossing
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]
@@ -37,7 +38,7 @@ def draw_pair(config: Config) -> Drawn:
     """FLOP of one pair in one layer, scores and values apart, for the indexer and both modes of attention."""
     c, heads = config, 2 * config.num_attention_heads
     rows = {
-        "indexer": (roofline.index_pair_flops(c), 0),
+        "indexer": (index_pair_flops(c), 0),
         "MHA": (heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), heads * c.v_head_dim),
         "MQA": (heads * (c.kv_lora_rank + c.qk_rope_head_dim), heads * c.kv_lora_rank),
     }
@@ -51,7 +52,7 @@ def draw_pair(config: Config) -> Drawn:
 
 def draw_parameters(config: Config) -> Drawn:
     """Parameters that work on a token, in billions, by part."""
-    parts = sorted(storage.active_parameters(config).items(), key=lambda part: part[1])
+    parts = sorted(memory.active_parameters(config).items(), key=lambda part: part[1])
     fig, ax = plt.subplots(figsize=(7, 2.5))
     bars = ax.barh([name for name, _ in parts], [count / 1e9 for _, count in parts], color=COLOURS[0])
     ax.bar_label(bars, [f"{count / 1e9:.2f}" for _, count in parts], padding=3)
@@ -63,7 +64,7 @@ def draw_parameters(config: Config) -> Drawn:
 def work_lines(ax: Axes, config: Config) -> None:
     """GFLOP of one token over the tokens it sees: dense prefill, dense decode, sparse."""
     for label, attention, phase in CURVES:
-        flops = [roofline.token_work(config, n, attention, phase).total / 1e9 for n in LENGTHS]
+        flops = [token_work(config, n, attention, phase).total / 1e9 for n in LENGTHS]
         ax.plot(LENGTHS, flops, label=label, markevery=4, linestyle=MODELLED)
     length_axis(ax, [100, 1000])
     ax.set(ylabel="GFLOP for one token")
@@ -72,12 +73,12 @@ def work_lines(ax: Axes, config: Config) -> None:
 
 def draw_work(config: Config) -> Drawn:
     """Work of a token by length, beside that of the weights alone."""
-    weights = roofline.token_work(config, 1, "dense", "prefill").weights / 1e9
+    weights = token_work(config, 1, "dense", "prefill").weights / 1e9
     fig, ax = plt.subplots(figsize=(7, 3.2))
     work_lines(ax, config)
     ax.axhline(weights, color="#777777", linewidth=0.8, label="main model's weights")
     ax.legend(loc="upper left", fontsize=8)
-    ends = {label: roofline.token_work(config, CONTEXT, *way).total / 1e9 for label, *way in CURVES}
+    ends = {label: token_work(config, CONTEXT, *way).total / 1e9 for label, *way in CURVES}
     words = "; ".join(f"{label} {end:,.0f}" for label, end in ends.items())
     line = f"The thin line, {weights:.0f}, is the main model's weights."
     return fig, f"GFLOP of a token that sees {CONTEXT:,}: {words}. {line}"
@@ -90,7 +91,7 @@ def draw_gain(config: Config) -> Drawn:
     for phase, place in (("prefill", (1.25, 0.65)), ("decode", (0.75, 1.5))):
         gain = [_gain(config, n, phase) for n in LENGTHS]
         ax.plot(LENGTHS, gain, label=phase, markevery=4, linestyle=MODELLED)
-        meet = roofline.crossover(config, phase)
+        meet = crossover(config, phase)
         at = (place[0] * meet, place[1])
         ax.annotate(f"{meet:,.0f}", (meet, 1), at, ha="center", arrowprops={"arrowstyle": "->"})
         words.append(f"{phase} {min(gain):.2f} at worst, 1 at {meet:,.0f} keys, {gain[-1]:.1f} at {LENGTHS[-1]:,}")
@@ -104,7 +105,7 @@ def draw_gain(config: Config) -> Drawn:
 def draw_shares(config: Config) -> Drawn:
     """Shares of sparse work by length: of attention alone, and of the whole token."""
     terms = ("scoring", "attending", "weights")
-    works = [roofline.token_work(config, n, "sparse", "decode") for n in (*LENGTHS, CONTEXT)]
+    works = [token_work(config, n, "sparse", "decode") for n in (*LENGTHS, CONTEXT)]
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), sharey=True)
     found = []
     for ax, shown, title in zip(axes, (terms[:2], terms), ("sparse attention", "the whole token"), strict=True):
@@ -127,7 +128,7 @@ def draw_cache(config: Config) -> Drawn:
     """Cache bytes of one token in all layers, with and without index keys, deployed and in bf16."""
     rows: dict[str, tuple[int, int]] = {}
     for precision in ("deployed", "bf16"):
-        bare, full = (storage.cache_bytes(config, precision, indexer=kind) for kind in (False, True))
+        bare, full = (memory.cache_bytes(config, precision, indexer=kind) for kind in (False, True))
         rows |= {f"sparse, {precision}": (bare, full - bare), f"dense, {precision}": (bare, 0)}
     fig, ax = plt.subplots(figsize=(7, 2.4))
     _stacked(ax, rows, ("latents", "index keys"), (COLOURS[2], COLOURS[3]))
@@ -142,8 +143,8 @@ def draw_reads(config: Config) -> Drawn:
     """GB of cache that one decoded token reads, as deployed, by length."""
     fig, ax = plt.subplots(figsize=(7, 2.9))
     words = []
-    for kind in roofline.KINDS:
-        reads = [roofline.decode_traffic(config, n, kind, "deployed").cache / 1e9 for n in (*LENGTHS, CONTEXT)]
+    for kind in KINDS:
+        reads = [decode_traffic(config, n, kind, "deployed").cache / 1e9 for n in (*LENGTHS, CONTEXT)]
         words.append(f"{kind} {reads.pop():.1f}")
         ax.plot(LENGTHS, reads, label=kind, markevery=4, linestyle=MODELLED)
     length_axis(ax, [0.01, 0.1, 1])
@@ -156,7 +157,7 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
     """The report's Figure 3: dollars by position, dense V3.1-Terminus and sparse V3.2-Exp."""
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3))
     words = []
-    for ax, phase in zip(axes, roofline.PHASES, strict=True):
+    for ax, phase in zip(axes, PHASES, strict=True):
         dense, sparse = (costs[phase, model] for model in ("V3.1-Terminus", "V3.2-Exp"))
         for label, curve in (("V3.1-Terminus", dense), ("V3.2-Exp", sparse)):
             places = [position / 1024 for position in curve.positions]
@@ -174,7 +175,7 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
 
 
 def _gain(config: Config, keys: int, phase: str) -> float:
-    dense, sparse = (roofline.token_work(config, keys, kind, phase).total for kind in roofline.KINDS)
+    dense, sparse = (token_work(config, keys, kind, phase).total for kind in KINDS)
     return dense / sparse
 
 

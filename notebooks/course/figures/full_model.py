@@ -1,7 +1,8 @@
 """Around the attention: what experts are loaded with, where parameters lie, and what fits on which GPUs.
 
-Everything about memory and speed of the real model is counted from its sizes (`dsa.cost.fit`) and drawn as modelled.
-What has been measured on a GPU comes from a record with its provenance; while there is none, the figure says so.
+Everything about memory and speed of the real model is counted from its sizes (`analysis.serving_fit`) and drawn as
+modelled. What has been measured on a GPU comes from a record with its provenance; while there is none, the figure says
+so.
 """
 
 import json
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from course.ui.panel import Draw
 from course.ui.style import COLOURS, provenance
-from dsa.cost.fit import GPUS, RESERVE, Fit, fit
+from dsa.analysis.serving_fit import GPUS, RESERVE, Fit, fit
 from dsa.model.config import Config
 from dsa.model.moe import Gate
 
@@ -128,9 +129,9 @@ def draw_speedup(numbers: Sequence[int], times: Mapping[str, Sequence[float]]) -
 
 
 def continued(folder: str, prompt: str, processes: int) -> str:
-    """What `python -m dsa.inference.generate` writes on so many processes of this machine."""
+    """What `python -m dsa.generation.cli` writes on so many processes of this machine."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = ["-m", "dsa.inference.generate", folder, "--prompt", prompt, "--max-new-tokens", "16", "--device", "cpu"]
+    command = ["-m", "dsa.generation.cli", folder, "--prompt", prompt, "--max-new-tokens", "16", "--device", "cpu"]
     start = [sys.executable, *(launch if processes > 1 else []), *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(start, capture_output=True, text=True, check=True, env=environment).stdout

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from course.ui.panel import Draw, Html
 from course.ui.style import COLOURS
+from dsa.datasets import rl_domains
+from dsa.datasets.rl_symbols import SYMBOLS, read
+from dsa.datasets.rl_transcripts import Transcript
 from dsa.model.transformer import Transformer
-from dsa.text import domains
-from dsa.text.symbols import SYMBOLS, read
-from dsa.text.transcripts import Transcript
 from dsa.training import grpo, rewards
 from dsa.training.rollout import sample
 
@@ -106,7 +106,7 @@ def group_of(
     model: Transformer, domain: str, level: int, thinking: bool, size: int = 8, seed: int = 0
 ) -> tuple[list[Transcript], Tensor, Tensor]:
     """One problem's group: ``size`` answers, their rewards and advantages (size,)."""
-    problem = domains.generate(Random(f"{domain} {level} {thinking} {seed}"), domain, level, thinking)
+    problem = rl_domains.generate(Random(f"{domain} {level} {thinking} {seed}"), domain, level, thinking)
     found = sample(model, [problem] * size, torch.Generator().manual_seed(seed)).transcripts()
     given = torch.tensor([rewards.verified(one) for one in found])
     return found, given, grpo.advantages(given, size)

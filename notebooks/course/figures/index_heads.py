@@ -17,10 +17,10 @@ from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS, MARKERS
+from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.transformer import Transformer
-from dsa.text import tokenizer
 
 ACTIVATIONS = ("ReLU", "none")
 
@@ -95,7 +95,7 @@ def _chosen(scores: Tensor, top_k: int) -> list[int]:
 
 
 def _piece(found: Factors, t: int) -> str:
-    return tokenizer.pieces([found.ids[t]])[0]
+    return byte_tokenizer.pieces([found.ids[t]])[0]
 
 
 def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> Figure:
@@ -143,7 +143,7 @@ def _sentence(found: Factors, layer: int, t: int, shares: Tensor, kept: list[int
     weights = ", ".join(f"{float(w):+.2f}" for w in found.w[layer, t])
     cut = float((found.products(layer, t) < 0).float().mean())
     first, most = int(scores.argmax()), int(mass.argmax())
-    best = selection.mass_kept(mass[None, None], torch.tensor([[_chosen(mass, len(kept))]]))
+    best = baselines.mass_kept(mass[None, None], torch.tensor([[_chosen(mass, len(kept))]]))
     return (
         f"Token {t} ({_piece(found, t)}) gives its heads in layer {layer} the weights {weights}; {cut:.0%} of the "
         f"products are negative. Highest score: token {first} ({_piece(found, first)}); most attention: token {most} "

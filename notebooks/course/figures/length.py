@@ -1,7 +1,7 @@
 """What a long context costs, to play with: FLOPs of a token and bytes of its cache, by length, top-k, heads, precision.
 
-All of it is counted from sizes (`dsa.cost`), so every line is drawn as modelled. The real model's sizes are the start;
-the controls change what a designer could have chosen otherwise.
+All of it is counted from sizes (`dsa.analysis`), so every line is drawn as modelled. The real model's sizes are the
+start; the controls change what a designer could have chosen otherwise.
 """
 
 import math
@@ -16,9 +16,9 @@ from course.figures.flop_counts import LENGTHS, work_lines
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
+from dsa.analysis.flops import Work, crossover, decode_traffic, token_work
+from dsa.analysis.memory import PRECISIONS, cache_bytes
 from dsa.bench.timing import cpu_seconds
-from dsa.cost.roofline import Work, crossover, decode_traffic, token_work
-from dsa.cost.storage import PRECISIONS, cache_bytes
 from dsa.kernels import ops
 from dsa.model.config import Config
 

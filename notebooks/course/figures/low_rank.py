@@ -23,10 +23,10 @@ from torch import Tensor
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
+from dsa.datasets.recall_tasks import Episodes
 from dsa.model.attention import Attention
 from dsa.model.transformer import Transformer
-from dsa.text.tasks import Episodes
-from dsa.training.objectives import bits_per_byte
+from dsa.training.losses import bits_per_byte
 
 ALL = "all layers"
 

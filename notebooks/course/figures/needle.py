@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
+from dsa.datasets import byte_tokenizer
+from dsa.datasets.recall_tasks import Hidden, hide
 from dsa.model.transformer import Transformer
-from dsa.text import tokenizer
-from dsa.text.tasks import Hidden, hide
 
 RUNS = {"dense": "dense", "indexer": "sparse", "window": "window", "random": "random"}
 """What to call a run, and what `model.attention` is set to for it."""
@@ -50,7 +50,7 @@ def _ask(model: Transformer, hidden: Hidden, attention: str) -> Answer:
     chances = logits[0, hidden.query].softmax(-1)
     said = int(chances.argmax())
     found = attention == "dense" or any((layer.selected[0, hidden.query] == hidden.value).any() for layer in trace)
-    return Answer(bool(found), said == hidden.answer, float(chances[hidden.answer]), tokenizer.pieces([said])[0])
+    return Answer(bool(found), said == hidden.answer, float(chances[hidden.answer]), byte_tokenizer.pieces([said])[0])
 
 
 def draw_needle(model: Transformer, text: str) -> Draw:

@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.cost import curves
-from dsa.cost.curves import DENSE, SPARSE, Costs, Rates
-from dsa.cost.roofline import PHASES
+from dsa.analysis import roofline
+from dsa.analysis.flops import PHASES
+from dsa.analysis.roofline import DENSE, SPARSE, Costs, Rates
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]
@@ -46,7 +46,7 @@ def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = 
     fig, axes = plt.subplots(1, len(measured), figsize=(7.4, 2.6), squeeze=False)
     words: list[str] = []
     for ax, (phase, seconds) in zip(axes[0], measured.items(), strict=True):
-        factor = dollars_per_second(seconds, curves.slope(published[phase, DENSE]))
+        factor = dollars_per_second(seconds, roofline.slope(published[phase, DENSE]))
         longest = max(seconds)
         for number, model in enumerate((DENSE, SPARSE)):
             look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number]}
@@ -79,13 +79,13 @@ def _machine_in_words(phase: str, seconds: Seconds) -> str:
 # one GPU --------------------------------------------------------------------------------------------------------------
 
 
-def floors(config: Config, phase: str, keys: int, rates: Rates = curves.H200) -> dict[str, float]:
+def floors(config: Config, phase: str, keys: int, rates: Rates = roofline.H200) -> dict[str, float]:
     """Microseconds that one query needs at least in one layer: dense attention; scoring; attention to K keys."""
     micro = 1e6 / config.num_hidden_layers
     return {
-        "dense": micro * keys * curves.dense_seconds(config, phase, rates),
-        "scoring": micro * keys * curves.scoring_seconds(config, phase, rates),
-        "selected": micro * min(keys, config.index_topk or keys) * curves.sparse_seconds(config, phase, rates),
+        "dense": micro * keys * roofline.dense_seconds(config, phase, rates),
+        "scoring": micro * keys * roofline.scoring_seconds(config, phase, rates),
+        "selected": micro * min(keys, config.index_topk or keys) * roofline.sparse_seconds(config, phase, rates),
     }
 
 
@@ -111,7 +111,7 @@ def layer_seconds(record: Mapping[str, Any]) -> dict[str, dict[int, tuple[float,
     return pairs
 
 
-def draw_floors(config: Config, lengths: Sequence[int], rates: Rates = curves.H200) -> Drawn:
+def draw_floors(config: Config, lengths: Sequence[int], rates: Rates = roofline.H200) -> Drawn:
     """For each phase and length the floor of dense attention beside that of scoring and selected keys."""
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.7))
     words = []

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.style import COLOURS, MARKERS
-from dsa.text.tasks import Episodes
+from dsa.datasets.recall_tasks import Episodes
 from dsa.training.evaluate import hit
 
 FORMS = {"relu": "ReLU", "none": "no activation", "softmax": "softmax over heads"}

@@ -1,7 +1,7 @@
 """Bills as pictures: who pays for what, what matters most, and a calculator to move.
 
 Two kinds of bill stand beside each other and must not be mixed: the *list*, what a user pays for tokens, and *GPU
-time*, what it costs to compute them. The list is published; GPU time is modelled (:mod:`dsa.cost.curves`), except
+time*, what it costs to compute them. The list is published; GPU time is modelled (:mod:`dsa.analysis.roofline`), except
 where a picture says that it comes from the published figure.
 """
 
@@ -16,9 +16,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from course.figures.cost_curves import ki
 from course.ui.reading import checked
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.cost.curves import DENSE, H800, LAST, SPARSE, Costs, modelled, starts
-from dsa.cost.prices import LIST, Bar, Bill, Call, Prices, Work, computed, costs_of, priced
-from dsa.cost.published import crossing
+from dsa.analysis.pricing import LIST, Bar, Bill, Call, Prices, Work, computed, costs_of, priced
+from dsa.analysis.published import crossing
+from dsa.analysis.roofline import DENSE, H800, LAST, SPARSE, Costs, modelled, starts
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]

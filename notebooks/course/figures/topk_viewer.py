@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from course.ui.panel import Draw, Html, Panel, Slider, Text
 from course.ui.reading import CHOOSERS, Reading, checked, reader
 from course.ui.style import COLOURS, MARKERS
+from dsa.datasets import byte_tokenizer
 from dsa.model.transformer import Transformer
-from dsa.text import tokenizer
 
 LOOKS = {
     "kept": ('<mark style="background:#56B4E9;color:#000"><b>', "</b></mark>"),
@@ -65,7 +65,7 @@ def draw_kept(model: Transformer) -> Draw:
 def coloured(ids: list[int], t: int, kept: list[int]) -> Html:
     """The text itself: kept tokens on blue, in bold; what the looking token has not read yet in pale italics."""
     chosen, parts, state = set(kept), [], ""
-    for start, stop, text in tokenizer.characters(ids):
+    for start, stop, text in byte_tokenizer.characters(ids):
         span = range(start, stop)
         new = "looking" if t in span else "unread" if start > t else "kept" if chosen & {*span} else "dropped"
         if new != state:
@@ -87,7 +87,7 @@ def sentence(reading: Reading, layer: int, t: int, top_k: int, kept: list[int]) 
         notes.append(
             f"Only {t + 1} tokens are visible from here and top-k is {top_k}: nothing is dropped until it is smaller."
         )
-    piece = tokenizer.pieces(reading.ids)[t]
+    piece = byte_tokenizer.pieces(reading.ids)[t]
     notes.append(
         f"From token {t + 1} of {len(reading.ids)} ({piece}), layer {layer} keeps {len(kept)} of {t + 1} tokens "
         f"and {shares['indexer']:.0%} of the attention; the best {len(kept)} would keep {shares['oracle']:.0%}, "
@@ -101,7 +101,7 @@ def _words(reading: Reading, layer: int, t: int, kept: list[int], most: int = 8)
     """The words that hold kept tokens, those with most attention first."""
     chosen = set(kept)
     found = {}
-    for word in tokenizer.words(reading.ids[: t + 1]):
+    for word in byte_tokenizer.words(reading.ids[: t + 1]):
         inside = chosen & {*range(word.start, word.stop)}
         if inside and word.text.strip():
             found[word] = float(reading.mass[layer, t, sorted(inside)].sum())

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from course.ui.style import provenance
-from dsa.cost import curves
+from dsa.analysis import roofline
 
 ROW = 1152  # bytes of a latent in bf16: 2 (512 + 64)
 QUERY = 128 * 576 * 2  # bytes of all heads' absorbed queries of one token
@@ -79,7 +79,7 @@ def tile_traffic(top_k: int, heads: int) -> tuple[int, float]:
 
 def draw_tiles(top_k: int = 2048, heads: int = 64) -> tuple[Figure, str]:
     """The least time of sparse attention for one query on an H200, over tile heights, with one of them marked."""
-    rates = curves.H200
+    rates = roofline.H200
     moved, intensity = tile_traffic(top_k, heads)
     memory, arithmetic = moved / rates.bandwidth * 1e6, PAIR * top_k / rates.sparse_prefill * 1e6
     fig, ax = plt.subplots(figsize=(6.4, 3.2))

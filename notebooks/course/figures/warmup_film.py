@@ -16,10 +16,10 @@ from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
+from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops, reference
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.transformer import Transformer
-from dsa.text import tokenizer
 
 LEAST = 1e-4  # shares below it are drawn at the bottom edge
 
@@ -69,7 +69,7 @@ class Film:
         """The attention on the indexer's best keys of one query, and on the best keys."""
         p, guess = self.mass[layer, t, : t + 1], self.shares[picture][layer, t, : t + 1]
         chosen = [ops.select(row[None, None], top_k) for row in (guess, p)]
-        ours, best = (float(selection.mass_kept(p[None, None], one)) for one in chosen)
+        ours, best = (float(baselines.mass_kept(p[None, None], one)) for one in chosen)
         return ours, best
 
 
@@ -118,7 +118,7 @@ def _sentence(film: Film, picture: int, layer: int, t: int, top_k: int) -> str:
     p, guess = film.mass[layer, t], film.shares[picture][layer, t]
     most, found = int(p.argmax()), film.kl(layer, t)
     ours, best = film.kept(picture, layer, t, top_k)
-    names = tokenizer.pieces(film.ids)
+    names = byte_tokenizer.pieces(film.ids)
     return (
         f"After {film.steps[picture]} steps, layer {layer}, token {t} ({names[t]}): KL {found[picture]:.2f}, at first "
         f"{found[0]:.2f}. Attention's favourite is token {most} ({names[most]}) with {float(p[most]):.0%}; the indexer "

@@ -184,7 +184,7 @@ panel
 
 # %%
 import torch
-from dsa.text.tasks import hide
+from dsa.datasets.recall_tasks import hide
 
 needles = [
     hide(text, 512, depth, key=7, value=v)
@@ -241,7 +241,7 @@ twins(draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}])
 # attention with an indexer to pay for. In the real system the limit is 2,048 tokens.
 
 # %%
-from dsa.text.tokenizer import encode
+from dsa.datasets.byte_tokenizer import encode
 
 short = torch.tensor([encode("A short text.")])
 sparse = model(short)
@@ -261,7 +261,7 @@ claim(
 # all):
 
 # %%
-from dsa.training.objectives import bits_per_byte
+from dsa.training.losses import bits_per_byte
 
 prose = torch.tensor([reading.ids])
 

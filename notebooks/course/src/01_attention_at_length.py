@@ -16,7 +16,7 @@
 #
 # **You need** PyTorch, and the idea of attention; [00 Start here](00_start_here.ipynb) is a good warm-up.
 #
-# **Afterwards**: the source of `dsa/cost` and its tests. Computing: **15 s**.
+# **Afterwards**: the source of `dsa/analysis` and its tests. Computing: **15 s**.
 #
 # Shape letters, as everywhere in this course: `S` visible keys, `D` model width, `H` heads, `C` latent width, `R`
 # rotary width, `N` and `V` each head's further key and value width, `J` index heads of width `W`, `K` kept tokens
@@ -37,7 +37,7 @@ from course.figures import flop_counts
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
-from dsa.cost import roofline, storage
+from dsa.analysis import flops, memory
 from dsa.model.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,19 +123,19 @@ print(f"MHA {mha:,}   MQA {mqa:,}   indexer {index:,}")
 show(*flop_counts.draw_pair(real))
 claim(
     "C1.1",
-    mha == roofline.mha_pair_flops(real) == counted(H, N + R, V),
+    mha == flops.mha_pair_flops(real) == counted(H, N + R, V),
     f"a pair in one layer takes {mha:,} FLOP in MHA mode",
     value=f"{mha:,}",
 )
 claim(
     "C1.2",
-    mqa == roofline.mqa_pair_flops(real) == counted(H, C + R, C),
+    mqa == flops.mqa_pair_flops(real) == counted(H, C + R, C),
     f"a pair in one layer takes {mqa:,} FLOP in MQA mode",
     value=f"{mqa:,}",
 )
 claim(
     "C1.3",
-    index == roofline.index_pair_flops(real) == counted(J, W, 0),
+    index == flops.index_pair_flops(real) == counted(J, W, 0),
     f"the indexer takes {index:,} FLOP to score a pair in one layer",
     value=f"{index:,}",
 )
@@ -155,7 +155,7 @@ guess.reveal(
 # Remember 5 and 17: most of this chapter follows from them.
 #
 # (One term is missing by custom. Eq. 1 of the report also adds the index heads up with their weights: 2 J = 128
-# FLOP more, under one per cent. `roofline.head_sum_pair_flops` has it, and we will meet it again.)
+# FLOP more, under one per cent. `flops.head_sum_pair_flops` has it, and we will meet it again.)
 #
 # ## What does not depend on length
 #
@@ -181,7 +181,7 @@ active = attention + dense_ffn + moe + D * real.vocab_size  # and the head
 indexer = layers * (real.q_lora_rank * J * W + D * W + D * J)
 
 # %%
-parts = storage.active_parameters(real)
+parts = memory.active_parameters(real)
 claim(
     "C1.4",
     active == sum(parts.values()) - parts["indexer"],
@@ -197,7 +197,7 @@ claim(
 
 # %%
 show(*flop_counts.draw_parameters(real))
-stored = storage.stored_parameters(real)
+stored = memory.stored_parameters(real)
 claim(
     "C1.32",
     round((stored - indexer) / 1e9) == 671,
@@ -241,10 +241,10 @@ def my_token(keys, attention, phase):
 
 
 # %%
-ways = list(product(roofline.KINDS, roofline.PHASES))
+ways = list(product(flops.KINDS, flops.PHASES))
 equal = [
     math.isclose(
-        my_token(S, *way), roofline.token_work(real, S, *way).total / 1e9
+        my_token(S, *way), flops.token_work(real, S, *way).total / 1e9
     )
     for S, way in product((1, 2047, 2048, 2049, 131072), ways)
 ]
@@ -279,7 +279,7 @@ claim(
 
 # %%
 sparse = my_token(131072, "sparse", "decode")  # the same in prefill
-ratio = {p: my_token(131072, "dense", p) / sparse for p in roofline.PHASES}
+ratio = {p: my_token(131072, "dense", p) / sparse for p in flops.PHASES}
 claim(
     "C1.9",
     ratio["prefill"] > 3 and ratio["decode"] > 9,
@@ -305,14 +305,14 @@ show(*flop_counts.draw_gain(real))
 alone = [K * mqa / (pair - index) for pair in (mha, mqa)]
 claim(
     "C1.10",
-    alone == [roofline.crossover(real, p, False) for p in roofline.PHASES],
+    alone == [flops.crossover(real, p, False) for p in flops.PHASES],
     f"attention alone crosses at {alone[0]:,.0f} and {alone[1]:,.0f} keys",
 )
 
 # %%
-whole = [roofline.crossover(real, phase) for phase in roofline.PHASES]
-both = [[my_token(S, kind, p) for kind in roofline.KINDS]
-        for S, p in zip(whole, roofline.PHASES, strict=True)]  # fmt: skip
+whole = [flops.crossover(real, phase) for phase in flops.PHASES]
+both = [[my_token(S, kind, p) for kind in flops.KINDS]
+        for S, p in zip(whole, flops.PHASES, strict=True)]  # fmt: skip
 claim(
     "C1.11",
     all(math.isclose(dense, sparse) for dense, sparse in both),
@@ -333,8 +333,8 @@ guess.reveal(
 # %%
 L = round(whole[0] + math.sqrt(whole[0] ** 2 - 4.25 * K**2))
 lengths = (1, 2048, 9130, L - 2, L + 2, 131072)
-prompts = [[roofline.prompt_work(real, n, kind).total
-            for kind in roofline.KINDS] for n in lengths]  # fmt: skip
+prompts = [[flops.prompt_work(real, n, kind).total
+            for kind in flops.KINDS] for n in lengths]  # fmt: skip
 around = [sparse < dense for dense, sparse in prompts]
 claim(
     "C1.33",
@@ -358,7 +358,7 @@ guess = predict(
 
 # %%
 show(*flop_counts.draw_shares(real))
-work = roofline.token_work(real, 131072, "sparse", "decode")
+work = flops.token_work(real, 131072, "sparse", "decode")
 scoring, attending = work.scoring, work.attention
 of_attention = scoring / (scoring + attending)
 print(f"{scoring / 1e9:.0f} GFLOP scoring, {attending / 1e9:.0f} attending")
@@ -371,7 +371,7 @@ guess.reveal(
 exact = 0.79 / 0.21 * K * mqa / index
 claim(
     "C1.12",
-    math.isclose(exact, roofline.keys_at_index_share(real, 0.79)),
+    math.isclose(exact, flops.keys_at_index_share(real, 0.79)),
     f"scoring reaches 79 % of sparse attention at {exact:,.0f} keys",
     value=f"{exact:,.0f}",
 )
@@ -400,7 +400,7 @@ claim(
 
 # %%
 far = my_token(2**40, "sparse", "decode")
-ceilings = [my_token(2**40, "dense", p) / far for p in roofline.PHASES]
+ceilings = [my_token(2**40, "dense", p) / far for p in flops.PHASES]
 claim(
     "C1.34",
     4.99 < ceilings[0] < 5 and 16.99 < ceilings[1] < 17,
@@ -409,7 +409,7 @@ claim(
 
 # %%
 power = {}
-for kind in roofline.KINDS:
+for kind in flops.KINDS:
     near, far = (my_token(S, kind, "prefill") for S in (131072, 131073))
     power[kind] = math.log(far / near) / math.log(131073 / 131072)
 claim(
@@ -421,9 +421,9 @@ claim(
 )
 
 # %%
-more = {kind: roofline.prompt_work(real, 131072, kind).total
-              / roofline.prompt_work(real, 65536, kind).total
-        for kind in roofline.KINDS}  # fmt: skip
+more = {kind: flops.prompt_work(real, 131072, kind).total
+              / flops.prompt_work(real, 65536, kind).total
+        for kind in flops.KINDS}  # fmt: skip
 claim(
     "C1.15",
     3.3 < more["dense"] < 3.5 and 2.4 < more["sparse"] < 2.6,
@@ -450,7 +450,7 @@ dense_bf16 = 2 * layers * (C + R)  # bytes: one latent for all heads
 sparse_bf16 = dense_bf16 + 2 * layers * W  # and the indexer's key
 claim(
     "C1.16",
-    sparse_bf16 == storage.cache_bytes(real, "bf16"),
+    sparse_bf16 == memory.cache_bytes(real, "bf16"),
     f"a token's cache in bf16 takes {sparse_bf16:,} bytes with the index"
     f" key and {dense_bf16:,} without",
     value=f"{sparse_bf16:,}",
@@ -470,11 +470,11 @@ show(*flop_counts.draw_cache(real))
 deployed = layers * ((512 + 4 * 4 + 2 * 64) + (128 + 4))
 claim(
     "C1.17",
-    deployed == storage.cache_bytes(real, "deployed"),
+    deployed == memory.cache_bytes(real, "deployed"),
     f"as deployed it takes {deployed:,} bytes",
     value=f"{deployed:,}",
 )
-dense_fp8 = storage.cache_bytes(real, "deployed", indexer=False)
+dense_fp8 = memory.cache_bytes(real, "deployed", indexer=False)
 claim(
     "C1.18",
     dense_fp8 < deployed < dense_bf16,
@@ -489,8 +489,8 @@ claim(
 # %%
 show(*flop_counts.draw_reads(real))
 dense, sparse = (
-    roofline.decode_traffic(real, 131072, kind, "deployed").cache
-    for kind in roofline.KINDS
+    flops.decode_traffic(real, 131072, kind, "deployed").cache
+    for kind in flops.KINDS
 )
 claim(
     "C1.20",
@@ -515,7 +515,7 @@ small = model.config
 own = sum(p.numel() for p in model.parameters() if p.ndim > 1)
 claim(
     "C1.6",
-    own == storage.stored_parameters(small),
+    own == memory.stored_parameters(small),
     f"the counter finds all {own:,} matrix parameters of the small model",
 )
 
@@ -534,7 +534,7 @@ tokens = torch.arange(256)[None]  # (1, 256); what they are costs nothing
 seen = machine(tokens, "dense")
 claim(
     "C1.36",
-    seen == roofline.prompt_work(small, 256, "dense").weights,
+    seen == flops.prompt_work(small, 256, "dense").weights,
     f"for a dense pass PyTorch counts {seen:,}, our count of weights alone",
 )
 
@@ -546,10 +546,10 @@ claim(
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ran, ours = {}, {}
-for kind in roofline.KINDS:
+for kind in flops.KINDS:
     with sdpa_kernel(SDPBackend.MATH):
         ran[kind] = machine(tokens, kind)
-    ours[kind] = roofline.prompt_work(small, 256, kind).total
+    ours[kind] = flops.prompt_work(small, 256, kind).total
     print(f"{kind}: counted {ours[kind]:,}, ran {ran[kind]:,}")
 
 # %% [markdown]
@@ -565,8 +565,8 @@ for kind in roofline.KINDS:
 # that values are taken as wide as keys and cut afterwards.
 
 # %%
-T, n, pairs = 256, small.num_hidden_layers, roofline.causal_pairs(256)
-half = n * (T * T - pairs) * roofline.mha_pair_flops(small)
+T, n, pairs = 256, small.num_hidden_layers, flops.causal_pairs(256)
+half = n * (T * T - pairs) * flops.mha_pair_flops(small)
 claim(
     "C1.21",
     ran["dense"] == ours["dense"] + half,
@@ -578,11 +578,11 @@ from dsa.kernels.cpu.scoring import query_tile
 
 size = query_tile(T, small.index_n_heads)  # queries scored at once
 tiles = sum(size * seen for seen in range(size, T + 1, size))
-rest = n * (tiles - pairs) * roofline.index_pair_flops(small)
-sums = n * tiles * roofline.head_sum_pair_flops(small)
-filled = roofline.selected_pairs(T, small.index_topk)
+rest = n * (tiles - pairs) * flops.index_pair_flops(small)
+sums = n * tiles * flops.head_sum_pair_flops(small)
+filled = flops.selected_pairs(T, small.index_topk)
 slots = T * small.index_topk - filled
-empty = n * slots * roofline.mqa_pair_flops(small)
+empty = n * slots * flops.mqa_pair_flops(small)
 claim(
     "C1.22",
     ran["sparse"] == ours["sparse"] + rest + sums + empty,
@@ -593,7 +593,7 @@ claim(
 # %%
 extras = {
     "dense": 2 * small.num_attention_heads * T * small.qk_rope_head_dim,
-    "sparse": T * roofline.head_sum_pair_flops(small),
+    "sparse": T * flops.head_sum_pair_flops(small),
 }
 exact = []
 for kind, extra in extras.items():
@@ -601,7 +601,7 @@ for kind, extra in extras.items():
     with sdpa_kernel(SDPBackend.MATH):
         machine(tokens[:, : T - 1], kind, cache)
         one = machine(tokens[:, T - 1 :], kind, cache)
-    by_count = roofline.token_work(small, T, kind, "decode").total
+    by_count = flops.token_work(small, T, kind, "decode").total
     exact.append(one == by_count + n * extra)
 claim(
     "C1.23",
@@ -617,7 +617,7 @@ claim(
 # *shape* can be held against the count. (It is kept as the corners of its curves; between them we interpolate.)
 
 # %%
-from dsa.cost.published import crossing, read_costs
+from dsa.analysis.published import crossing, read_costs
 
 costs = read_costs("../data/published/costs.csv")
 show(*flop_counts.draw_published(costs))
@@ -640,10 +640,10 @@ show(*flop_counts.draw_published(costs))
 # processed two to three times faster. Of position 7,000 the figure says something else.
 
 # %%
-old = {p: costs[p, "V3.1-Terminus"] for p in roofline.PHASES}
-new = {p: costs[p, "V3.2-Exp"] for p in roofline.PHASES}
+old = {p: costs[p, "V3.1-Terminus"] for p in flops.PHASES}
+new = {p: costs[p, "V3.2-Exp"] for p in flops.PHASES}
 hand_over = K * mqa / mha
-knees = [new[p].positions[1] for p in roofline.PHASES]
+knees = [new[p].positions[1] for p in flops.PHASES]
 claim(
     "C1.24",
     abs(hand_over / knees[0] - 1) < 0.05 and abs(K / knees[1] - 1) < 0.05,
@@ -654,15 +654,15 @@ claim(
 )
 
 # %%
-apart = {p: old[p].at(131071) / new[p].at(131071) for p in roofline.PHASES}
+apart = {p: old[p].at(131071) / new[p].at(131071) for p in flops.PHASES}
 ends = f"{apart['prefill']:.2f} and {apart['decode']:.2f}"
 claim(
     "C1.25",
-    all(0.8 < ratio[p] / apart[p] < 1.2 for p in roofline.PHASES),
+    all(0.8 < ratio[p] / apart[p] < 1.2 for p in flops.PHASES),
     f"the counted ratios at 128 Ki are within 20 % of the published {ends}",
     value=ends,
 )
-meet = [crossing(old[p], new[p]) for p in roofline.PHASES]
+meet = [crossing(old[p], new[p]) for p in flops.PHASES]
 later = f"{meet[0] / 1e3:.1f} and {meet[1] / 1e3:.1f} thousand"
 claim(
     "C1.26",
@@ -672,7 +672,7 @@ claim(
 )
 
 # %%
-at7k = [old[p].at(7000) / new[p].at(7000) for p in roofline.PHASES]
+at7k = [old[p].at(7000) / new[p].at(7000) for p in flops.PHASES]
 claim(
     "C1.27",
     at7k[0] < 1 and at7k[1] < 1.5,
@@ -698,7 +698,7 @@ panel = Panel(
     length=Slider("length in Ki tokens", 1, 160, 128),
     top_k=Slider("top-k", 256, 8192, 2048, step=256),
     heads=Choice("heads", (16, 32, 64, 128), 128),
-    precision=Choice("precision", storage.PRECISIONS, "deployed"),
+    precision=Choice("precision", memory.PRECISIONS, "deployed"),
 )
 panel
 
@@ -729,8 +729,8 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # **Short texts.** Each token before the crossover is a loss, and so is each prompt of up to {C1.33} tokens.
 
 # %%
-works = {kind: roofline.token_work(real, 2048, kind, "prefill").total
-         for kind in roofline.KINDS}  # fmt: skip
+works = {kind: flops.token_work(real, 2048, kind, "prefill").total
+         for kind in flops.KINDS}  # fmt: skip
 loss = works["sparse"] / works["dense"] - 1
 claim(
     "C1.28",
@@ -744,7 +744,7 @@ claim(
 # **Small models.** The indexer is cheap *beside 128 heads*. With fewer heads, the same indexer is not cheap at all:
 
 # %%
-meets = {heads: roofline.crossover(
+meets = {heads: flops.crossover(
              real.replace(num_attention_heads=heads), "prefill")
          for heads in (16, 32, 64, 128)}  # fmt: skip
 claim(

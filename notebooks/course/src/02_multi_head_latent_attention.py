@@ -33,10 +33,10 @@ from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
-from dsa.cost import roofline
+from dsa.analysis import flops
+from dsa.datasets.byte_tokenizer import encode
 from dsa.model.attention import Attention
 from dsa.model.rope import Rope, frequencies
-from dsa.text.tokenizer import encode
 from torch import Tensor
 
 style()
@@ -435,8 +435,8 @@ mqa_pair = 2 * H * ((C + R) + C)
 times = f"{mqa_pair / mha_pair:.1f}"
 claim(
     "C2.14",
-    mha_pair == roofline.mha_pair_flops(real)
-    and mqa_pair == roofline.mqa_pair_flops(real),
+    mha_pair == flops.mha_pair_flops(real)
+    and mqa_pair == flops.mqa_pair_flops(real),
     f"a pair costs {mha_pair:,} FLOP in MHA mode, {mqa_pair:,} in MQA mode:"
     f" {times} times as many",
     value=times,
@@ -599,8 +599,8 @@ claim(
 
 # %%
 from course.figures.low_rank import damage, low_rank
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 
 task = Needles(corpus.load("../data/texts"), length=256, pairs=8, queries=8)
 episodes = task.generate(torch.Generator().manual_seed(1), 8)

@@ -36,8 +36,8 @@ from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
-from dsa.kernels import chunked, loops, ops, reference
-from dsa.text.tasks import hide
+from dsa.datasets.recall_tasks import hide
+from dsa.kernels import loops, ops, reference, tiled
 from torch import Tensor
 
 style()
@@ -189,7 +189,7 @@ for T in (1, 2, 40, 70):
     f = draw_factors(T)
     batched = [x[None] for x in f]
     mine, seen = einsum_scores(*f), reference.causal_mask(T, T)
-    for backend in (loops, reference, chunked):
+    for backend in (loops, reference, tiled):
         theirs = backend.index_scores(*batched)[0]
         assert torch.equal(theirs > float("-inf"), seen)
         gaps.append(float((mine - theirs)[seen].abs().max()))
@@ -495,8 +495,8 @@ claim(
 # rate**: a question's answer stands at one known place, more than 64 tokens back; is it among the chosen?
 
 # %%
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 from dsa.training.evaluate import choices, hit, set_to
 from dsa.training.indexer import with_indexer
 

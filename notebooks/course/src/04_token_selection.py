@@ -32,7 +32,7 @@ from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
 from course.ui.style import show, style
-from dsa.kernels import chunked, loops, ops, reference
+from dsa.kernels import loops, ops, reference, tiled
 from torch import Tensor
 
 style()
@@ -304,8 +304,8 @@ claim(
 # stands more than 64 tokens back.
 
 # %%
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 
 task = Needles(corpus.load("../data/texts"), length=512, pairs=8, queries=8)
 episodes = task.generate(torch.Generator().manual_seed(1), 32)
@@ -432,7 +432,7 @@ def decode_inputs(S, K=16, H=4, width=64):
 
 q, kv, chosen = decode_inputs(1024)
 masked = reference.sparse_attention(q, kv, chosen, 0.125, 48)
-gathered = chunked.sparse_attention(q, kv, chosen, 0.125, 48)
+gathered = tiled.sparse_attention(q, kv, chosen, 0.125, 48)
 claim(
     "C4.9",
     torch.allclose(masked, gathered, atol=1e-5),
@@ -457,7 +457,7 @@ cost = {"masked": [], "gathered": []}
 for S in lengths:
     inputs = decode_inputs(S)
     cost["masked"].append(flops(reference.sparse_attention, *inputs))
-    cost["gathered"].append(flops(chunked.sparse_attention, *inputs))
+    cost["gathered"].append(flops(tiled.sparse_attention, *inputs))
 
 # %%
 show(*selection_map.draw_growth(lengths, cost))
@@ -583,7 +583,7 @@ claim(
 # shrinks. The second is measured by its loss, in bits for each byte of text, where lower is better.
 
 # %%
-from dsa.training.objectives import bits_per_byte
+from dsa.training.losses import bits_per_byte
 
 
 def bits(who, k=16):

@@ -291,8 +291,8 @@ claim(
 # over random places, and asked for later.
 
 # %%
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 
 model = dsa.from_pretrained("../data/sparse")
 task = Needles(corpus.load("../data/texts"), length=256, pairs=8, queries=8)
@@ -418,7 +418,7 @@ claim(
 guess = predict("How often does int2, which knows -1, 0, 1, hit?", 0.2)
 
 # %%
-from dsa.model import selection
+from dsa.model import baselines
 
 model.attention = "dense"
 with torch.no_grad():
@@ -435,7 +435,7 @@ def hit(selected):
 
 
 def mass(selected):
-    kept = selection.mass_kept(dense[2].mass, selected)
+    kept = baselines.mass_kept(dense[2].mass, selected)
     return float(kept[:, 64:].mean())
 
 

@@ -33,9 +33,9 @@ from course.figures import adapting, indexer_training
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 from dsa.kernels import ops, reference
-from dsa.text import corpus
-from dsa.text.tasks import Needles
 from dsa.training import evaluate
 from dsa.training.indexer import warm_up, with_indexer
 from torch import Tensor
@@ -95,7 +95,7 @@ episodes = task.generate(torch.Generator().manual_seed(0), 4)
 guess = predict("What share of the indexers' weights gets a gradient?", 0.5)
 
 # %%
-from dsa.training.objectives import language_loss
+from dsa.training.losses import language_loss
 
 newborn.attention, newborn.top_k = "sparse", 16
 loss = language_loss(newborn(episodes.tokens), episodes)
@@ -184,7 +184,7 @@ q = torch.randn(1, T, H, W, generator=generator, dtype=torch.float64)
 k = torch.randn(1, T, 1, W, generator=generator, dtype=torch.float64)
 
 
-def package_loss(scores, backend="chunked"):
+def package_loss(scores, backend="tiled"):
     return ops.indexer_loss(scores, keys, ones, q, k, 0.5, backend=backend)
 
 
@@ -196,7 +196,7 @@ for t in range(T):
 mine = sum(my_kl(mass[t], given[0, t, 0, : t + 1]) for t in range(T)) / T
 gaps = [
     abs(float(mine - package_loss(given, name)))
-    for name in ("loops", "reference", "chunked")
+    for name in ("loops", "reference", "tiled")
 ]
 claim(
     "C6.4",
@@ -266,7 +266,7 @@ claim(
 
 # %%
 from course.ui.reading import head_weights, read_file
-from dsa.text.tasks import hide
+from dsa.datasets.recall_tasks import hide
 
 story = read_file("../data/texts/lighthouse.txt").strip()
 needle = hide(story, length=96, depth=0.25, key=7, value=11)

@@ -38,11 +38,11 @@ from course.figures import adapting
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Episodes, Needles
 from dsa.model.transformer import Transformer
-from dsa.text import corpus
-from dsa.text.tasks import Episodes, Needles
 from dsa.training import evaluate, indexer
-from dsa.training.objectives import language_loss
+from dsa.training.losses import language_loss
 from dsa.training.pretrain import MixedNeedles
 from torch import Tensor
 
@@ -516,7 +516,7 @@ side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
 # questions, and averages of several runs spread less.)
 
 # %%
-from dsa.cost.published import read_benchmarks
+from dsa.analysis.published import read_benchmarks
 
 table = read_benchmarks("../data/published/benchmarks.csv")
 guess = predict(
@@ -709,7 +709,7 @@ claim(
 # bf16 of which 40% are used, at the report's $2 an hour. Then ours, in tokens for each weight that learns.
 
 # %%
-from dsa.cost import roofline
+from dsa.analysis import flops
 
 real = dsa.Config.v32_exp()
 length = 128 * 1024
@@ -718,7 +718,7 @@ tokens = {
     "sparse, report": 15_000 * 480 * length,
     "sparse, article": 100e9,
 }
-forward = roofline.prompt_work(real, length, "sparse").total / length
+forward = flops.prompt_work(real, length, "sparse").total / length
 for name in ("sparse, report", "sparse, article"):
     hours = 3 * forward * tokens[name] / (990e12 * 0.4) / 3600
     print(

@@ -15,7 +15,7 @@
 # **You need** PyTorch, [04 Token selection](04_token_selection.ipynb) and, for one paragraph,
 # [05 FP8](05_fp8.ipynb).
 #
-# **Afterwards**: `dsa/kernels/gpu` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
+# **Afterwards**: `dsa/kernels/triton` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
 #
 # *Triton* is a language for kernels, written as Python. The first cell asks it to *interpret* kernels, step by step
 # on the CPU. That must be said before Triton is loaded. Triton is made for Linux; elsewhere the cells that need it
@@ -46,10 +46,15 @@ from course.ui.reading import read_file
 from course.ui.style import provenance, show, style
 
 # %%
-from dsa.cost import curves, roofline
+from dsa.analysis import roofline
+from dsa.analysis.flops import (
+    decode_traffic,
+    index_pair_flops,
+    mqa_pair_flops,
+)
+from dsa.datasets.byte_tokenizer import encode
 from dsa.kernels import fp8, ops, reference
 from dsa.model.config import Config
-from dsa.text.tokenizer import encode
 from torch.utils.flop_counter import FlopCounterMode
 
 style()
@@ -61,7 +66,7 @@ print("Triton is here" if TRITON else "no Triton for this system")
 # ## Masked is not sparse
 #
 # Two functions of this package compute the same thing. `reference` scores all S tokens and masks those that were
-# not selected. `chunked` fetches the K selected ones and never looks at the others.
+# not selected. `tiled` fetches the K selected ones and never looks at the others.
 
 # %%
 guess = predict(
@@ -87,7 +92,7 @@ def flops(backend, S, K):
 
 
 masked = flops("reference", 1024, 64)
-fetched = flops("chunked", 1024, 64)
+fetched = flops("tiled", 1024, 64)
 guess.reveal(masked / fetched, "1,024 / 64: only fetching depends on K")
 
 # %%
@@ -98,7 +103,7 @@ claim(
 )
 claim(
     "C8.2",
-    masked == 16 * fetched == 16 * flops("chunked", 4096, 64),
+    masked == 16 * fetched == 16 * flops("tiled", 4096, 64),
     f"fetching needs {masked // fetched} times fewer, at any length",
     value=f"{masked // fetched} times",
 )
@@ -152,7 +157,7 @@ if COUNTED:
 # ## Loops, tiles, buffers
 #
 # Each operation exists several times here. `loops` says it with plain indices, `reference` with whole matrices,
-# `chunked` goes tile by tile, and `cpu` goes tile by tile in buffers that are made once. The last runs by default on a
+# `tiled` goes tile by tile, and `cpu` goes tile by tile in buffers that are made once. The last runs by default on a
 # processor when no gradient is wanted. It scores up to 512 heads of queries against 1,000 keys or so in two megabytes,
 # looks for the best K only in the K groups of 8 whose maxima are largest, and copies a few rows at a time to where the
 # heads of a query share them. All give the same answer. How long do they take for it?
@@ -196,7 +201,7 @@ claim(
 took = {}
 calls = {
     name: partial(both_steps, single if name == "loops" else many, name)
-    for name in ("loops", "reference", "chunked", "cpu")
+    for name in ("loops", "reference", "tiled", "cpu")
 }
 with torch.no_grad():
     for name, seconds in cpu_seconds(calls, repeats=2).items():
@@ -306,14 +311,14 @@ claim(
 # these speeds is *modelled*. (Index scores are computed in FP8, twice as fast: their ridge is twice as far off.)
 
 # %%
-rates = curves.H200
+rates = roofline.H200
 ridge = rates.mqa / rates.bandwidth
-pair, latent = roofline.mqa_pair_flops(real), 2 * (512 + 64)
+pair, latent = mqa_pair_flops(real), 2 * (512 + 64)
 jobs = {
     "attention, one head a row": pair / 128 / latent,
     "attention, 64 heads a row": pair / 2 / latent,
     "attention, 128 heads a row": pair / latent,
-    "index scores, one query": roofline.index_pair_flops(real) / 132,
+    "index scores, one query": index_pair_flops(real) / 132,
 }
 for name, intensity in jobs.items():
     side = "arithmetic" if intensity > ridge else "memory"
@@ -453,7 +458,7 @@ claim(
 
 # %%
 if TRITON:
-    from dsa.kernels.gpu import index_logits
+    from dsa.kernels.triton import index_logits
 
     source = inspect.getsource(index_logits.index_logits_kernel.fn)
     print("\n".join(source.splitlines()[:24]))
@@ -518,7 +523,7 @@ claim(
 # %%
 scores = reference.index_scores(q, k, w).round()
 scores[0, -1, 10:30], scores[0, -1, 15:20] = 0.0, -0.0
-backend = "triton" if TRITON else "chunked"
+backend = "triton" if TRITON else "tiled"
 ours = ops.select(scores, 16, backend=backend)
 rule = reference.select(scores, 16)
 same = torch.equal(ours.sort(-1).values, rule.sort(-1).values)
@@ -533,12 +538,12 @@ if TRITON:
 # ## Compiled for a GPU that is not here
 #
 # The interpreter says whether a kernel is right, not whether it is fast. The compiler knows more, and it needs no
-# GPU, only the name of one. `dsa.kernels.gpu.compile` makes machine code for the very arguments that one layer
+# GPU, only the name of one. `dsa.kernels.triton.compile` makes machine code for the very arguments that one layer
 # would pass at the real shape. Kernels cannot be interpreted and compiled in one process, so a second one does it.
 
 # %%
 PROGRAM = """
-from dsa.kernels.gpu import compile as aot
+from dsa.kernels.triton import compile as aot
 for name, target, choice in {jobs}:
     call = aot.calls(name)[0]
     code = aot.compile_call(*call, target, choice)
@@ -629,10 +634,10 @@ else:
 #
 # | hardware | backend here | how it is tested | besides |
 # |---|---|---|---|
-# | any CPU | `cpu`; with gradients `chunked` (both plain PyTorch) | run, against the loops | tries out its numbers |
+# | any CPU | `cpu`; with gradients `tiled` (both plain PyTorch) | run, against the loops | tries out its numbers |
 # | NVIDIA Hopper, Blackwell | `triton` | interpreted; compiled for sm_90 and sm_100 | not run by us |
 # | AMD MI300X (ROCm) | `triton`, smallest tiles | interpreted; compiled for gfx942 | not run, not tuned |
-# | Apple silicon | `chunked` on `mps` | not run by us | Triton has no Metal backend |
+# | Apple silicon | `tiled` on `mps` | not run by us | Triton has no Metal backend |
 # | Huawei Ascend (A2, A3) | none | not run by us | triton-ascend is a fork of Triton 3.2 for it |
 # | Cambricon | none | not run by us | its makers adapted a branch of vLLM |
 # | none (`meta`) | shapes only | run | for planning and compiling |
@@ -685,7 +690,7 @@ claim(
 
 # %%
 def bytes_read(kind, keys):
-    return roofline.decode_traffic(real, keys, kind, "deployed").cache
+    return decode_traffic(real, keys, kind, "deployed").cache
 
 
 lengths = range(1, 8193)

@@ -33,13 +33,14 @@ from course.ui.panel import Choice, Panel, twins
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
+from dsa.analysis.serving_fit import GPUS, fit
 from dsa.bench import full_width
-from dsa.cost.fit import GPUS, fit
-from dsa.inference import inventory, parallel
-from dsa.inference.chat import open_chat
+from dsa.checkpoint.inspect import look, report
+from dsa.datasets import byte_tokenizer, corpus
+from dsa.distributed import tensor_parallel
+from dsa.generation.chat import open_chat
 from dsa.model.moe import Gate, MoE, route
 from dsa.model.transformer import Layer
-from dsa.text import corpus, tokenizer
 from torch import Tensor
 
 FULL = False  # True: also two processes that share a model
@@ -218,7 +219,7 @@ claim(
 # %%
 model = dsa.from_pretrained("../data/sparse")
 text = read_file("../data/texts/lighthouse.txt")
-ids = torch.tensor([tokenizer.encode(text)[:512]])
+ids = torch.tensor([byte_tokenizer.encode(text)[:512]])
 model.train()
 with torch.no_grad():
     model(ids)
@@ -426,10 +427,10 @@ else:
 # We give the course's dense model such a layer, and teach the layer alone, for half a minute at most:
 
 # %% tags=["nbval-ignore-output"]
-from dsa.inference.speculative import speculate
+from dsa.generation.speculative import speculate
 from dsa.model.mtp import MTP
-from dsa.training.objectives import multi_token_loss
-from dsa.training.reader import PlainText
+from dsa.training.indexer_data import PlainText
+from dsa.training.losses import multi_token_loss
 
 base = dsa.from_pretrained("../data/base").requires_grad_(False)
 mtp = MTP(base.config).attach(base)
@@ -451,7 +452,7 @@ guess = predict("Tokens written per pass?", 1.5, low=1, high=2, form=".1f")
 mtp = mtp.eval()
 lengths_accepted, same = [], []
 for start in ("    def ", "class ", "        return "):
-    prompt = torch.tensor([tokenizer.encode(start)])
+    prompt = torch.tensor([byte_tokenizer.encode(start)])
     found = speculate(base, mtp, prompt, 60)
     plain_text = dsa.generate(base, prompt, 60)
     same.append(torch.equal(found.tokens, plain_text))
@@ -528,7 +529,7 @@ claim(
 
 # %%
 layer = Layer(small.replace(hidden_size=32, num_attention_heads=8), 3)
-for name, how in parallel.plan(layer).items():
+for name, how in tensor_parallel.plan(layer).items():
     print(f"{name:35} {type(how).__name__}")
 
 # %% [markdown]
@@ -641,12 +642,12 @@ twins(
 # ```
 #
 # **3. Look** before you load. From the headers alone this says what is in a folder, what it will take, and whether it
-# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.inference.checkpoint inspect v32`.
+# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.checkpoint.save inspect v32`.
 # Here it is for a folder of this course:
 
 # %%
-looked = inventory.look(Path("../data/sparse"))
-print("\n".join(inventory.report(looked)))
+looked = look(Path("../data/sparse"))
+print("\n".join(report(looked)))
 
 # %% [markdown]
 # The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
@@ -674,8 +675,8 @@ claim(
 # codes stay FP8:
 #
 # ```sh
-# torchrun --nproc-per-node 8 -m dsa.inference.generate v32 --keep-fp8 --prompt "Sparse attention is"
-# torchrun --nproc-per-node 8 -m dsa.inference.chat v32 --keep-fp8
+# torchrun --nproc-per-node 8 -m dsa.generation.cli v32 --keep-fp8 --prompt "Sparse attention is"
+# torchrun --nproc-per-node 8 -m dsa.generation.chat v32 --keep-fp8
 # ```
 #
 # | what | on each of 8 GPUs |
@@ -709,7 +710,7 @@ for piece in chat.say("def main(self):\n        return self."):
     print(piece, end="")
 
 # %% [markdown]
-# Give it another folder, or type `python -m dsa.inference.chat FOLDER` in a terminal. Every turn reads the whole
+# Give it another folder, or type `python -m dsa.generation.chat FOLDER` in a terminal. Every turn reads the whole
 # conversation again; what no longer fits is forgotten, oldest turn first.
 #
 # ## Where it fails

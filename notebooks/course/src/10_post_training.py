@@ -38,11 +38,11 @@ from course.figures.grpo_groups import across, averaged
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
-from dsa.text import domains, transcripts
-from dsa.text.domains import DOMAINS, LEVELS, generate, solve
-from dsa.text.symbols import VOCAB, read, write
-from dsa.text.transcripts import play, worked
-from dsa.training import grpo, rewards, rollout, student
+from dsa.datasets import rl_domains, rl_transcripts
+from dsa.datasets.rl_domains import DOMAINS, LEVELS, generate, solve
+from dsa.datasets.rl_symbols import VOCAB, read, write
+from dsa.datasets.rl_transcripts import play, worked
+from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig
 from torch import Tensor
 
@@ -79,7 +79,7 @@ for name in DOMAINS:
 # %%
 broken = dict(zip(write("b a"), write("2 1"), strict=True))
 prompt = write("✎ D a 1 b 2 c 3")
-problem = domains.Problem("repair", 2, False, prompt, broken)
+problem = rl_domains.Problem("repair", 2, False, prompt, broken)
 for said in ("▸ 2 1 .", "▸ 2 7 ."):
     one = play(problem, write(said))
     spoken = zip(one.tokens, one.own, strict=True)
@@ -99,12 +99,12 @@ for name in DOMAINS:
     for level in LEVELS:
         problem = generate(chance, name, level, thinking=False)
         right = solve(problem)
-        accepted += domains.correct(problem, right)
+        accepted += rl_domains.correct(problem, right)
         for place in range(len(right)):
             for other in set(range(VOCAB)) - {right[place]}:
                 changed = (*right[:place], other, *right[place + 1 :])
-                fooled += domains.correct(problem, changed)
-                refused += not domains.correct(problem, changed)
+                fooled += rl_domains.correct(problem, changed)
+                refused += not rl_domains.correct(problem, changed)
 claim(
     "C10.1",
     accepted == 15 and fooled == 0,
@@ -315,7 +315,7 @@ twins(
 # the same operations. How often do they choose the same eight keys?
 
 # %%
-problems = transcripts.draw(generator, names, 40)
+problems = rl_transcripts.draw(generator, names, 40)
 written = rollout.sample(base, problems, generator)
 same = rollout.selections_agree(base, written.tokens)
 claim(
@@ -433,7 +433,7 @@ twins(draw, [{"model": who, **at} for who in ("before", "after")])
 # thought exactly when asked to; four tokens and the full stop are free of the penalty. Four answers to one question:
 
 # %%
-problem = domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
+problem = rl_domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
 rubric, penalty = rewards.SORTING_RUBRIC, rewards.LengthPenalty(free=5)
 print(f"{'answer':18} right rubric mode length")
 for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
@@ -457,7 +457,7 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
 # First live, with the model above as the teacher; then recorded.
 
 # %%
-lessons = student.rejection_sample(
+lessons = sft.rejection_sample(
     trained, three, num_prompts=192, num_generations=2
 )
 claim(
@@ -466,9 +466,7 @@ claim(
     "what the student reads is right, all of it",
 )
 pupil = copy.deepcopy(base)
-read_on = student.sft(
-    pupil, lessons, steps=40, learning_rate=1e-3, show=False
-)
+read_on = sft.sft(pupil, lessons, steps=40, learning_rate=1e-3, show=False)
 
 # %% tags=["nbval-ignore-output"]
 learned = rollout.accuracy(pupil, three, 120)
@@ -645,13 +643,13 @@ claim(
 # rate of 0.002, once at 0.005.
 
 # %% tags=["nbval-ignore-output"]
-sums = student.rejection_sample(
+sums = sft.rejection_sample(
     base, ["maths"], num_prompts=256, num_generations=3
 )
 lost = {}
 for rate in (0.002, 0.005):
     narrow = copy.deepcopy(trained)
-    student.sft(narrow, sums, steps=40, learning_rate=rate, show=False)
+    sft.sft(narrow, sums, steps=40, learning_rate=rate, show=False)
     left = rollout.accuracy(narrow, three, 120)
     each = (
         f"{name} {after[name]:.0%} -> {left[name]:.0%}" for name in three

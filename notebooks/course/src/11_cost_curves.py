@@ -15,7 +15,7 @@
 # **You need** PyTorch and the counts of [01 Attention at length](01_attention_at_length.ipynb): a pair costs 81,920
 # FLOP in MHA mode, 278,528 in MQA mode and 16,384 in the indexer.
 #
-# **Afterwards**: your machine up to 64 Ki (set `FULL`), and `dsa/cost`. Computing: **60 s**.
+# **Afterwards**: your machine up to 64 Ki (set `FULL`), and `dsa/analysis`. Computing: **60 s**.
 #
 # Line styles tell where a number comes from: **measured** here solid, **recorded** on named hardware dashed,
 # **published** dotted, **modelled** dash-dotted. A Ki is 1,024 tokens. *Dense* is V3.1-Terminus, *sparse* V3.2-Exp.
@@ -33,9 +33,9 @@ from course.figures import cost_curves, serving_cost
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
-from dsa.cost import curves, prices, roofline
-from dsa.cost.curves import DENSE, H800, SPARSE
-from dsa.cost.published import crossing, read_costs
+from dsa.analysis import flops, pricing, roofline
+from dsa.analysis.published import crossing, read_costs
+from dsa.analysis.roofline import DENSE, H800, SPARSE
 
 FULL = False  # True: your machine up to 64 Ki, some minutes
 style()
@@ -66,8 +66,8 @@ guess = predict(
 
 # %%
 show(*cost_curves.draw_said(published))
-old = {p: published[p, DENSE] for p in roofline.PHASES}
-new = {p: published[p, SPARSE] for p in roofline.PHASES}
+old = {p: published[p, DENSE] for p in flops.PHASES}
+new = {p: published[p, SPARSE] for p in flops.PHASES}
 last = {p: old[p].at(131071) / new[p].at(131071) for p in old}
 guess.reveal(
     last["prefill"],
@@ -82,7 +82,7 @@ guess.reveal(
 # %%
 reach = {
     p: {n: cost_curves.at_least(old[p], new[p], n) for n in (2, 3, 6, 7)}
-    for p in roofline.PHASES
+    for p in flops.PHASES
 }
 for phase, found in reach.items():
     print(phase, ", ".join(f"{n}x: {x:,.0f}" for n, x in found.items()))
@@ -188,13 +188,13 @@ claim(
 guess = predict("Which share of the H800's peak, 989 TFLOP/s?", 0.3)
 
 # %%
-mha = roofline.mha_pair_flops(real)
+mha = flops.mha_pair_flops(real)
 flop = real.num_hidden_layers * mha
 dollars = 0.6658 - 0.0529  # what 131,071 more keys cost, a million times
 seconds = dollars / 1e6 / (2 / 3600) / 131_071
 rate = flop / seconds
 print(f"{flop:,} FLOP in {seconds * 1e9:.2f} ns: {rate / 1e12:.0f} TFLOP/s")
-theirs = flop / curves.seconds_per_position(old["prefill"])
+theirs = flop / roofline.seconds_per_position(old["prefill"])
 claim(
     "C11.7",
     math.isclose(rate, theirs) and 590e12 < rate < 600e12,
@@ -214,11 +214,11 @@ guess.reveal(
 # by hand, for one key in all layers:
 
 # %%
-mqa = real.num_hidden_layers * roofline.mqa_pair_flops(real)
+mqa = real.num_hidden_layers * flops.mqa_pair_flops(real)
 cached = real.num_hidden_layers * 2 * (512 + 64)  # bytes, bf16
 multiply, read = mqa / 660e12, cached / 3.35e12
 print(f"multiply {multiply * 1e9:.1f} ns, read {read * 1e9:.1f} ns")
-one = curves.seconds_per_position(old["decode"])
+one = roofline.seconds_per_position(old["decode"])
 print(f"the figure: {one * 1e9:.1f} ns")
 
 # %% [markdown]
@@ -231,7 +231,7 @@ by_hand = max(2 * multiply, read) / 1.85
 print(f"with MTP: {by_hand * 1e9:.1f} ns")
 claim(
     "C11.8",
-    math.isclose(by_hand, curves.dense_seconds(real, "decode"))
+    math.isclose(by_hand, roofline.dense_seconds(real, "decode"))
     and abs(by_hand / one - 1) < 0.05,
     "dense decoding by hand is the package's, and within 5 % of the figure",
 )
@@ -241,7 +241,7 @@ claim(
 # number is assumed: a pair's score moves 12 bytes (`logit_bytes`), fp32, written once and read twice by the top-k.
 
 # %%
-print(inspect.getsource(curves.scoring_seconds))
+print(inspect.getsource(roofline.scoring_seconds))
 for name, value in vars(H800).items():
     print(f"{name:17} {value:g}")
 
@@ -250,9 +250,9 @@ for name, value in vars(H800).items():
 # weights, communication and whatever else does not depend on its position. Slopes, knees and crossovers follow.
 
 # %%
-starts = curves.starts(published)
-kernels = curves.modelled(real, starts)
-off = {key: curves.gap(kernels[key], published[key]) for key in kernels}
+starts = roofline.starts(published)
+kernels = roofline.modelled(real, starts)
+off = {key: roofline.gap(kernels[key], published[key]) for key in kernels}
 for (phase, model), gap in off.items():
     print(f"{phase:7} {model:13} at worst {gap:+.1%}")
 most = max(abs(gap) for gap in off.values())
@@ -270,7 +270,7 @@ claim(
 # read in masked MHA mode, and that hands over to selected keys where these become cheaper.
 
 # %%
-knee = curves.hand_over(real, "prefill")
+knee = roofline.hand_over(real, "prefill")
 ours = {p: crossing(kernels[p, DENSE], kernels[p, SPARSE]) for p in old}
 claim(
     "C11.10",
@@ -291,7 +291,7 @@ names = ("mha", "mqa", "sparse_prefill", "sparse_decode", "bandwidth")
 names += ("index_prefill", "index_decode", "logit_bytes", "accepted")
 ranges = {}
 for name in names:
-    low, high = curves.range_that_fits(real, published, name)
+    low, high = roofline.range_that_fits(real, published, name)
     ranges[name] = (low, getattr(H800, name), high)
 show(*cost_curves.draw_ranges(ranges))
 low, _, high = ranges["mha"]
@@ -315,15 +315,15 @@ claim(
 # memory can deliver, since each index key must be read for each token:
 
 # %%
-alone = curves.modelled(real, starts, curves.NO_MTP)["decode", SPARSE]
+alone = roofline.modelled(real, starts, roofline.NO_MTP)["decode", SPARSE]
 keys = 61 * (128 + 4)  # bytes of one token's index keys, FP8 with scales
-per_token = curves.seconds_per_position(new["decode"])
+per_token = roofline.seconds_per_position(new["decode"])
 needed = keys / per_token / H800.bandwidth
 claim(
     "C11.13",
-    curves.gap(alone, new["decode"]) > 0.25 and needed > 1.5,
+    roofline.gap(alone, new["decode"]) > 0.25 and needed > 1.5,
     "with one token a pass the model is"
-    f" {curves.gap(alone, new['decode']):.0%} too high, and the figure's"
+    f" {roofline.gap(alone, new['decode']):.0%} too high, and the figure's"
     f" slope would need {needed:.0%} of the memory's bandwidth",
 )
 
@@ -332,7 +332,7 @@ claim(
 # dense prefill: divide FLOP by time, one token a pass, nothing else, and compare with the machine's peak.
 
 # %%
-shares = curves.shares_of_peak(real, published)
+shares = roofline.shares_of_peak(real, published)
 for part, share in shares.items():
     print(f"{part:22} {100 * share:6.2f} % of the peak")
 near = [abs(100 * s - 5 * round(20 * s)) < 0.05 for s in shares.values()]
@@ -351,7 +351,7 @@ claim(
 # bandwidth or bytes:
 
 # %%
-rounded = curves.modelled(real, starts, curves.SHARES)
+rounded = roofline.modelled(real, starts, roofline.SHARES)
 show(
     *cost_curves.draw_fit(
         published, {"kernel rates": kernels, "shares of peak": rounded}
@@ -359,9 +359,9 @@ show(
 )
 claim(
     "C11.15",
-    curves.worst(real, published, curves.SHARES) < 0.03,
+    roofline.worst(real, published, roofline.SHARES) < 0.03,
     "FLOP at constant shares of the peak reproduce every curve within"
-    f" {curves.worst(real, published, curves.SHARES):.1%}",
+    f" {roofline.worst(real, published, roofline.SHARES):.1%}",
 )
 
 # %% [markdown]
@@ -374,7 +374,7 @@ claim(
 # %%
 batches = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 decode = {m: starts["decode", m] for m in (DENSE, SPARSE)}
-efficient = {m: [curves.efficiency(real, start, n) for n in batches]
+efficient = {m: [roofline.efficiency(real, start, n) for n in batches]
              for m, start in decode.items()}  # fmt: skip
 print("sequences, and the share of the FP8 peak that explains the start")
 print("(above 100 %: impossible; inf: reading alone takes too long)")
@@ -417,8 +417,8 @@ S, K = 4096, real.index_topk
 kv, ik = random(1, S, 576), random(1, S, 128)  # latent + rotary, index key
 q, iq, w = random(1, 1, 128, 576), random(1, 1, 64, 128), random(1, 1, 64)
 with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as seen:
-    chosen = ops.index_topk(iq, ik, w, K, backend="chunked")
-    ops.sparse_attention(q, kv, chosen, 0.04, 512, backend="chunked")
+    chosen = ops.index_topk(iq, ik, w, K, backend="tiled")
+    ops.sparse_attention(q, kv, chosen, 0.04, 512, backend="tiled")
 index, pair = 16_384 + 2 * 64, 278_528  # head sums included
 claim(
     "C11.17",
@@ -429,8 +429,8 @@ claim(
 dense_bytes = kv.numel() * 4
 sparse_bytes = 4 * (ik.numel() + K * kv.shape[-1])
 by_count = [
-    roofline.decode_traffic(real, S, kind, "fp32").cache // 61
-    for kind in roofline.KINDS
+    flops.decode_traffic(real, S, kind, "fp32").cache // 61
+    for kind in flops.KINDS
 ]
 claim(
     "C11.18",
@@ -468,7 +468,7 @@ if FULL:
     lengths = (*lengths, 32768, 65536)
 measured = {
     phase: {S: layer.token_seconds(real, phase, S) for S in lengths}
-    for phase in roofline.PHASES
+    for phase in flops.PHASES
 }
 for phase, found in measured.items():
     for S, (d, s) in found.items():
@@ -548,7 +548,7 @@ from course.figures.own_machine import draw_floors, floors
 
 show(*draw_floors(real, (32768, 65536, 131072)))
 best = {}
-for phase in roofline.PHASES:
+for phase in flops.PHASES:
     f = floors(real, phase, 131_072)
     best[phase] = f["dense"] / (f["scoring"] + f["selected"])
 claim(
@@ -595,7 +595,7 @@ by_hand = [fresh * 0.28e-6, cached * 0.028e-6, written * 0.42e-6]
 print(f"{fresh:,} fresh, {cached:,} cached, {written:,} written")
 
 # %%
-bill = prices.priced(prices.CHAT)
+bill = pricing.priced(pricing.CHAT)
 theirs = [bill.fresh, bill.cached, bill.written]
 claim(
     "C11.22",
@@ -618,13 +618,13 @@ guess.reveal(
 
 # %%
 uses = {
-    "a document": prices.DOCUMENT,
-    "a long chat": prices.CHAT,
-    "a repository": prices.REPOSITORY,
+    "a document": pricing.DOCUMENT,
+    "a long chat": pricing.CHAT,
+    "a repository": pricing.REPOSITORY,
 }
 show(*serving_cost.draw_bills(published, uses))
 gpu = {
-    name: prices.costs_of(published, work) for name, work in uses.items()
+    name: pricing.costs_of(published, work) for name, work in uses.items()
 }
 saved = {n: b[DENSE].total / b[SPARSE].total for n, b in gpu.items()}
 words = ", ".join(f"{name} {x:.1f}" for name, x in saved.items())
@@ -644,8 +644,8 @@ claim(
 
 # %%
 asked = {"prefill": 0.28, "decode": 0.42}
-loss = {p: prices.break_even(old[p], asked[p]) for p in asked}
-still = {p: prices.break_even(new[p], asked[p]) for p in asked}
+loss = {p: pricing.break_even(old[p], asked[p]) for p in asked}
+still = {p: pricing.break_even(new[p], asked[p]) for p in asked}
 claim(
     "C11.24",
     still == {"prefill": None, "decode": None}
@@ -665,7 +665,7 @@ claim(
 
 # %%
 def gpu_time(case):
-    return prices.modelled_bill(real, starts, case).total
+    return pricing.modelled_bill(real, starts, case).total
 
 
 charts = {}
@@ -679,8 +679,8 @@ for name, work in uses.items():
         "top_k": (1024, 4096),
         "index_heads": (32, 128),
     }
-    case = prices.Case(work)
-    charts[name] = gpu_time(case), prices.tornado(gpu_time, case, moves)
+    case = pricing.Case(work)
+    charts[name] = gpu_time(case), pricing.tornado(gpu_time, case, moves)
 
 # %%
 show(*serving_cost.draw_tornado(charts))
@@ -725,9 +725,11 @@ twins(draw, [base | {"cached": 90}])
 
 def gained(cached):
     """Dense over sparse GPU time of the request at 64 Ki."""
-    call = prices.Call(65_536, 65_536 * cached // 100, 1000)
+    call = pricing.Call(65_536, 65_536 * cached // 100, 1000)
     both = [
-        prices.computed([call], kernels["prefill", m], kernels["decode", m])
+        pricing.computed(
+            [call], kernels["prefill", m], kernels["decode", m]
+        )
         for m in (DENSE, SPARSE)
     ]
     return both[0].total / both[1].total
@@ -765,7 +767,7 @@ claim(
 # **Many short requests.** A prompt of 2,000 tokens and 500 of answer, as many requests are:
 
 # %%
-short = prices.costs_of(published, prices.Work(2000, 0, 500, 1))
+short = pricing.costs_of(published, pricing.Work(2000, 0, 500, 1))
 more = short[SPARSE].total / short[DENSE].total - 1
 claim(
     "C11.26",

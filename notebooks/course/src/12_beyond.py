@@ -36,9 +36,9 @@ from course.figures import attention_variants as pictures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import COLOURS, show, style
-from dsa.model import selection
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
+from dsa.model import baselines
 from torch import Tensor
 
 FULL = False  # True: also a longer lesson for two designs, five minutes
@@ -307,8 +307,8 @@ twins(
 )
 
 # %%
-oracle = selection.oracle(layers[0].mass, 32)
-kept = selection.mass_kept(layers[0].mass, oracle)[:, 32:].mean()
+oracle = baselines.oracle(layers[0].mass, 32)
+kept = baselines.mass_kept(layers[0].mass, oracle)[:, 32:].mean()
 claim(
     "C12.9",
     kept < 0.7,
@@ -584,7 +584,7 @@ claim(
 
 # %%
 from course.experiments.variant_costs import bill
-from dsa.cost import roofline
+from dsa.analysis import flops
 
 real = dsa.Config.v32_exp()
 show(*pictures.draw_split(real, 131_072))
@@ -672,10 +672,10 @@ claim(
 )
 
 # %%
-prompt = roofline.crossover(real, "prefill")
+prompt = flops.crossover(real, "prefill")
 claim(
     "C12.31",
-    abs(meets["dense"] - roofline.crossover(real, "decode")) < 64
+    abs(meets["dense"] - flops.crossover(real, "decode")) < 64
     and 9_000 < prompt < 9_200,
     f"the roofline of chapter 01 agrees, and says {prompt:,.0f} for reading"
     " a prompt",

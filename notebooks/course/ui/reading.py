@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops, reference
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.attention import Attention
 from dsa.model.transformer import Transformer
-from dsa.text import tokenizer
 
 CHOOSERS = ("oracle", "indexer", "window", "random")
 FILE_PREFIX = "file:"
@@ -44,13 +44,13 @@ class Reading:
         mass, T = self.mass[layer][None], len(self.ids)
         match who:
             case "oracle":
-                return selection.oracle(mass, top_k)[0]
+                return baselines.oracle(mass, top_k)[0]
             case "indexer":
                 return ops.select(self.scores[layer][None], top_k)[0]
             case "window":
-                return selection.window(1, T, T, top_k)[0]
+                return baselines.window(1, T, T, top_k)[0]
             case "random":
-                return selection.random(1, T, T, top_k)[0]
+                return baselines.random(1, T, T, top_k)[0]
         raise ValueError(f"chooser {who!r} is unknown: use one of {', '.join(CHOOSERS)}")
 
     def kept(self, who: str, layer: int, top_k: int) -> Tensor:
@@ -60,7 +60,7 @@ class Reading:
         """
         if who == "random":
             return (top_k / torch.arange(1, len(self.ids) + 1)).clamp(max=1)
-        return selection.mass_kept(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
+        return baselines.mass_kept(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
 
 
 def reader(model: Transformer) -> Callable[[str], Reading]:
@@ -74,7 +74,7 @@ def reader(model: Transformer) -> Callable[[str], Reading]:
     @lru_cache(maxsize=8)
     def read(text: str) -> Reading:
         ids = readable(text)
-        last = tokenizer.last_tokens(ids, model.config.max_position_embeddings)
+        last = byte_tokenizer.last_tokens(ids, model.config.max_position_embeddings)
         return read_ids(model, last, left_out=len(ids) - len(last))
 
     return read
@@ -129,7 +129,7 @@ def readable(text: str) -> list[int]:
         raise ValueError(
             f"character {controls[0]} is the control code {ord(text[controls[0]])}: paste text, not binary data"
         )
-    ids = tokenizer.encode(text)
+    ids = byte_tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(
             f"the text has {len(ids)} of at least 2 tokens: type a few words, so that there is a choice to make"

@@ -6,8 +6,8 @@ import torch
 
 import small
 from course.bugs import catalogue, injected
+from dsa.datasets.recall_tasks import Episodes
 from dsa.kernels import ops
-from dsa.text.tasks import Episodes
 
 T = 32
 

@@ -161,7 +161,7 @@ def test_an_equation_cited_in_a_notebook_must_be_in_the_index(house):
 
 
 def test_modules_and_what_is_in_them_exist_and_nothing_else():
-    assert exists("dsa.kernels.gpu.top_k")
+    assert exists("dsa.kernels.triton.top_k")
     assert exists("dsa.model.attention.Attention.absorb")
     assert exists("dsa.kernels.loops.EMPTY")
     assert not exists("dsa.model.attention.Attention.adsorb")

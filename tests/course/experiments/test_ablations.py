@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from course.experiments import ablations
-from dsa.cost.record import as_of_today
+from dsa.record import as_of_today
 from project import DATA
 from tiny_training import tiny
 

@@ -8,9 +8,9 @@ import torch
 import dsa
 import small
 from course.experiments import activation
-from dsa.cost.record import as_of_today
+from dsa.datasets.recall_tasks import Needles
 from dsa.kernels import loops
-from dsa.text.tasks import Needles
+from dsa.record import as_of_today
 from dsa.training import evaluate
 from project import DATA
 from tiny_training import tiny

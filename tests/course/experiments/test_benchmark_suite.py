@@ -7,7 +7,7 @@ import torch
 
 from course.experiments import benchmark_suite
 from course.experiments.benchmark_suite import Exam
-from dsa.text import tokenizer
+from dsa.datasets import byte_tokenizer
 from tiny_training import tiny
 
 
@@ -49,7 +49,7 @@ def test_loads_ask_for_every_pair(exams):
     for pairs in benchmark_suite.LOADS:
         exam, mask = exams[f"{pairs} needles"]
         assert mask.sum(1).tolist() == [pairs] * 4
-        assert (exam.tokens[mask] >= tokenizer.FIRST_VALUE).all()
+        assert (exam.tokens[mask] >= byte_tokenizer.FIRST_VALUE).all()
 
 
 def test_what_is_repeated_has_stood_there(exams):

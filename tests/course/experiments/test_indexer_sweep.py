@@ -9,7 +9,7 @@ import dsa
 import small
 from course.experiments import activation, indexer_sweep
 from course.experiments.indexer_sweep import AXES, MIDDLE, Recipe, Variant
-from dsa.cost.record import as_of_today
+from dsa.record import as_of_today
 from project import DATA
 from tiny_training import tiny
 

@@ -7,10 +7,10 @@ import torch
 
 import dsa
 from course.experiments import benchmark_suite, matched_runs
-from dsa.cost.record import as_of_today
-from dsa.inference.checkpoint import save_pretrained
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.checkpoint.save import save_pretrained
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
+from dsa.record import as_of_today
 from dsa.training.indexer import train_sparse
 from dsa.training.pretrain import MixedNeedles
 from project import DATA
@@ -58,7 +58,7 @@ def test_all_ways_read_the_same_batches(text):
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_made(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(matched_runs.seeds, "make", lambda work, seed: None)
+    monkeypatch.setattr(matched_runs.seed_study, "make", lambda work, seed: None)
     plan = matched_runs.Plan(steps=1, size=2, length=64)
     there = plan.place(tmp_path, 0, "window")
     assert there.parts[-2:] == ("twins of 1 x 2 x 64", "window")

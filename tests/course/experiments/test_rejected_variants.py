@@ -13,9 +13,9 @@ from course.experiments import cpu_variants as ideas
 from course.experiments import rejected_variants
 from course.figures import rejected_variants as show
 from dsa.bench import cpu
-from dsa.cost.record import as_of_today
 from dsa.kernels import ops, reference
 from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.record import as_of_today
 
 T, S = 12, 1024
 S2 = cpu.SHAPES["s1"]()  # the smaller of the two shapes

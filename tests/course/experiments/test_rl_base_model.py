@@ -10,9 +10,9 @@ from safetensors import safe_open
 import dsa
 from course.experiments import post_training, rl_base_model
 from course.figures.grpo_groups import across
-from dsa.cost.record import as_of_today
-from dsa.text.domains import DOMAINS
-from dsa.training import grpo, rollout, student
+from dsa.datasets.rl_domains import DOMAINS
+from dsa.record import as_of_today
+from dsa.training import grpo, rollout, sft
 from dsa.training.grpo import GRPOConfig
 from project import DATA
 
@@ -54,7 +54,7 @@ def test_it_knows_the_domains_and_is_careless(model):
 
 
 def test_sampling_and_training_select_the_same(model):
-    problems = grpo.transcripts.draw(torch.Generator().manual_seed(1), tuple(DOMAINS), 40)
+    problems = grpo.rl_transcripts.draw(torch.Generator().manual_seed(1), tuple(DOMAINS), 40)
     found = rollout.sample(model, problems, torch.Generator().manual_seed(2))
     assert rollout.gap(model, found)["logprob"] < 1e-3
     assert rollout.selections_agree(model, found.tokens) > 0.999
@@ -62,9 +62,9 @@ def test_sampling_and_training_select_the_same(model):
 
 def test_rejection_keeps_the_right_ones_only(model):
     options = {"num_prompts": 30, "num_generations": 3}
-    kept = student.rejection_sample(model, ["sorting"], **options)
+    kept = sft.rejection_sample(model, ["sorting"], **options)
     assert 15 < len(kept) <= 30 and all(one.correct for one in kept)
-    every = student.rejection_sample(model, ["sorting"], per_prompt=3, **options)
+    every = sft.rejection_sample(model, ["sorting"], per_prompt=3, **options)
     assert len(every) > len(kept) and all(one.correct for one in every)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from course.experiments import seed_study
-from dsa.text.files import UnreadableFile
+from dsa.io.files import UnreadableFile
 
 DATA = Path("data")
 STAGES = ("base", "warmed", "sparse")

@@ -10,8 +10,8 @@ from course.experiments import variant_bench
 from course.experiments.attention_variants.choosing import Budget
 from course.experiments.variant_bench import DESIGNS
 from course.experiments.variant_costs import DESIGNS as BILLED
-from dsa.cost.record import as_of_today
-from dsa.text.tasks import Needles
+from dsa.datasets.recall_tasks import Needles
+from dsa.record import as_of_today
 from dsa.training import evaluate
 from project import DATA
 

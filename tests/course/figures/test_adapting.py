@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from course.figures import adapting
 from course.ui.panel import Choice, Panel, Slider, Text
-from dsa.cost.published import Benchmark
-from dsa.text import tokenizer
+from dsa.analysis.published import Benchmark
+from dsa.datasets import byte_tokenizer
 from tiny_training import tiny
 
 STORY = "The lamp had to be lit at dusk, été comme hiver."
@@ -22,7 +22,7 @@ def models():
 
 
 def test_bits_are_the_cross_entropy(models):
-    ids = tokenizer.encode(STORY)
+    ids = byte_tokenizer.encode(STORY)
     found = adapting.bits(models["a"], ids, "window", 3)
     model = tiny(0).eval()
     model.attention, model.top_k = "window", 3
@@ -33,8 +33,8 @@ def test_bits_are_the_cross_entropy(models):
 
 def test_the_sentence_divides_by_raw_bytes(models):
     _, words = adapting.draw_price(models)(STORY, 2, "indexer")
-    ids = tokenizer.encode(STORY)
-    raw = len(STORY.encode()) - int(tokenizer.byte_count(torch.tensor(ids[:1])))
+    ids = byte_tokenizer.encode(STORY)
+    raw = len(STORY.encode()) - int(byte_tokenizer.byte_count(torch.tensor(ids[:1])))
     full, few = (float(adapting.bits(models["b"], ids, *how).sum()) / raw for how in (("dense", 64), ("sparse", 2)))
     assert f"b: {full:.2f} with all keys, {few:.2f} with 2" in words
     assert words.startswith(f"{len(ids)} tokens, K = 2, chooser: indexer")

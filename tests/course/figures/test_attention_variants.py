@@ -12,8 +12,8 @@ from course.experiments.attention_variants.choosing import Budget
 from course.experiments.variant_costs import DESIGNS, bill
 from course.figures import attention_variants as pictures
 from course.ui.panel import Choice, Panel, Slider
-from dsa.text import corpus
-from dsa.text.tasks import Needles
+from dsa.datasets import corpus
+from dsa.datasets.recall_tasks import Needles
 from project import DATA
 
 REAL = dsa.Config.v32_exp()

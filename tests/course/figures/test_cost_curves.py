@@ -10,15 +10,15 @@ import pytest
 
 from course.figures import cost_curves, own_machine, serving_cost
 from course.ui.panel import Panel, Slider
-from dsa.cost import curves, prices
-from dsa.cost.curves import DENSE, SPARSE
-from dsa.cost.published import read_costs
+from dsa.analysis import pricing, roofline
+from dsa.analysis.published import read_costs
+from dsa.analysis.roofline import DENSE, SPARSE
 from dsa.model.config import Config
 from project import DATA
 
 REAL = Config.v32_exp()
 PUBLISHED = read_costs(DATA / "published" / "costs.csv")
-STARTS = curves.starts(PUBLISHED)
+STARTS = roofline.starts(PUBLISHED)
 MEASURED = DATA / "measurements"
 START = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
 
@@ -105,9 +105,9 @@ def test_where_a_ratio_is_reached():
 
 
 def test_a_power_is_two_for_what_grows_with_the_square():
-    line = curves.Curve((0, 1000), (0.0, 5.0))
+    line = roofline.Curve((0, 1000), (0.0, 5.0))
     assert cost_curves.power(line, 1000) == pytest.approx(2)
-    assert cost_curves.power(curves.Curve((0, 1000), (5.0, 5.0)), 1000) == pytest.approx(1)
+    assert cost_curves.power(roofline.Curve((0, 1000), (5.0, 5.0)), 1000) == pytest.approx(1)
 
 
 def test_the_figure_of_what_was_said_draws_and_says_the_published_numbers():
@@ -119,7 +119,7 @@ def test_the_figure_of_what_was_said_draws_and_says_the_published_numbers():
 
 
 def test_the_fit_shows_the_gaps():
-    models = {"a": curves.modelled(REAL, STARTS), "b": PUBLISHED}
+    models = {"a": roofline.modelled(REAL, STARTS), "b": PUBLISHED}
     fig, words = cost_curves.draw_fit(PUBLISHED, models)
     assert "a: prefill of V3.1-Terminus -1.0%, prefill of V3.2-Exp -7.3%" in words
     gaps = [np.abs(line.get_ydata()).max() for line in fig.axes[0].lines[:4]]
@@ -133,12 +133,12 @@ def test_ranges_are_drawn_as_computed():
 
 
 def test_bills_and_tornado_are_drawn_as_computed():
-    fig, words = serving_cost.draw_bills(PUBLISHED, {"a chat": prices.CHAT})
+    fig, words = serving_cost.draw_bills(PUBLISHED, {"a chat": pricing.CHAT})
     heights = [bar.get_height() for bar in fig.axes[0].patches]
-    gpu = prices.costs_of(PUBLISHED, prices.CHAT)
-    right = 100 * (prices.priced(prices.CHAT).total + gpu[DENSE].total + gpu[SPARSE].total)
+    gpu = pricing.costs_of(PUBLISHED, pricing.CHAT)
+    right = 100 * (pricing.priced(pricing.CHAT).total + gpu[DENSE].total + gpu[SPARSE].total)
     assert sum(heights) == pytest.approx(right) and "a chat list 93, V3.1-Terminus 12, V3.2-Exp 2.3" in words
-    bars = [prices.Bar("hit", (0.5, 1.0), (0.04, 0.01)), prices.Bar("model", (DENSE, SPARSE), (0.01, 0.02))]
+    bars = [pricing.Bar("hit", (0.5, 1.0), (0.04, 0.01)), pricing.Bar("model", (DENSE, SPARSE), (0.01, 0.02))]
     fig, words = serving_cost.draw_tornado({"t": (0.01, bars)})
     drawn = [(bar.get_x(), bar.get_width()) for bar in fig.axes[0].patches]
     assert drawn == [pytest.approx((1, 1)), pytest.approx((1, 3))]  # the most important on top

@@ -1,4 +1,4 @@
-"""Chapter 09: the panel over its grid and against `cost.fit`, balancing, and the record that may not be there."""
+"""Chapter 09: the panel over its grid and against `serving_fit`, balancing, and the record that may not be there."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from course.figures import full_model
 from course.ui.panel import Choice, Panel
-from dsa.cost.fit import GPUS, fit
+from dsa.analysis.serving_fit import GPUS, fit
 from dsa.model.config import Config
 from dsa.model.moe import Gate
 

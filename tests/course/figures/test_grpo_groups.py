@@ -17,7 +17,7 @@ from course.figures.grpo_groups import (
     group_of,
 )
 from course.ui.panel import Choice, Panel
-from dsa.text.domains import DOMAINS, LEVELS
+from dsa.datasets.rl_domains import DOMAINS, LEVELS
 from project import DATA
 
 FOLDER = DATA / "novice"

@@ -7,9 +7,9 @@ import torch
 from course.exercises.multiplications import counted
 from course.figures import latent, low_rank
 from course.ui.panel import Choice, Panel, Slider
+from dsa.datasets.recall_tasks import Episodes
 from dsa.model.attention import Attention
 from dsa.model.config import Config
-from dsa.text.tasks import Episodes
 from small import model as random_model
 from small import tokens as random_tokens
 

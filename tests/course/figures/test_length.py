@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from course.figures import flop_counts, length
 from course.figures.length import draw_length, token_gain
 from course.ui.panel import Choice, Panel, Slider
-from dsa.cost import storage
-from dsa.cost.published import read_costs
+from dsa.analysis import memory
+from dsa.analysis.published import read_costs
 from dsa.model.config import Config
 from project import DATA
 
@@ -37,7 +37,7 @@ def panel(draw):
         length=Slider("length in Ki tokens", 1, 160, 128),
         top_k=Slider("top-k", 256, 8192, 2048, step=256),
         heads=Choice("heads", (16, 32, 64, 128), 128),
-        precision=Choice("precision", storage.PRECISIONS, "deployed"),
+        precision=Choice("precision", memory.PRECISIONS, "deployed"),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from course.figures import ranking
 from course.figures.ranking import FORMS, draw_forms, draw_hits, draw_ratio, draw_weights
-from dsa.text.tasks import Episodes
+from dsa.datasets.recall_tasks import Episodes
 
 WHO = ("oracle", "trained")
 NUMBERS = dict.fromkeys(itertools.product(WHO, range(3), (4, 16)), 0.5) | {

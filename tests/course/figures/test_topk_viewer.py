@@ -18,8 +18,8 @@ from course.figures.topk_viewer import draw_kept, explore
 from course.ui.environment import environment
 from course.ui.panel import Choice, Html, Panel, Slider
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
-from dsa.text import tokenizer
-from dsa.text.tasks import hide
+from dsa.datasets import byte_tokenizer
+from dsa.datasets.recall_tasks import hide
 
 TEXT = "The keeper wrote one line a day.\n    if fog: ring(bell)  # 霧\n" * 3
 
@@ -62,7 +62,7 @@ def test_a_reading_is_dense_attention_and_leaves_the_model_as_it_was(model):
 
 
 def test_heads_average_to_the_mass(model):
-    ids = tokenizer.encode(TEXT)
+    ids = byte_tokenizer.encode(TEXT)
     assert torch.allclose(head_weights(model, ids).mean(2), reader(model)(TEXT).mass, atol=1e-5)
 
 

@@ -7,8 +7,8 @@ import torch
 import small
 from course.figures.warmup_film import Film, draw_film
 from course.ui.panel import Panel, Slider
+from dsa.datasets.recall_tasks import Needles
 from dsa.kernels import reference
-from dsa.text.tasks import Needles
 from dsa.training.indexer import warm_up
 from tiny_training import tiny
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.choosing import Budget
 from dsa.kernels import ops
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.attention import Attention, Step, Trace
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
@@ -85,7 +85,7 @@ class Nsa(Attention):
         absorbed = self.absorb(q)
         coarse, importance = self.compressed(absorbed, kv)
         chosen = self.selected(importance, S)
-        recent = selection.window(B, T, S, self.budget.block, x.device)
+        recent = baselines.window(B, T, S, self.budget.block, x.device)
         branches = [coarse, *(self._attend(absorbed, kv, keys) for keys in (chosen, recent))]
         gates = self.gates(x).sigmoid().unflatten(-1, (3, self.heads))  # (B, T, 3, H)
         mixed = torch.einsum("btgh,btghc->bthc", gates, torch.stack(branches, 2))

@@ -1,6 +1,6 @@
 """No proxy at all: the first tokens and the last ones (StreamingLLM, arXiv 2309.17453).
 
-A plain sliding window is `dsa.model.selection.window`. Its weakness was noticed in dense models: their heads lay what
+A plain sliding window is `dsa.model.baselines.window`. Its weakness was noticed in dense models: their heads lay what
 attention they have no use for on the text's first tokens, the *sinks*, and without these the softmax has to put it
 elsewhere. Keeping a handful of sinks costs nothing. StreamingLLM also renumbers positions within what it keeps, to read
 beyond the trained length; we leave positions as they are, since nothing here is longer than that.
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from course.experiments.attention_variants.choosing import Choosing
 from dsa.kernels import ops
-from dsa.model import selection
+from dsa.model import baselines
 from dsa.model.attention import IndexFactors
 
 
 def sinks_and_window(batch: int, T: int, S: int, keys: int, sinks: int, device: torch.device | str = "cpu") -> Tensor:
     """Choose the first `sinks` tokens and the last `keys - sinks`: (B, T, <= keys), -1 for empty, none twice."""
-    recent = selection.window(batch, T, S, keys - sinks, device)
+    recent = baselines.window(batch, T, S, keys - sinks, device)
     recent = recent.masked_fill(recent < sinks, ops.EMPTY)  # these are in the other part
     own = torch.arange(S - T, S, device=device)[:, None]
     first = torch.arange(min(sinks, S), device=device).expand(T, -1)

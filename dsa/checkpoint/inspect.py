@@ -1,0 +1,178 @@
+"""What is in a checkpoint folder, what it will take, and whether it will load: from the headers, nothing allocated.
+
+    python -m dsa.checkpoint.inspect FOLDER
+
+A folder of 700 GB takes days to fetch and minutes to load, so it is better to know beforehand. Parameters are counted
+by part (block scales are none). Memory is what the weights take on each of several GPUs that share a model as
+`distributed.tensor_parallel` does: embedding, head, the matrices of attention heads, feed-forward layers and experts
+are split, everything else (indexers, routers, norms, the projections to the latents) lies on each. The cache lies on
+each, too: all heads read the same latents. What a pass needs on top is small beside that, if prompts are read in
+chunks.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from dsa.analysis.memory import cache_bytes
+from dsa.checkpoint import index, mtp
+from dsa.checkpoint.index import CODES, SCALE, CheckpointError, Stored, stays_fp32
+from dsa.model.config import Config
+from dsa.model.mtp import MTP
+from dsa.model.transformer import Transformer
+
+GPUS = (1, 2, 4, 8)
+PREDICTION = "multi-token prediction"
+PARTS = (  # the first pattern that is found in a name decides
+    ("embedding", r"^model\.embed_tokens\."),
+    ("head", r"^lm_head\."),
+    ("indexer", r"\.indexer\."),
+    ("norms", r"norm"),
+    ("attention", r"\.self_attn\."),
+    ("router", r"\.mlp\.gate\."),
+    ("experts", r"\.mlp\.experts\."),
+    ("feed-forward", r"\.mlp\."),
+)
+SPLIT = re.compile(
+    r"(^lm_head|\.embed_tokens|\.q_proj|\.q_b_proj|\.kv_b_proj|\.o_proj|\.gate_proj|\.up_proj|\.down_proj)\."
+)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a folder's headers say.
+
+    Attributes:
+        folder: where it is.
+        config: its sizes.
+        stored: its tensors by name.
+        problem: why it will not load; None if it will.
+    """
+
+    folder: Path
+    config: Config
+    stored: Mapping[str, Stored]
+    problem: str | None
+
+    def parameters(self) -> dict[str, int]:
+        """Parameters by part, the multi-token-prediction layer as one."""
+        found: Counter[str] = Counter()
+        for name, tensor in self.stored.items():
+            if not name.endswith(SCALE):
+                found[self.part(name)] += tensor.count
+        return dict(found)
+
+    def part(self, name: str) -> str:
+        """To which part of the model a tensor belongs."""
+        if name.startswith(index.extra_layer(self.config)):
+            return PREDICTION
+        return next((part for part, pattern in PARTS if re.search(pattern, name)), "unknown")
+
+    @cached_property
+    def _sizes(self) -> Counter:
+        """Bytes of the main model's weights by (FP8 kept?, split over GPUs?)."""
+        sizes: Counter[tuple[bool, bool]] = Counter()
+        extra = index.extra_layer(self.config)
+        for name, tensor in self.stored.items():
+            if not name.startswith(extra):
+                split = SPLIT.search(name) is not None
+                for keep in (True, False):
+                    sizes[keep, split] += _loaded_bytes(name, tensor, keep)
+        return sizes
+
+    def weight_bytes(self, gpus: int, keep_fp8: bool) -> int:
+        """What the main model's weights take on each of `gpus` GPUs, in bf16 where they are not fp32 or kept in FP8."""
+        return ceil(self._sizes[keep_fp8, True] / gpus) + self._sizes[keep_fp8, False]
+
+
+def _loaded_bytes(name: str, tensor: Stored, keep_fp8: bool) -> int:
+    if tensor.kind == CODES or name.endswith(SCALE):
+        return tensor.nbytes if keep_fp8 else 2 * tensor.count * (tensor.kind == CODES)
+    return tensor.count * (4 if stays_fp32(name) else 2)
+
+
+def look(folder: Path) -> Inventory:
+    """Read a folder's config and headers; CheckpointError if even these cannot be read."""
+    config = index.read_config(folder)
+    stored = index.contents(folder)
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+            further = MTP(config)
+        start = index.extra_layer(config)
+        extra = {name: tensor for name, tensor in stored.items() if name.startswith(start)}
+        index.check({name: tensor for name, tensor in stored.items() if name not in extra}, expected, folder)
+        if extra:
+            index.check(extra, mtp.expected(further, extra), folder)
+    except CheckpointError as error:
+        return Inventory(folder, config, stored, str(error))
+    return Inventory(folder, config, stored, None)
+
+
+def report(found: Inventory) -> Iterator[str]:
+    """What `inspect` prints, line by line."""
+    config, kind = (
+        found.config,
+        "dense" if found.config.index_topk is None else f"sparse, top-{found.config.index_topk}",
+    )
+    files = {tensor.path for tensor in found.stored.values()}
+    kinds = Counter(tensor.kind for tensor in found.stored.values())
+    yield f"{found.folder}: {config.num_hidden_layers} layers, {kind}, context {config.max_position_embeddings:,}"
+    yield f"{len(files)} files, {_gib(sum(tensor.nbytes for tensor in found.stored.values()))}: " + ", ".join(
+        f"{count:,} tensors in {kind}" for kind, count in kinds.most_common()
+    )
+    yield from _parameter_lines(found.parameters())
+    yield from _memory_lines(found)
+    yield "it will load" if found.problem is None else f"it will NOT load: {found.problem}"
+
+
+def _parameter_lines(parameters: dict[str, int]) -> Iterator[str]:
+    yield "\nparameters"
+    main = {part: count for part, count in parameters.items() if part != PREDICTION}
+    for part, count in sorted(main.items(), key=lambda item: -item[1]):
+        yield f"  {part:<24}{count:>20,}"
+    yield f"  {'the model':<24}{sum(main.values()):>20,}"
+    if PREDICTION in parameters:
+        yield f"  {PREDICTION:<24}{parameters[PREDICTION]:>20,}  (its copies of embedding and head included)"
+
+
+def _memory_lines(found: Inventory) -> Iterator[str]:
+    yield "\nmemory on each GPU     " + "".join(f"{n:>12}" for n in GPUS) + "  GPUs"
+    for title, keep in (("weights, FP8 kept", True), ("weights in BF16", False)):
+        yield f"  {title:<21}" + "".join(f"{_gib(found.weight_bytes(n, keep)):>12}" for n in GPUS)
+    length = found.config.max_position_embeddings
+    for title, precision in (("deployed", "deployed"), ("BF16", "bf16")):
+        size = _gib(cache_bytes(found.config, precision) * length)
+        yield f"  cache, {title:<14}{size:>12}  on each, for one sequence of {length:,} tokens"
+    yield ""
+
+
+def _gib(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size / 2**10:,.1f} KiB"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; its exit status says whether the folder will load."""
+    parser = argparse.ArgumentParser("python -m dsa.checkpoint.inspect", description="Look into a checkpoint folder.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    try:
+        found = look(parser.parse_args(argv).folder)
+    except CheckpointError as error:
+        sys.exit(f"it will NOT load: {error}")
+    print(*report(found), sep="\n")
+    sys.exit(found.problem is not None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""From a folder to a model: everything is checked before anything is allocated, and nothing is held twice.
+
+A folder holds `config.json` and safetensors files: one `model.safetensors`, or shards with an index that says which
+tensor lies where. Our modules bear the published names, so there is no table of names here. What is here is distrust:
+**every** name, shape and file length is held against the config before the first number is read (`index`), so that a
+broken folder is refused whole, with the file, the tensor, what was expected and what was found. Nothing is unpickled.
+
+The model is made without memory, gets its own on the device where it shall live, and each tensor goes there straight
+from its file. So the most that is needed at any time is the model and what is mapped of one file. FP8 codes either stay
+(see `dsa.model.fp8_linear`) or are expanded on the way, a few rows at a time.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dsa.checkpoint import index
+from dsa.checkpoint.index import CODES, SCALE, CheckpointError, Stored, read_config, stays_fp32
+from dsa.model.config import Config
+from dsa.model.fp8_linear import FP8Linear, expand_into, here
+from dsa.model.transformer import Transformer
+
+
+def from_pretrained(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    keep_fp8: bool = False,
+    mesh: Any = None,
+) -> Transformer:
+    """Load a `deepseek_v32` folder, or a dense `deepseek_v3` one.
+
+    Args:
+        folder: with config.json and safetensors, as published or as `save_pretrained` and `transformers` write it.
+        dtype: of the matrices; norms and router biases stay in at least fp32.
+        device: where the weights shall live.
+        keep_fp8: leave what is stored in FP8 as it is, one byte a weight, and expand it at each use. Otherwise it is
+            expanded once, to `dtype`.
+        mesh: a `DeviceMesh` of processes that share the model (`tensor_parallel.processes`): each keeps its own part.
+
+    Raises:
+        CheckpointError: before anything is loaded, if the folder is not whole; and for FP8 scales that are no positive
+            numbers. A multi-token-prediction layer (index `num_hidden_layers`) is passed over: see
+            `dsa.checkpoint.mtp.load_mtp`.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    stored = main_model(index.contents(folder), config)
+    with torch.device("meta"):
+        model = Transformer(config)
+        index.check(stored, shapes(model), folder)
+        if keep_fp8:
+            keep_codes(model, stored)
+    set_dtype(model, dtype)
+    if mesh is not None:
+        tensor_parallel().split(model, mesh)
+    model.to_empty(device=device)
+    for gate in model.gates():
+        gate.load.zero_()
+    fill(model.state_dict(), stored, f"loading {folder.name}")
+    return model.eval()
+
+
+def main_model(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
+    """All but the multi-token-prediction layer."""
+    return {name: tensor for name, tensor in stored.items() if not name.startswith(index.extra_layer(config))}
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What a module's checkpoint must hold."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def tensor_parallel() -> ModuleType:
+    """The module for models that are split over processes, imported by who needs it: that takes a second."""
+    from dsa.distributed import tensor_parallel
+
+    return tensor_parallel
+
+
+def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast matrices to `dtype`; norms and router biases to fp32 at least. FP8 stays FP8."""
+    wide = torch.promote_types(dtype, torch.float32)
+    for module_name, part in module.named_modules():
+        if isinstance(part, FP8Linear):
+            continue
+        for store in (part._parameters, part._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.data = tensor.data.to(wide if stays_fp32(f"{module_name}.{name}") else dtype)
+
+
+def keep_codes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
+    """Put an FP8 layer in place of every linear layer whose weight is stored in FP8; names are those of `module`."""
+    for path, part in list(module.named_modules()):
+        tensor = stored.get(f"{path}.weight")
+        if isinstance(part, nn.Linear) and tensor is not None and tensor.kind == CODES:
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, FP8Linear(part.in_features, part.out_features))
+
+
+def fill(target: Mapping[str, Tensor], stored: Mapping[str, Stored], title: str) -> None:
+    """Copy every tensor of `target` from its file, one file after the other.
+
+    Where the target keeps no FP8, codes are expanded; their scales may come from another file.
+    """
+    wanted = {name: tensor for name, tensor in stored.items() if name in target}
+    shards: dict[Path, list[str]] = {}
+    for name, tensor in wanted.items():
+        shards.setdefault(tensor.path, []).append(name)
+    size = sum(tensor.nbytes for tensor in wanted.values())
+    silent = len(shards) == 1 or os.environ.get("RANK", "0") != "0"  # of several processes the first shows the bar
+    with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=silent) as bar:
+        for path, names in shards.items():
+            _fill_from(path, names, target, stored, bar)
+
+
+def _fill_from(
+    path: Path, names: Iterable[str], target: Mapping[str, Tensor], stored: Mapping[str, Stored], bar: tqdm
+) -> None:
+    """Copy what lies in one file."""
+    with safe_open(path, framework="pt", device=_nearest(target)) as file:
+        for name in names:
+            tensor = file.get_tensor(name)
+            if name.endswith(SCALE):
+                _check_scale(tensor, name, path)
+            if stored[name].kind == CODES and name + SCALE not in target:
+                _expand(target[name], tensor, _scale(name, stored, tensor.device))
+            else:
+                _put(target[name], tensor)
+            bar.update(stored[name].nbytes)
+
+
+def _expand(target: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """Expand codes to where they belong: straight there, unless this process keeps a part only."""
+    if here(target) is target:
+        expand_into(target, codes, scale)
+    else:
+        _put(target, expand_into(torch.empty_like(codes, dtype=target.dtype), codes, scale))
+
+
+def _put(target: Tensor, whole: Tensor) -> None:
+    """Copy a tensor to its place; of a model that is split over processes, the part that belongs here."""
+    if here(target) is not target:
+        whole = tensor_parallel().own_part(whole, target)
+    here(target).copy_(whole)
+
+
+def _nearest(target: Mapping[str, Tensor]) -> str:
+    """Where a file's tensors are read to: the target's own device where the library can, otherwise main memory."""
+    device = next(iter(target.values())).device
+    return str(device) if device.type == "cuda" else "cpu"
+
+
+def _scale(name: str, stored: Mapping[str, Stored], device: torch.device) -> Tensor:
+    """Read a weight's block scales from wherever they are."""
+    path = stored[name + SCALE].path
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        scale = file.get_tensor(name + SCALE)
+    _check_scale(scale, name + SCALE, path)
+    return scale
+
+
+def _check_scale(scale: Tensor, name: str, path: Path) -> None:
+    """One bad scale would spoil 16,384 weights without a word."""
+    if broken := int((~(scale.isfinite() & (scale > 0))).sum()):
+        raise CheckpointError(
+            f"{path}: {broken} of {scale.numel()} scales in {name} are zero, negative, infinite or NaN, "
+            "expected numbers above 0: the file is damaged, fetch it again"
+        )

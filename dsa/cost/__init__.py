@@ -1,1 +1,0 @@
-"""What attention costs: counted from a config, measured on the machine at hand, and as published."""

@@ -1,1 +1,0 @@
-"""Running a trained model, and its files."""

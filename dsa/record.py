@@ -1,0 +1,81 @@
+"""A record of something measured: a JSON file that says what was run, on what, in which versions and when.
+
+A number without these is worth nothing a year later. And a record may stand for an hour of somebody's machine, so
+nothing is written over without being asked, and a file is written whole or not at all.
+"""
+
+import argparse
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dsa.io.files import write_json
+
+# A record keeps the command it was made with; these modules have moved since version 0.1.
+MOVED = MappingProxyType(
+    {
+        "dsa.cost.gpu": "dsa.bench.gpu",
+        "dsa.cost.measure": "dsa.bench.cpu",
+        "dsa.cost.tried": "course.experiments.rejected_variants",
+        "dsa.inference.true_width": "dsa.bench.full_width",
+        "dsa.training.ablations": "course.experiments.ablations",
+        "dsa.training.activation": "course.experiments.activation",
+        "dsa.training.alternatives": "course.experiments.variant_bench",
+        "dsa.training.novice": "course.experiments.rl_base_model",
+        "dsa.training.post_training": "course.experiments.post_training",
+        "dsa.training.seeds": "course.experiments.seed_study",
+        "dsa.training.sweep": "course.experiments.indexer_sweep",
+        "dsa.training.twins": "course.experiments.matched_runs",
+    }
+)
+
+
+def as_of_today(command: str) -> str:
+    """A recorded command as it is given now: `python -m dsa.cost.tried --out a.json` names another module today."""
+    return " ".join(MOVED.get(word, word) for word in command.split(" "))
+
+
+def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options of every command that records: --out FILE, and --replace."""
+    parser.add_argument("--out", type=Path, required=required, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("--replace", action="store_true", help="replace FILE if it exists")
+
+
+def check_free(options: argparse.Namespace) -> None:
+    """Raise FileExistsError if the file to write exists and may not be replaced: before the work, not after it."""
+    if options.out and options.out.exists() and not options.replace:
+        raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+
+
+def origin(command: str, machine: str, **versions: str | None) -> dict[str, Any]:
+    """Where a record comes from: the command that makes it anew, machine, versions (Python, torch, more), date."""
+    return {
+        "command": command,
+        "machine": machine,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, **versions},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it, and that one core of it was used."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor() or platform.machine()}, one core"
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """The command line as it is to be written down."""
+    return " ".join([program, *(word for word in arguments if word != "--replace")])
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a record, whole or not at all; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)

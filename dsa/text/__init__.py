@@ -1,1 +1,0 @@
-"""What the models read, and files that are whole or not there."""
