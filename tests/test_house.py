@@ -164,6 +164,26 @@ def test_functions_are_short():
     assert quantiles(lengths, n=10)[-1] <= 25
 
 
+def commands(target):
+    """What `make` runs for a target: what the targets before it run, then its own lines."""
+    rules = re.findall(r"^(\w+):(.*)\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    rules = {name: (before.split(), recipe.split("\n\t")) for name, before, recipe in rules}
+    before, recipe = rules[target]
+    for name in before:
+        yield from commands(name) if name in rules else ()
+    for line in map(str.strip, recipe):
+        called = re.fullmatch(r"\$\(MAKE\) (\w+)", line)
+        yield from commands(called[1]) if called else [line]
+
+
+def test_the_jobs_of_the_workflow_are_targets_that_together_do_what_make_test_does():
+    jobs = re.findall(r"target: (\w+)", (ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    apart, together = [{line for name in names for line in commands(name)} for names in (jobs, ["test"])]
+    [suite] = together - apart
+    assert apart - together == {f"{suite} --ignore tests/browser", f"{suite}/browser"}
+    assert suite == "$(PYTEST) tests"
+
+
 def test_commands_of_the_makefile_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for module in re.findall(r"python -m ((?:dsa|course)[\w.]*)", makefile):

@@ -43,6 +43,11 @@ def test_what_is_installed_is_what_is_pinned(file, line):
     assert version(name).split("+")[0] == pinned
 
 
+def test_what_a_commit_is_checked_with_is_what_is_pinned():
+    used = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert len(used) == 2 and set(used) <= {line for _, line in PINS}
+
+
 def pinned(*files):
     return {line.split("==")[0].lower() for file, line in PINS if file in files}
 

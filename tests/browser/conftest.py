@@ -12,15 +12,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SECONDS, Lab, Reader
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
+from harness import CLOCK, SECONDS, Lab, Reader
+from patience import patiently
 from project import ROOT
 
 FLAGS = [
@@ -51,8 +51,9 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail("no browser on a machine that should have one: .ci/run installs Debian's chromium")
         pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    expect.set_options(timeout=1000 * CLOCK)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        started = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS, timeout=1000 * CLOCK)
         yield started
         started.close()
 
@@ -76,11 +77,11 @@ def lab(course_folder: Path) -> Iterator[Lab]:
         environment = _environment(course_folder.parent)
         server = subprocess.Popen(command, env=environment, cwd=course_folder, stdout=output, stderr=output)
     try:
-        _wait(lambda: _answers(running) or _stopped(server, log))
+        patiently(lambda: _answers(running) or _stopped(server, log), "JupyterLab answers", SECONDS)
         yield running
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=CLOCK)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def _free_port() -> int:
 
 def _answers(lab: Lab) -> bool:
     try:
-        with urllib.request.urlopen(f"{lab.address}/api/status?token={lab.token}", timeout=2) as reply:
+        with urllib.request.urlopen(f"{lab.address}/api/status?token={lab.token}", timeout=10) as reply:
             return reply.status == 200
     except OSError:
         return False
@@ -138,11 +139,3 @@ def _stopped(server: subprocess.Popen, log: Path) -> bool:
     if server.poll() is not None:
         pytest.fail(f"JupyterLab stopped with {server.returncode}:\n{log.read_text()[-2000:]}")
     return False
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + SECONDS
-    while not done():
-        if time.monotonic() > limit:
-            pytest.fail(f"JupyterLab did not answer within {SECONDS} s")
-        time.sleep(0.1)

@@ -4,6 +4,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from course.builder.book import build_book
+from harness import CLOCK
 from project import ROOT
 
 NAMES = ["index", *sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))]
@@ -19,6 +20,7 @@ def book(tmp_path_factory):
 def complaints(browser, page_file, width, scheme):
     """What axe finds on a page at a width, in a colour scheme; the page must fit and fetch nothing."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(1000 * CLOCK)
     page, fetched = context.new_page(), []
     page.on("request", lambda request: fetched.append(request.url))
     page.goto(page_file.as_uri())

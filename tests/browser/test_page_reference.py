@@ -25,5 +25,5 @@ def test_links_open_a_notebook_at_the_cell(reader):
     ):
         follow(page, link, notebook)  # too early to scroll, as these tests keep all cells in the page; readers do not
         follow(page, link, notebook)
-        expect(seen.last).to_be_in_viewport(timeout=30_000)
+        expect(seen.last).to_be_in_viewport()
     assert reader.complaints == []

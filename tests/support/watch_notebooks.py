@@ -11,13 +11,12 @@ each starts a kernel of its own, none of them can then depend on which others ra
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from course.builder.lint import seconds
+from processor import processor_seconds
 from project import ROOT
 
 PROCESSOR = "processor seconds"
@@ -29,18 +28,8 @@ PASSING = (
 )  # Python's, pip's and `make book`'s, as what begins with a dot
 
 
-def processor_seconds() -> float:
-    """What the kernel that runs now has had of the processor since its start, with all that it started."""
-    spent = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            spent += times.user + times.system + times.children_user + times.children_system
-    return spent
-
-
 class Processor:
-    """Notes it on every report, in the process that runs the cell."""
+    """Notes on every report what the kernel has had of the processor, in the process that runs the cell."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Iterator[None]:
