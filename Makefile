@@ -73,7 +73,7 @@ gpu: .venv/tests
 	$(BIN)/python -c "from dsa.bench.gpu.__main__ import need_gpu; need_gpu()"
 	$(BIN)/python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json --replace
 	$(BIN)/python -m dsa.bench.full_width --out data/measurements/true_width.json --replace
-	$(BIN)/python -m course.builder 08_kernels 09_the_full_model 11_cost_curves
+	$(BIN)/python -m course.builder 08_kernels 10_full_model_on_a_gpu 09_cost_curves
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 
 clean:

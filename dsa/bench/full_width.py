@@ -7,7 +7,7 @@ download. What they do not tell is anything about the quality of an answer.
     python -m dsa.bench.full_width --out data/measurements/true_width.json
 
 measures prefill and decode, dense and sparse, over contexts from 8K to 128K, with the memory they take, and writes the
-record that notebook 09 draws. Prompts are read in chunks. What is measured are this package's own kernels on the device
+record that the course draws. Prompts are read in chunks. What is measured are this package's own kernels on the device
 it runs on; `analysis.serving_fit` says what a machine could reach at best.
 """
 

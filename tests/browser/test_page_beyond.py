@@ -1,13 +1,14 @@
 """A reader of chapter 12 runs it and asks for larger blocks, and for another layer."""
 
 import pytest
-from harness import Panel
 from playwright.sync_api import expect
+
+from harness import Panel
 
 
 @pytest.mark.slow
 def test_a_reader_asks_for_larger_blocks(reader):
-    reader.open("12_beyond")
+    reader.open("12_one_year_later")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "layer"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("Layer 2, 32 keys, blocks of 8;")

@@ -1,13 +1,14 @@
-"""Chapter 11 in a real browser: a reader moves the calculator's controls, and curves and bill follow."""
+"""Chapter 09 in a real browser: a reader moves the calculator's controls, and curves and bill follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow
 def test_a_reader_prices_a_request(reader: Reader):
-    reader.open("11_cost_curves")
+    reader.open("09_cost_curves")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "length in Ki tokens"), reader.page.keyboard
 

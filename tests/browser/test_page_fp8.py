@@ -1,13 +1,14 @@
-"""Chapter 05 in a browser: an outlier grows by one key press, another format is chosen, picture and sentence follow."""
+"""Chapter 07 in a browser: an outlier grows by one key press, another format is chosen, picture and sentence follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow
 def test_a_reader_lets_an_outlier_grow_and_changes_the_format(reader: Reader):
-    reader.open("05_fp8")
+    reader.open("07_fp8")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "outlier, 2 to the power of"), reader.page.keyboard
 

@@ -1,13 +1,14 @@
-"""Chapter 09 in a browser: another GPU is taken, and what fits changes with it."""
+"""Chapter 10 in a browser: another GPU is taken, and what fits changes with it."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow
 def test_a_reader_looks_for_gpus_that_are_large_enough(reader: Reader):
-    reader.open("09_the_full_model")
+    reader.open("10_full_model_on_a_gpu")
     reader.run_all()
     panel = Panel(reader.page, "how many")
 

@@ -1,13 +1,14 @@
 """A reader opens notebook 02, runs it, and moves the rank: figure and sentence follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow
 def test_a_reader_moves_the_rank_and_cuts_one_layer(reader: Reader):
-    reader.open("02_multi_head_latent_attention")
+    reader.open("02_latent_attention")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "rank"), reader.page.keyboard
 

@@ -1,13 +1,14 @@
-"""Chapter 01 in a real browser: a reader moves every control of the panel, and work and cache follow."""
+"""Chapter 09a in a real browser: a reader moves every control of the panel, and work and cache follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow
 def test_a_reader_becomes_the_designer(reader: Reader):
-    reader.open("01_attention_at_length")
+    reader.open("09a_attention_at_length")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "length in Ki tokens"), reader.page.keyboard
 

@@ -1,13 +1,14 @@
-"""A reader of chapter 10 trains by reward in the page, moves the objective and reads sampled answers."""
+"""A reader of chapter 11 trains by reward in the page, moves the objective and reads sampled answers."""
 
 import pytest
-from harness import Panel
 from playwright.sync_api import expect
+
+from harness import Panel
 
 
 @pytest.mark.slow
 def test_a_reader_changes_the_group_and_reads_answers(reader):
-    reader.open("10_post_training")
+    reader.open("11_rl_when_attention_chooses")
     reader.run_all(seconds=300)
     panel = Panel(reader.page, "group size G")
     expect(panel.sentence).to_contain_text("4 of 8 answers are right")

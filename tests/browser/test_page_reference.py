@@ -20,8 +20,8 @@ def test_links_open_a_notebook_at_the_cell(reader):
     reader.run_all()
     expect(page.get_by_text("def sparse_attention(").first).to_be_attached()
     for link, notebook, seen in (
-        ("C3.2", "03_lightning_indexer", page.get_by_text(re.compile(r"✓ C3\.2 "))),
-        ("02 Absorption", "02_multi_head_latent_attention", page.get_by_role("heading", name="Absorption: the key")),
+        ("03 five-ways-agree", "03_lightning_indexer", page.get_by_text(re.compile(r"✓ \[live\] einsum, tiles "))),
+        ("02 latent attention", "02_latent_attention", page.get_by_role("heading", name="Absorption: the key")),
     ):
         follow(page, link, notebook)  # too early to scroll, as these tests keep all cells in the page; readers do not
         follow(page, link, notebook)

@@ -1,13 +1,14 @@
-"""A reader of chapter 07 trains twins in the page, then asks what a text of their own costs with two keys."""
+"""A reader of chapter 06 trains twins in the page, then asks what a text of their own costs with two keys."""
 
 import pytest
-from harness import Panel
 from playwright.sync_api import expect
+
+from harness import Panel
 
 
 @pytest.mark.slow
 def test_a_reader_takes_keys_away(reader):
-    reader.open("07_sparse_training")
+    reader.open("06_sparse_training")
     reader.run_all(seconds=300)
     panel, keyboard = Panel(reader.page, "top-k"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("K = 2, chooser: indexer")

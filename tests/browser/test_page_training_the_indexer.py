@@ -1,13 +1,14 @@
-"""A reader of chapter 06 trains an indexer in the page and moves through its training."""
+"""A reader of chapter 05 trains an indexer in the page and moves through its training."""
 
 import pytest
-from harness import Panel
 from playwright.sync_api import expect
+
+from harness import Panel
 
 
 @pytest.mark.slow
 def test_a_reader_moves_through_the_training(reader):
-    reader.open("06_training_the_indexer")
+    reader.open("05_training_the_indexer")
     reader.run_all()
     panel, keyboard = Panel(reader.page, "step"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("After 20 steps, layer 2, token 95")

@@ -31,7 +31,6 @@ def check_largest(answer):
 
 
 SAMPLE = Exercise(
-    id="E0.1",
     title="The k largest",
     difficulty=1,
     minutes=5,

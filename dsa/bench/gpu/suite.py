@@ -99,7 +99,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def seconds_a_token(trial: Trial, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The quickest of each kind of attention, as chapter 11 draws it."""
+    """The quickest of each kind of attention, as a record of a layer has it."""
     return [
         {"phase": trial.phase, "attention": kind, "keys": trial.keys,
          "seconds": float(f"{milliseconds(row) / 1e3 / trial.tokens:.4g}")}

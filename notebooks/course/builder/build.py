@@ -7,8 +7,7 @@
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `source` makes its
 cells, this module runs them, `prose` fills the numbers they proved into the text, `lint` says what else a notebook must
-keep. Tables that point into other notebooks (`tables`) are drawn anew after every build; with all notebooks goes the
-README's ledger of statements (`ledger`), too.
+keep. Tables that point into other notebooks (`reference`) are drawn anew after every build.
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -27,11 +26,10 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
-from course.builder.ledger import with_ledger
 from course.builder.lint import faults
 from course.builder.prose import fill
+from course.builder.reference import table
 from course.builder.source import BuildError, drafted, metadata
-from course.builder.tables import table
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -161,22 +159,6 @@ def _difference(draft: NotebookNode, committed: NotebookNode) -> str:
     return "its metadata or layout is not what the builder writes: build the notebook anew"
 
 
-def ledger(root: Path, write: bool) -> list[str]:
-    """Bring the README's ledger up to date, or complain that it is not."""
-    readme = root / "README.md"
-    if not (root / "data/ledger.csv").exists():  # a course that judges no statements
-        return []
-    old = readme.read_text("utf-8")
-    new, complaints = with_ledger(old, root)
-    if write and not complaints:
-        readme.write_text(new, "utf-8")
-    elif new != old:
-        complaints.append(
-            "its ledger is not what data/ledger.csv and the notebooks give: run python -m course.builder --keep"
-        )
-    return [f"README.md, {complaint}" for complaint in complaints]
-
-
 def main(arguments: list[str]) -> int:
     """Build or check the notebooks named on the command line; 1 if anything is to be complained about."""
     parser = argparse.ArgumentParser(description="Build the course's notebooks from notebooks/course/src.")
@@ -198,8 +180,6 @@ def main(arguments: list[str]) -> int:
         complaints += [f"{name}, {complaint}" for complaint in found]
     if not chosen.check:
         course.renew_tables()
-    if not chosen.names:
-        complaints += ledger(ROOT, write=not chosen.check)
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints and (chosen.check or chosen.run) else 0

@@ -15,17 +15,17 @@ from course.builder.prose import claims
 BUDGETS = MappingProxyType(  # seconds as a test, on two cores
     {
         "00_start_here": 30,
-        "01_attention_at_length": 45,
-        "02_multi_head_latent_attention": 40,
+        "09a_attention_at_length": 45,
+        "02_latent_attention": 40,
         "04_token_selection": 90,
-        "05_fp8": 40,
-        "06_training_the_indexer": 120,
-        "07_sparse_training": 150,
+        "07_fp8": 40,
+        "05_training_the_indexer": 120,
+        "06_sparse_training": 150,
         "08_kernels": 90,
-        "09_the_full_model": 90,
-        "10_post_training": 150,
-        "11_cost_curves": 150,
-        "12_beyond": 90,
+        "10_full_model_on_a_gpu": 90,
+        "11_rl_when_attention_chooses": 150,
+        "09_cost_curves": 150,
+        "12_one_year_later": 90,
     }
 )
 BYTES, LINES, COLUMNS = 300_000, 25, 76
@@ -45,9 +45,9 @@ def faults(notebook: NotebookNode, size: int) -> Iterator[str]:
         yield "widget state is saved in the metadata: it breaks the view on GitHub; build the notebook instead"
     if "jupytext" in notebook.metadata:
         yield "jupytext metadata is saved: JupyterLab would rewrite the source"
-    made = [claim["id"] for claim in claims(notebook)]
+    made = [claim["name"] for claim in claims(notebook)]
     for twice in sorted({id for id in made if made.count(id) > 1}):
-        yield f"claim {twice} is made more than once: give each its own id"
+        yield f"claim {twice} is made more than once: give each its own name"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for expected, cell in enumerate(code, 1):
         for fault in (*_order(cell, expected), *_shape(cell), *_errors(cell), *_outputs(cell)):

@@ -1,6 +1,6 @@
 """Numbers in prose: filled in from what a cell has proven or a file records, never typed.
 
-`{C4.2}` stands for the value of claim C4.2, which a cell of the same notebook printed when it was executed;
+`{claim:kept-by-16}` stands for the value of that claim, which a cell of the same notebook printed when it ran;
 `{source:report.tokens}` for the entry "tokens" of data/**/report.json (a recorded command names modules by where they
 are now); `{table:glossary}` for a table that is drawn from data and all notebooks (`tables`). A placeholder that
 nothing stands behind is an error, so a sentence cannot outlive its evidence.
@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from dsa.record import as_of_today
 
-PLACEHOLDER = re.compile(r"\{(C\d+\.\d+|source:[\w.-]+|table:\w+|exercise:[\w.]*)\}")
+PLACEHOLDER = re.compile(r"\{((?:claim|source|table|exercise):[\w.-]*)\}")
 
 
 class Unproven(ValueError):
@@ -27,7 +27,7 @@ def fill(notebook: NotebookNode, data: Path, table: Callable[[str], str]) -> lis
 
     `table` draws the table of a name; its ValueError says why it cannot.
     """
-    proven, complaints = {made.id: made.value for made in claims(notebook)}, list[str]()
+    proven, complaints = {made.name: made.value for made in claims(notebook)}, list[str]()
 
     def value(key: str) -> str:
         kind, _, rest = key.partition(":")
@@ -63,10 +63,10 @@ def _value(key: str, proven: dict[str, str], data: Path) -> str:
     if kind == "source":
         return sourced(rest, data)
     if kind == "exercise":
-        raise Unproven("must stand alone in its Markdown cell, with an id such as E4.1")
-    if key not in proven:
-        raise Unproven("is proven by no cell of this notebook")
-    return proven[key]
+        raise Unproven("must stand alone in its Markdown cell, and name a module and a function")
+    if rest not in proven:
+        raise Unproven("is made by no cell of this notebook")
+    return proven[rest]
 
 
 def sourced(key: str, data: Path) -> str:

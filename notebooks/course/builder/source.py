@@ -1,8 +1,9 @@
 """From a source in percent format to the cells of a notebook: exercises expanded, every cell named.
 
-A Markdown cell that says only `{exercise:E4.1}` becomes the exercise. A cell's id is its section's heading and its
-place in that section (`how-the-indexer-chooses_3`), an exercise's cells are named after the exercise: a small edit
-changes a few ids at most, and a comparison of two versions shows the edit.
+A Markdown cell that says only `{exercise:selection.my_select}` becomes the exercise. A cell is named after the first
+claim or exercise in it, so that links to it stay right while a chapter grows; any other by its section's heading and
+its place among the unnamed ones there (`how-the-indexer-chooses_3`), so that a comparison of two versions shows the
+edit.
 """
 
 import json
@@ -20,7 +21,8 @@ from course.exercises.catalogue import find
 from course.exercises.core import Exercise
 
 UNNAMED = "unnamed"
-EXERCISE = re.compile(r"\{exercise:(E[\d.]+)\}")
+EXERCISE = re.compile(r"\{exercise:([\w.]+)\}")
+CLAIM = re.compile(r"\bclaim\(\s*\"([\w-]+)\"")
 METADATA = MappingProxyType(
     {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -43,6 +45,9 @@ def drafted(source: Path) -> NotebookNode:
     parsed = jupytext.reads(source.read_text("utf-8"), fmt="py:percent")
     cells = [piece for cell in parsed.cells for piece in _expanded(cell)]
     _name(cells)
+    for twice, count in Counter(cell.id for cell in cells).items():
+        if count > 1:
+            raise BuildError(f"{count} cells are called {twice}: rename a claim, or reword a heading")
     return new_notebook(cells=cells, metadata=metadata())
 
 
@@ -61,15 +66,15 @@ def _expanded(cell: NotebookNode) -> list[NotebookNode]:
 
 def exercise_cells(exercise: Exercise) -> list[NotebookNode]:
     """Task, stub, check, and one cell with three hints and the solution, each folded."""
-    slug = _slug(exercise.id)
+    slug = _slug(exercise.name)
     stars = "★" * exercise.difficulty + "☆" * (3 - exercise.difficulty)
-    title = f"### Exercise {exercise.id} {stars} {exercise.title} ({exercise.minutes} minutes)"
+    title = f"### Exercise: {exercise.title} {stars} ({exercise.minutes} minutes)"
     hints = [_folded(f"Hint {number}", hint) for number, hint in enumerate(exercise.hints, 1)]
     solution = _folded("Solution", f"```python\n{exercise.source}\n```")
     return [
         new_markdown_cell(f"{title}\n\n{exercise.task.strip()}", id=f"{slug}_task"),
         new_code_cell(exercise.stub, id=f"{slug}_stub"),
-        new_code_cell(f'check("{exercise.id}", {exercise.name})', id=f"{slug}_check"),
+        new_code_cell(f"check({exercise.name})", id=f"{slug}_check"),
         new_markdown_cell("\n\n".join([*hints, solution]), id=f"{slug}_hints"),
     ]
 
@@ -79,9 +84,11 @@ def _folded(summary: str, content: str) -> str:
 
 
 def _name(cells: list[NotebookNode]) -> None:
-    """Give each cell an id: its section's heading, and its place in that section."""
+    """Give each cell an id: its first claim's name, or its section's heading and its place there."""
     section, place, used = "start", 0, Counter[str]()
     for cell in cells:
+        if cell.cell_type == "code" and (made := CLAIM.search(cell.source)):
+            cell.id = made[1]
         heading = re.match(r"#+ (.+)", cell.source) if cell.cell_type == "markdown" else None
         if heading and cell.id == UNNAMED:
             section, place = _slug(heading[1]), 0

@@ -1,4 +1,4 @@
-"""The exercises of chapter 07: hours of a training, one step of it, an honest difference, and a longer context.
+"""The exercises of chapter 06: hours of a training, one step of it, an honest difference, and a longer context.
 
 The wrong answers run. Most of them even train: what they get wrong shows in a gradient, in an interval that is too
 narrow, or in a model that quietly is another one.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from course.exercises import adapting_numbers as numbers
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.datasets.recall_tasks import Copy, Episodes
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
@@ -22,9 +22,6 @@ def _model(seed: int = 0) -> Transformer:
     model = Transformer(Config.mini().replace(**sizes, index_topk=4, max_position_embeddings=64))
     model.reset_parameters(seed)
     return model
-
-
-# E7.2 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_sparse_loss(model: Transformer, episodes: Episodes) -> Tensor:
@@ -99,9 +96,6 @@ class _Fixed:
         return {}
 
 
-# E7.4 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_longer(model: Transformer, length: int) -> Transformer:
     """A copy of a model that accepts texts of up to `length` tokens.
 
@@ -168,7 +162,7 @@ def _check_longer(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E7.1", "What a number of tokens means", 1, 5,
+        "What a number of tokens means", 1, 5,
         "How many hours would one GPU train? Then put in both numbers for the sparse stage, the report's and the "
         "article's; `tokens` and `forward` of the section before have what you need.",
         ("A backward pass computes two products where the forward pass computes one.",
@@ -177,7 +171,7 @@ EXERCISES = (
         numbers.my_gpu_hours, numbers.WRONG_HOURS, numbers.check_hours,
     ),
     Exercise(
-        "E7.2", "Two losses, one step", 2, 15,
+        "Two losses, one step", 2, 15,
         "Write the loss of the sparse stage. The checker compares the gradient of *every* weight with the package's.",
         ("`model(tokens, indexer_loss=True)` returns the logits and the KL of each layer.",
          "Logits at t predict the token at t + 1: cut the last logits and the first token.",
@@ -185,7 +179,7 @@ EXERCISES = (
         my_sparse_loss, (_without_kl, _not_shifted, _everything_counts, _product), _check_loss,
     ),
     Exercise(
-        "E7.3", "An honest difference", 2, 10,
+        "An honest difference", 2, 10,
         "Two models, a few seeds, one number each. What may be said about the difference?",
         ("A lucky base model helps both of its descendants: look at the differences within a seed.",
          "`statistics.stdev` divides by n - 1, which matters for three.",
@@ -193,7 +187,7 @@ EXERCISES = (
         numbers.my_interval, numbers.WRONG_INTERVALS, numbers.check_interval,
     ),
     Exercise(
-        "E7.4", "A longer context", 2, 15,
+        "A longer context", 2, 15,
         "Our models refuse texts of more than 512 tokens. No weight depends on the length, so a longer one is a matter "
         "of a config, and of breaking nothing else. Whether it has *learned* to read that far is another question.",
         ("`model.config.replace(max_position_embeddings=...)` gives a new config.",
@@ -202,3 +196,4 @@ EXERCISES = (
         my_longer, (_in_place, _newborn, _other_selection, _shared), _check_longer,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

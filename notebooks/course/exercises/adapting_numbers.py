@@ -1,4 +1,4 @@
-"""The two exercises of chapter 07 that need no model: hours of a training, and an honest difference.
+"""The two exercises of chapter 06 that need no model: hours of a training, and an honest difference.
 
 What their wrong answers get wrong is a factor, or an interval that claims to know more than it does.
 """
@@ -7,8 +7,6 @@ import math
 from statistics import mean, pstdev, stdev
 
 from course.exercises.core import require
-
-# E7.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_gpu_hours(tokens: float, forward: float, peak: float, used: float):
@@ -51,9 +49,6 @@ def check_hours(answer) -> None:
         found = float(answer(tokens, forward, peak, used))
         reason = f"{tokens:g} tokens, {forward:g} FLOP forward, {peak:g} a second, {used:.0%} used"
         require(math.isclose(found, right, rel_tol=1e-6), f"{reason}: {right:.4g} hours; yours are {found:.4g}")
-
-
-# E7.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_interval(dense: list[float], sparse: list[float], t: float):

@@ -7,7 +7,7 @@ chosen twice, a memory that adds where it should correct, a bill without the pro
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from course.experiments.attention_variants import blocks, delta
 from dsa.kernels import ops
 
@@ -22,9 +22,6 @@ def _near(found: Tensor, right: Tensor, what: str) -> None:
     require(found.shape == right.shape, f"{what} has shape {tuple(right.shape)}, yours {tuple(found.shape)}")
     gap = float((found.float() - right).abs().nan_to_num(float("inf")).max())
     require(gap < 1e-4, f"{what} is off by up to {gap:.2f}")
-
-
-# E12.1 --------------------------------------------------------------------------------------------------------------
 
 
 def my_bound(q: Tensor, keys: Tensor, size: int) -> Tensor:
@@ -64,9 +61,6 @@ def _check_bound(answer) -> None:
         exact = torch.allclose(found, best, atol=1e-5)
         require(not exact, "your number is the best key's own score: it needs all keys, not two vectors a block")
         _near(found, right, "the bound")
-
-
-# E12.2 --------------------------------------------------------------------------------------------------------------
 
 
 def my_blocks(scores: Tensor, t: int, size: int, count: int) -> list[int]:
@@ -118,9 +112,6 @@ def _check_blocks(answer) -> None:
         require(found == right, f"at position {t} it should read {right}, yours reads {found}")
 
 
-# E12.3 --------------------------------------------------------------------------------------------------------------
-
-
 def my_step(M: Tensor, k: Tensor, v: Tensor, a: float, b: float) -> Tensor:
     """One step of the gated delta rule: gives the new memory.
 
@@ -167,9 +158,6 @@ def _check_step(answer) -> None:
         _near(q[0, t, 0] @ memory, right[0, t, 0], f"what the memory gives after step {t + 1}")
 
 
-# E12.4 --------------------------------------------------------------------------------------------------------------
-
-
 def my_meeting(key: int, block: int, size: int, fixed: int) -> float:
     """From how many visible keys on do blocks cost less than tokens?
 
@@ -209,7 +197,6 @@ def _check_meeting(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        id="E12.1",
         title="A bound that holds",
         difficulty=1,
         minutes=8,
@@ -227,7 +214,6 @@ EXERCISES = (
         check=_check_bound,
     ),
     Exercise(
-        id="E12.2",
         title="Whole blocks, no future",
         difficulty=2,
         minutes=10,
@@ -245,7 +231,6 @@ EXERCISES = (
         check=_check_blocks,
     ),
     Exercise(
-        id="E12.3",
         title="One step of the delta rule",
         difficulty=2,
         minutes=10,
@@ -260,7 +245,6 @@ EXERCISES = (
         check=_check_step,
     ),
     Exercise(
-        id="E12.4",
         title="A fair bill",
         difficulty=2,
         minutes=8,
@@ -278,3 +262,4 @@ EXERCISES = (
         check=_check_meeting,
     ),
 )
+check = checker(*EXERCISES)

@@ -1,59 +1,32 @@
-"""Where exercises are found: one module per chapter, and one place that lists them.
-
-A chapter's module holds `EXERCISES`, a tuple. It is imported when one of its exercises is first asked for, so
-opening one chapter does not load the others.
-"""
+"""Where exercises are found: a chapter's module beside this one holds `EXERCISES`, and its `check`."""
 
 from collections.abc import Iterator
 from importlib import import_module
-from types import MappingProxyType
-from typing import Any
 
-from course.exercises.core import Exercise, judge
+from course.exercises.core import Exercise
 
-# chapter number -> module beside this one
-CHAPTERS: MappingProxyType[str, str] = MappingProxyType(
-    {
-        "1": "roofline",
-        "2": "latent",
-        "3": "indexer",
-        "4": "selection",
-        "5": "fp8",
-        "6": "teaching",
-        "7": "adapting",
-        "8": "tiles",
-        "9": "full_model",
-        "10": "post_training",
-        "11": "costs",
-        "12": "alternatives",
-    }
-)
+CHAPTERS = (
+    "latent", "indexer", "selection", "teaching", "adapting", "fp8", "tiles", "costs", "roofline", "full_model",
+    "post_training", "alternatives",
+)  # fmt: skip
 
 
-def chapter(number: str) -> tuple[Exercise, ...]:
-    """All exercises of one chapter, in order."""
-    module = import_module(f"course.exercises.{CHAPTERS[number]}")
-    return tuple(module.EXERCISES)
+def chapter(module: str) -> tuple[Exercise, ...]:
+    """The exercises of one chapter, in order."""
+    return tuple(import_module(f"course.exercises.{module}").EXERCISES)
 
 
 def all_exercises() -> Iterator[Exercise]:
     """Every exercise of the course."""
-    for number in CHAPTERS:
-        yield from chapter(number)
+    for module in CHAPTERS:
+        yield from chapter(module)
 
 
-def find(id: str) -> Exercise:
-    """The exercise called `id`, such as "E4.1"."""
-    number = id.removeprefix("E").split(".")[0]
-    known = chapter(number) if number in CHAPTERS else tuple(all_exercises())
-    for exercise in known:
-        if exercise.id == id:
-            return exercise
-    names = ", ".join(exercise.id for exercise in known) or "none"
-    raise ValueError(f"there is no exercise {id!r}; these are known: {names}")
-
-
-def check(exercise: str | Exercise, answer: Any) -> None:
-    """Print whether `answer` solves the exercise: `✓`, a sentence that helps, or `not tried yet`."""
-    found = find(exercise) if isinstance(exercise, str) else exercise
-    print(judge(found, answer).words)
+def find(place: str) -> Exercise:
+    """The exercise at MODULE.FUNCTION, such as "selection.my_select"; ValueError if there is none."""
+    module, _, name = place.partition(".")
+    known = {exercise.name: exercise for exercise in chapter(module)} if module in CHAPTERS else {}
+    if name not in known:
+        names = ", ".join(f"{module}.{name}" for name in known) or f"modules {', '.join(CHAPTERS)}"
+        raise ValueError(f"there is no exercise {place!r}; these are known: {names}")
+    return known[name]

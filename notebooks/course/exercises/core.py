@@ -46,7 +46,6 @@ class Exercise:
     with it.
     """
 
-    id: str
     title: str
     difficulty: Literal[1, 2, 3]
     minutes: int
@@ -68,7 +67,7 @@ class Exercise:
         }
         for fault, fine in faults.items():
             if not fine:
-                raise ValueError(f"exercise {self.id}: {fault}")
+                raise ValueError(f"exercise {self.name}: {fault}")
 
     @property
     def name(self) -> str:
@@ -99,18 +98,35 @@ class Verdict:
 def judge(exercise: Exercise, answer: Answer) -> Verdict:
     """Check an answer without ever raising because of it."""
     if not callable(answer):
-        words = f"hand over the function itself: check('{exercise.id}', {exercise.name})"
-        return Verdict("refused", f"{exercise.id} ✗ this is a {type(answer).__name__}; {words}")
+        return Verdict(
+            "refused", f"✗ this is a {type(answer).__name__}; hand over the function itself: {exercise.name}"
+        )
     try:
         exercise.check(_watched(answer))
     except NotTried:
         todo = f"replace `return ...` in `{exercise.name}` and run both cells"
-        return Verdict("untried", f"{exercise.id} not tried yet: {todo}")
+        return Verdict("untried", f"not tried yet: {todo}")
     except AssertionError as refusal:
-        return Verdict("refused", f"{exercise.id} ✗ {refusal}")
+        return Verdict("refused", f"✗ {refusal}")
     except Exception as error:  # the checker could not use what it was given
-        return Verdict("refused", f"{exercise.id} ✗ your result cannot be used: {_named(error)}")
-    return Verdict("right", f"{exercise.id} ✓ {exercise.title}")
+        return Verdict("refused", f"✗ your result cannot be used: {_named(error)}")
+    return Verdict("right", f"✓ {exercise.title}")
+
+
+def checker(*exercises: Exercise) -> Callable[[Answer], None]:
+    """A chapter's `check`: it prints whether a function solves the exercise that asks for one of its name."""
+    known = {exercise.name: exercise for exercise in exercises}
+
+    def check(answer: Answer) -> None:
+        """Print `✓`, a sentence that helps, or `not tried yet`."""
+        name = getattr(answer, "__name__", None)
+        if name in known:
+            print(judge(known[name], answer).words)
+        else:
+            what = f"no exercise asks for {name}" if name else f"this is a {type(answer).__name__}"
+            print(f"✗ {what}: hand over one of the functions {', '.join(known)}")
+
+    return check
 
 
 def _watched(answer: Answer) -> Answer:

@@ -1,4 +1,4 @@
-"""The exercises of chapter 11: where a promise holds, what another K would do, what a chat costs, what half an indexer
+"""The exercises of chapter 09: where a promise holds, what another K would do, what a chat costs, what half an indexer
 saves.
 
 Each is a calculation that a reader may want for a system of their own, and each has a short cut that is wrong.
@@ -7,12 +7,10 @@ Each is a calculation that a reader may want for a system of their own, and each
 import math
 from itertools import product
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.analysis import pricing, roofline
 from dsa.analysis.published import crossing
 from dsa.model.config import Config
-
-# E11.1 --------------------------------------------------------------------------------------------------------------
 
 
 def my_reach(dense: tuple, sparse: tuple, times: float) -> float:
@@ -65,9 +63,6 @@ def _check_reach(answer) -> None:
         require(fine, f"dense {dense} and sparse {sparse}: {times} times from {right:,.0f} on, not {found:,.0f}")
 
 
-# E11.2 --------------------------------------------------------------------------------------------------------------
-
-
 def my_chat(turns: int, question: int, answer: int, cache: bool) -> tuple:
     """Tokens that a chat is billed for: (fresh, cached, written).
 
@@ -116,9 +111,6 @@ def _check_chat(answer) -> None:
         require(isinstance(found, tuple | list) and len(found) == 3, "return three numbers: fresh, cached, written")
         case = f"{turns} turns of {question} + {length} tokens {'with' if cache else 'without'} a cache"
         require(tuple(found) == right, f"{case}: {right}, not {tuple(found)}")
-
-
-# E11.3 --------------------------------------------------------------------------------------------------------------
 
 
 def my_crossover(dense: tuple, sparse: tuple, top_k: int) -> float:
@@ -179,9 +171,6 @@ def _check_crossover(answer) -> None:
         require(mine == math.inf, "scoring that costs as much as attending is never earned back: return math.inf")
 
 
-# E11.4 --------------------------------------------------------------------------------------------------------------
-
-
 def my_scoring(heads: int, width: int, rate: float, bandwidth: float,
                drafted: int, accepted: float) -> float:  # fmt: skip
     """Seconds of one layer to score one key, for one decoded token.
@@ -232,7 +221,7 @@ def _check_scoring(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E11.1", "Where a promise holds", 1, 10,
+        "Where a promise holds", 1, 10,
         "“6 to 7 times cheaper.” From which position on? Take the published lines beyond the knee, prolonged back to "
         "position 0, and find out. In decoding 6 times must come out near 72 thousand; in prefill 6 times beyond a "
         "million, and 7 times never.",
@@ -242,7 +231,7 @@ EXERCISES = (
         my_reach, (_slopes_alone, _times_once, _never_never, _no_floor), _check_reach,
     ),
     Exercise(
-        "E11.2", "A chat of 500 turns", 2, 15,
+        "A chat of 500 turns", 2, 15,
         "Which tokens is a chat billed for, with a cache and without? Then price 500 turns of 50 + 200 tokens with "
         "`pricing.LIST`, per million: which of the three is the bill?",
         ("Before turn n, counted from 0, n questions and n answers stand there.",
@@ -251,7 +240,7 @@ EXERCISES = (
         my_chat, (_only_what_is_new, _questions_only, _one_too_many, _hits_are_free), _check_chat,
     ),
     Exercise(
-        "E11.3", "The crossover for another K", 2, 15,
+        "The crossover for another K", 2, 15,
         "Somebody trains a model with another top-k. Where does sparse attention begin to pay, in dollars? Then try "
         "K = 512 and K = 8,192 with the numbers of this chapter's model.",
         ("Below top_k every key is scored and attended to: two straight lines. Do they cross there?",
@@ -260,7 +249,7 @@ EXERCISES = (
         my_crossover, (_same_start, _always_selecting, _free_scores, _no_infinity), _check_crossover,
     ),
     Exercise(
-        "E11.4", "Half an indexer", 3, 20,
+        "Half an indexer", 3, 20,
         "An indexer with 32 heads instead of 64 has half the FLOP. What would it save in decoding? Write the roofline "
         "of one scored key, and compare 64, 32 and 16 heads; then 128. What would you change instead of the heads?",
         ("Two times: one for multiplying, one for reading. They overlap, so the longer one counts.",
@@ -269,3 +258,4 @@ EXERCISES = (
         my_scoring, (_adds, _reads_again, _a_key_a_head, _flops_only), _check_scoring,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

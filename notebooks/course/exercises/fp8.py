@@ -1,4 +1,4 @@
-"""The exercises of chapter 05: a scale, a group, a product in blocks, and index scores that never leave eight bits.
+"""The exercises of chapter 07: a scale, a group, a product in blocks, and index scores that never leave eight bits.
 
 Each wrong answer is one that somebody has really written, or that agrees with the right one on most inputs: powers of
 two and the last, shorter group are where they part. The two about products are in `fp8_products`.
@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from course.bugs.injected import Replacement
-from course.exercises.core import Answer, Exercise, require
+from course.exercises.core import Answer, Exercise, checker, require
 from course.exercises.fp8_products import BLOCK_MATMUL, INDEX_SCORES
 from dsa.kernels import fp8
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# E5.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_scale(amax: float) -> float:
@@ -68,9 +65,6 @@ def _check_scale(answer) -> None:
         ratio = Fraction(amax) / Fraction(found)
         require(ratio <= 448, f"amax {shown} divided by {found!r} is still over 448")
         require(ratio * 2 > 448, f"for amax {shown} half of {found!r} would do: range is given away")
-
-
-# E5.2 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_quantise(x: Tensor) -> Tensor:
@@ -148,10 +142,10 @@ def _check_quantise(answer: Answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E5.1", "A scale that is a power of two", 1, 10,
+        "A scale that is a power of two", 1, 10,
         "An FP8 scale is stored as an exponent alone. Find the power: large enough that nothing exceeds 448, and not "
         "one larger. The checker asks you *at* the powers of two (times 448), and for the floating-point numbers right "
-        "beside them, where C5.4's logarithm failed. One in double precision fails there too.",
+        "beside them, where the logarithm failed. One in double precision fails there too.",
         ("2 ** ceil(log2(amax / 448)) is the formula. Division and logarithm round: use neither.",
          "`math.frexp(amax)` gives amax = fraction * 2**exponent with 0.5 <= fraction < 1, exactly.",
          "448 is 0.875 * 2**9: compare the fractions, subtract the exponents."),
@@ -159,7 +153,7 @@ EXERCISES = (
         (_rounds_the_power, _cuts_the_power, _always_one_more, _logarithm_in_fp32, _logarithm_in_double), _check_scale,
     ),
     Exercise(
-        "E5.2", "Groups of 128", 1, 10,
+        "Groups of 128", 1, 10,
         "Round a vector group by group, without `fp8.quantise`. What comes back must equal the package's in every bit, "
         "for any width.",
         ("`x.split(128)` gives the groups, the last one shorter if need be.",
@@ -171,3 +165,4 @@ EXERCISES = (
     BLOCK_MATMUL,
     INDEX_SCORES,
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -1,4 +1,4 @@
-"""Two exercises of chapter 05 about products of codes: a matrix product in blocks, and index scores.
+"""Two exercises of chapter 07 about products of codes: a matrix product in blocks, and index scores.
 
 They are about what is multiplied, not about the result alone: whoever turns codes back into fp32 first gets the same
 numbers, but no FP8 unit could have helped. So the checkers look into each matrix product (`_CodesOnly`), and hand out
@@ -33,9 +33,6 @@ class _CodesOnly(TorchDispatchMode):
             if left.shape[-1] >= self.least:
                 self.kept &= all(torch.equal(x.float(), fp8.round_to(x.float())) for x in (left, right))
         return function(*args, **(kwargs or {}))
-
-
-# E5.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_block_matmul(x, x_scale, w, w_scale) -> Tensor:
@@ -99,9 +96,6 @@ def _check_matmul(answer) -> None:
     require(codes.kept, SCALED)
 
 
-# E5.4 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_index_scores(q, q_scale, k, k_scale, w) -> Tensor:
     """Index scores of one query from codes alone: -> (S,).
 
@@ -153,7 +147,7 @@ def _check_index(answer) -> None:
 
 
 BLOCK_MATMUL = Exercise(
-    "E5.3", "A product in blocks", 2, 20,
+    "A product in blocks", 2, 20,
     "This is how an FP8 matrix product works: the unit multiplies codes, and every 128 columns the partial sum is "
     "taken out, scaled and added up in fp32. Sizes here are multiples of 128. The checker looks into your matrix "
     "products: only codes may be multiplied there.",
@@ -165,7 +159,7 @@ BLOCK_MATMUL = Exercise(
 )  # fmt: skip
 
 INDEX_SCORES = Exercise(
-    "E5.4", "Scores that never leave eight bits", 2, 15,
+    "Scores that never leave eight bits", 2, 15,
     "Eq. 1 from codes: multiply codes with codes, and put each scale where it may stand. Which of q_scale, k_scale "
     "and w may pass the ReLU, and why? The checker looks into the product of queries and keys.",
     ("ReLU(a x) = a ReLU(x) for a > 0. Scales are positive; a head weight need not be.",

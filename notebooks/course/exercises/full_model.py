@@ -1,4 +1,4 @@
-"""The exercises of chapter 09: route, balance, divide the work, and count what fits.
+"""The exercises of chapter 10: route, balance, divide the work, and count what fits.
 
 The wrong answers run without a complaint. The first of them, dropped groups masked with 0, was in published code for a
 year: a biased score may be negative.
@@ -7,11 +7,9 @@ year: a biased score may be negative.
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.model.config import Config
 from dsa.model.moe import route
-
-# E9.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_route(scores, bias, groups: int, kept: int, k: int):
@@ -73,9 +71,6 @@ def _check_route(answer) -> None:
         require(gap < 1e-4, f"case {case}: the experts are right, and a weight is off by {gap:.3f}")
 
 
-# E9.2 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_balance(bias: Tensor, load: Tensor, speed: float) -> Tensor:
     """The bias (E,) after a step in which experts got load (E,) tokens."""
     return bias + speed * (load.double().mean() - load).sign()
@@ -102,9 +97,6 @@ def _check_balance(answer) -> None:
     right = [0.4, -0.4, 0.0, 0.35]
     got = [round(float(b), 4) for b in found]
     require(got == right, f"with loads 10, 0, 4, 2 the biases become {right}, yours {got}")
-
-
-# E9.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_partial(x, experts, chosen, weights, rank, ranks) -> Tensor:
@@ -158,9 +150,6 @@ def _check_partial(answer) -> None:
     require(bool((alone[idle] == 0).all()), "a token with no expert here gets nothing from here")
 
 
-# E9.4 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_bytes(split, whole, token, tokens, sequences, gpus) -> int:
     """Bytes on each GPU under tensor and expert parallelism.
 
@@ -194,7 +183,7 @@ def _check_bytes(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E9.1", "Route one token", 2, 15,
+        "Route one token", 2, 15,
         "Sixteen experts in four groups: keep the two best groups, then the three best experts in them. The bias helps "
         "to choose and never weighs. The checker makes half of all biases strongly negative.",
         ("Reshape to (groups, experts a group). A group is worth the sum of its best two biased scores.",
@@ -203,7 +192,7 @@ EXERCISES = (
         my_route, (_mask_with_0, _best_one, _bias_weighs, _no_groups), _check_route,
     ),
     Exercise(
-        "E9.2", "One step of balancing", 1, 5,
+        "One step of balancing", 1, 5,
         "After a step each expert's bias moves by `speed`: up if it got fewer tokens than the mean, down if more, not "
         "at all if just as many.",
         ("Only the direction counts, not the amount.", "`torch.sign` gives -1, 0 or 1.",
@@ -211,7 +200,7 @@ EXERCISES = (
         my_balance, (_by_amount, _reversed, _against_the_fullest), _check_balance,
     ),
     Exercise(
-        "E9.3", "One GPU's part of the experts", 2, 15,
+        "One GPU's part of the experts", 2, 15,
         "Every GPU sees every token and the whole routing. It runs its own experts, and what all GPUs have found is "
         "added up. Write one GPU's part, so that the sum is the whole layer.",
         ("With E experts on `ranks` GPUs, this one has E // ranks, beginning at rank times that.",
@@ -220,7 +209,7 @@ EXERCISES = (
         my_partial, (_every_expert, _renormalised, _first_slot), _check_partial,
     ),
     Exercise(
-        "E9.4", "Bytes on each GPU", 1, 5,
+        "Bytes on each GPU", 1, 5,
         "Count what lies on each of several GPUs that share a model by heads and experts. One of the three kinds of "
         "bytes is divided.",
         ("Which of the three does one head, or one expert, have for itself?",
@@ -229,3 +218,4 @@ EXERCISES = (
         my_bytes, (_cache_divided, _all_divided, _one_sequence), _check_bytes,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course.exercises import indexer_tests
-from course.exercises.core import Answer, Exercise, require
+from course.exercises.core import Answer, Exercise, checker, require
 from dsa.kernels import loops
 from dsa.model.rope import Rope
-
-# E3.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
@@ -59,9 +57,6 @@ def _check_scores(answer: Answer) -> None:
     t, s = divmod(int((found - right).masked_fill(future, 0).abs().argmax()), 9)
     mine, wanted = float(found[t, s]), float(right[t, s])
     require(abs(mine - wanted) < 1e-4, f"I[{t}, {s}] is {wanted:.3f} by Eq. 1, yours is {mine:.3f}")
-
-
-# E3.2 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_index_key(raw, gain, bias, cos, sin) -> Tensor:
@@ -130,7 +125,7 @@ def _where(found: Tensor, right: Tensor, unrotated: Tensor) -> str:
 
 EXERCISES = (
     Exercise(
-        "E3.1", "Eq. 1 for a whole text", 1, 10,
+        "Eq. 1 for a whole text", 1, 10,
         "Write the scores of one sequence as two `einsum`s and a mask. The order of the steps is the exercise: "
         "product, ReLU, weight, sum, mask.",
         ("The product of every query head with every key is `torch.einsum('tjw,sw->tjs', q, k)`.",
@@ -139,7 +134,7 @@ EXERCISES = (
         my_index_scores, (_no_relu, _relu_last, _positive_weights, _zero_future), _check_scores,
     ),
     Exercise(
-        "E3.2", "The index key, four mistakes away", 2, 15,
+        "The index key, four mistakes away", 2, 15,
         "From `wk`'s output to the finished key: LayerNorm, then rotation. The key's first R numbers are turned, R is "
         "twice the width of `cos`, and the pairs are halves: number i goes with number i + R/2. Each of the four usual "
         "mistakes gives a key of the right shape.",
@@ -150,3 +145,4 @@ EXERCISES = (
     ),
     *indexer_tests.EXERCISES,
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -15,8 +15,6 @@ from course.bugs import catalogue
 from course.exercises.core import Answer, Exercise, require
 from dsa.kernels import loops
 
-# E3.3 ---------------------------------------------------------------------------------------------------------------
-
 
 def my_two_heads() -> tuple[Tensor, Tensor]:
     """Queries q (2, 2) and weights w (2,) of an indexer with two heads.
@@ -54,9 +52,6 @@ def _check_two_heads(answer: Answer) -> None:
     names = ("north", "south", "east", "west")
     said = ", ".join(f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True))
     require(min(scores[:2]) > max(scores[2:]), f"your scores are {said}: north and south must beat east and west")
-
-
-# E3.4 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_test(model, tokens, golden) -> bool:
@@ -129,7 +124,7 @@ def _check_test(answer: Answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E3.3", "What only a ReLU can say", 2, 10,
+        "What only a ReLU can say", 2, 10,
         "Four keys: north (0, 1), south (0, -1), east (1, 0), west (-1, 0). Without an activation no indexer can rank "
         "both north and south above both east and west: its score is v . k for some v, so north and south have "
         "opposite scores, and so have east and west. With a ReLU two heads are enough. Find them.",
@@ -139,7 +134,7 @@ EXERCISES = (
         my_two_heads, (_both_north, _signed, _one_each), _check_two_heads,
     ),
     Exercise(
-        "E3.4", "The test that was missing", 3, 30,
+        "The test that was missing", 3, 30,
         "Write the test that the museum's mistakes would not have survived. It gets a model, 40 tokens, and what a "
         "right model gave for three values of K. It may set `model.top_k`. The checker shows your test two right "
         "models, one of which lists its chosen tokens in another order, and then the same model with each of the "

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from course.exercises import rotary
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from course.exercises.multiplications import counted
 from dsa.model.config import Config
 
 H, N, R, C, V = 3, 8, 4, 16, 6  # sizes of the checkers' tiny attention
-
-
-# E2.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_cache_bytes(config, kind: str, groups: int = 8) -> int:
@@ -83,9 +80,6 @@ def _check_bytes(answer: Callable) -> None:
     require(found == 1152, f"its 4 heads would leave 3 x 4 x (8 + 16 + 24) x 2 = 1,152 bytes, yours says {found}")
     found = answer(real, "GQA", 16)
     require(found == 624_640, f"16 groups leave twice what 8 do, 624,640 bytes, yours says {found:,}")
-
-
-# E2.2 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_scores(q: Tensor, kv: Tensor, w_k: Tensor) -> Tensor:
@@ -157,9 +151,6 @@ def _check_scores(answer: Callable) -> None:
     )
 
 
-# E2.3 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_output(weights: Tensor, kv: Tensor, w_v: Tensor) -> Tensor:
     """What each head reads: -> (H, V).
 
@@ -217,7 +208,7 @@ def _check_output(answer: Callable) -> None:
 
 EXERCISES = (
     Exercise(
-        "E2.1", "Count the cache", 1, 5,
+        "Count the cache", 1, 5,
         "What does one token leave behind, in all layers together? The four kinds differ in one line each. The checker "
         "knows the published sizes.",
         ("Per layer it is numbers times 2 bytes; the layers are `config.num_hidden_layers`.",
@@ -226,7 +217,7 @@ EXERCISES = (
         my_cache_bytes, (_one_layer, _no_rotary, _latent_twice, _one_byte, _published_only, _always_8), _check_bytes,
     ),
     Exercise(
-        "E2.2", "Absorb the key projection", 2, 10,
+        "Absorb the key projection", 2, 10,
         "Score one query against S cached tokens without ever making a key. The checker compares your scores with "
         "those of expanded keys, and then counts your multiplications.",
         ("With a latent c, q . (W c) is (Wᵀ q) . c: `w_k` belongs to the query, and is used once, whatever S is.",
@@ -235,7 +226,7 @@ EXERCISES = (
         my_scores, (_expands, _token_by_token, _broadcasts, _no_rope, _rope_first, _one_key), _check_scores,
     ),
     Exercise(
-        "E2.3", "Absorb the value projection", 2, 10,
+        "Absorb the value projection", 2, 10,
         "The other side: from attention weights to what each head reads, without ever making a value. Multiplications "
         "are counted again.",
         ("With latents c, a weighted sum of W c is W times the weighted sum of c.",
@@ -245,3 +236,4 @@ EXERCISES = (
     ),
     *rotary.EXERCISES,
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -1,4 +1,4 @@
-"""The exercises of chapter 10: compare answers, push with measure, check without a leak, and stay near home.
+"""The exercises of chapter 11: compare answers, push with measure, check without a leak, and stay near home.
 
 Each wrong answer is one that trains: without an error, and towards something else.
 """
@@ -6,10 +6,8 @@ Each wrong answer is one that trains: without an error, and towards something el
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.training import grpo
-
-# E10.1 --------------------------------------------------------------------------------------------------------------
 
 
 def my_advantages(rewards: Tensor) -> Tensor:
@@ -55,9 +53,6 @@ def _check_advantages(answer) -> None:
     right = grpo.advantages(given.flatten(), 4).view(5, 4)
     gap = float((found - right).abs().max())
     require(gap < 1e-3, f"they differ from (reward - mean) / (deviation + 1e-4) by up to {gap:.2f}")
-
-
-# E10.2 --------------------------------------------------------------------------------------------------------------
 
 
 def my_gain(ratio, advantage, low, high) -> Tensor:
@@ -106,8 +101,6 @@ def _check_gain(answer) -> None:
 
 
 _CASES = ((1.0, 2.0), (1.5, 2.0), (0.5, 2.0), (1.25, 2.0), (1.0, -1.0), (1.5, -1.0), (0.5, -1.0), (0.9, -1.0))
-
-# E10.3 --------------------------------------------------------------------------------------------------------------
 
 
 def my_checker(items: list, answer: list) -> bool:
@@ -171,9 +164,6 @@ def _check_checker(answer) -> None:
         require(found == wanted, f"for {given} the answer {said} ({name}) was {verb}")
 
 
-# E10.4 --------------------------------------------------------------------------------------------------------------
-
-
 def my_divergence(now: Tensor, reference: Tensor) -> Tensor:
     """Schulman's estimate k3 for tokens sampled from `now`.
 
@@ -213,7 +203,7 @@ def _check_divergence(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E10.1", "The group is the baseline", 1, 10,
+        "The group is the baseline", 1, 10,
         "Turn the rewards of several groups into advantages, as GRPO does. The deviation is torch's own `std`, which "
         "divides by G - 1. A group in which all rewards are equal must come out as zeros, and must not spoil the "
         "others.",
@@ -223,7 +213,7 @@ EXERCISES = (
         my_advantages, (_mean_of_all, _no_floor, _only_scaled, _across_groups), _check_advantages,
     ),
     Exercise(
-        "E10.2", "Push, but not too far", 2, 10,
+        "Push, but not too far", 2, 10,
         "Write GRPO's clipped objective for each token. The limits are not symmetric, and a negative advantage turns "
         "everything round: think about which of the two products is the smaller one.",
         ("Two products: the ratio times the advantage, and the clipped ratio times the advantage.",
@@ -232,7 +222,7 @@ EXERCISES = (
         my_gain, (_clip_alone, _larger, _same_bounds, _smaller_ratio), _check_gain,
     ),
     Exercise(
-        "E10.3", "A checker without a leak", 2, 15,
+        "A checker without a leak", 2, 15,
         "Numbers are to be put in order of their last digits. There are several right answers, so you cannot compare "
         "with one: your checker must apply the rule. Ours tries what a policy under training would try, answers that "
         "please a careless checker, and it tries right answers too: a checker that refuses those teaches as badly.",
@@ -242,7 +232,7 @@ EXERCISES = (
         my_checker, (_one_right_answer, _only_order, _same_sum, _as_sets, _only_members), _check_checker,
     ),
     Exercise(
-        "E10.4", "How far from home?", 3, 15,
+        "How far from home?", 3, 15,
         "With `beta > 0` the loss holds the model near the one it started from. The divergence is estimated from the "
         "sampled tokens alone. Write the estimate called k3: never negative, and right on average.",
         ("Call `reference - now` d. The plain estimate is -d: right on average, but half of its values are negative.",
@@ -251,3 +241,4 @@ EXERCISES = (
         my_divergence, (_difference, _other_way, _square), _check_divergence,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

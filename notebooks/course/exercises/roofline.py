@@ -1,4 +1,4 @@
-"""The exercises of chapter 01: count pairs and bytes, and find where one way becomes cheaper.
+"""The exercises of chapter 09a: count pairs and bytes, and find where one way becomes cheaper.
 
 Each is a count that is easily got wrong: squares for triangles, FP8 without its scales, a crossover without the cost of
 choosing, a limit taken for the present.
@@ -7,11 +7,9 @@ choosing, a limit taken for the present.
 import math
 from itertools import product
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.analysis import flops
 from dsa.model.config import Config
-
-# E1.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_pairs(length: int, top_k: int) -> tuple[int, int]:
@@ -62,9 +60,6 @@ def _triangle(length: int) -> str:
     return "one token sees one key, itself" if length == 1 else "add up 1 + 2 + 3 ..., and mind the last one"
 
 
-# E1.2 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_cache_bytes(latent: int, rotary: int, index: int) -> int:
     """Cache bytes of one token in one layer, as deployed.
 
@@ -106,9 +101,6 @@ def _check_cache(answer) -> None:
         right = latent + 4 * math.ceil(latent / 128) + 2 * rotary + index + 4 * math.ceil(index / 128)
         found = answer(latent, rotary, index)
         require(found == right, f"latent {latent}, rotary {rotary}, index {index}: {right} bytes, yours says {found}")
-
-
-# E1.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_crossover(dense: int, sparse: int, index: int, top_k: int) -> float:
@@ -161,9 +153,6 @@ def _check_crossover(answer) -> None:
     for index in (100, 150):
         found = answer(100, 300, index, 8)
         require(found == math.inf, f"an indexer of {index} a key beside attention of 100 never pays: return math.inf")
-
-
-# E1.4 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_growth(sparse: int, index: int, top_k: int, keys: int) -> float:
@@ -219,7 +208,7 @@ def _check_growth(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E1.1", "Half a square", 1, 10,
+        "Half a square", 1, 10,
         "How many pairs of a query and a key does a prompt of L tokens have? Whoever answers L² reports twice the "
         "FLOP/s that a kernel reaches. Count what causal attention needs, dense and with a top-k.",
         ("Token t sees t + 1 tokens. Add up 1 + 2 + ... + L.",
@@ -228,7 +217,7 @@ EXERCISES = (
         my_pairs, (_square, _half_square, _without_itself, _full_from_the_start), _check_pairs,
     ),
     Exercise(
-        "E1.2", "The cache as deployed", 1, 10,
+        "The cache as deployed", 1, 10,
         "A byte for each number would be too simple. Count what a token leaves in one layer's cache when latent and "
         "index key are FP8. For the real model, 512, 64 and 128, it must come to 788.",
         ("FP8 numbers have one byte, bf16 numbers two, an fp32 scale four.",
@@ -237,7 +226,7 @@ EXERCISES = (
         my_cache_bytes, (_no_scales, _rotary_too, _one_scale, _rounds_down), _check_cache,
     ),
     Exercise(
-        "E1.3", "Where choosing begins to pay", 2, 15,
+        "Where choosing begins to pay", 2, 15,
         "Dense attention pays for every key. Sparse attention pays a little for every key and much for a few. Find the "
         "length at which both cost the same.",
         ("At S keys dense costs dense * S. Write down what sparse costs for S above top_k.",
@@ -246,7 +235,7 @@ EXERCISES = (
         my_crossover, (_choosing_is_free, _same_price, _at_top_k, _never_forgotten, _rounded), _check_crossover,
     ),
     Exercise(
-        "E1.4", "Is it still O(L²)?", 3, 20,
+        "Is it still O(L²)?", 3, 20,
         "On logarithmic axes the slope of a cost is the power with which it grows. For a sum of terms, that slope is "
         "the mean of the terms' own powers, weighted by their shares of the cost. What is it here?",
         ("A constant term has the power 0, a term that grows in proportion has the power 1.",
@@ -255,3 +244,4 @@ EXERCISES = (
         my_growth, (_linear, _constant, _attention_share, _always_long), _check_growth,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

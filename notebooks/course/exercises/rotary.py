@@ -19,9 +19,6 @@ def angles(width: int, *positions: int) -> Rope:
     return Rope(turned.cos(), turned.sin())
 
 
-# E2.4 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_partners(rotate, width: int) -> Tensor:
     """With which dimension each one is turned: -> (width,), whole numbers.
 
@@ -96,9 +93,6 @@ def _check_partners(answer: Callable) -> None:
         )
 
 
-# E2.5 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_for_halves(weight: Tensor) -> Tensor:
     """Reorder the rows of a rotary projection, (R, D) -> (R, D).
 
@@ -150,7 +144,7 @@ def _check_for_halves(answer: Callable) -> None:
 
 EXERCISES = (
     Exercise(
-        "E2.4", "Which convention is it?", 2, 15,
+        "Which convention is it?", 2, 15,
         "Somebody hands you a rotation and no documentation. Find out which dimensions it turns together. This is how "
         "one settles whether two programs mean the same by RoPE, before any weights are loaded.",
         ("Give it a vector that is 1 in one dimension and 0 elsewhere, at a position other than 0.",
@@ -160,7 +154,7 @@ EXERCISES = (
         _check_partners,
     ),
     Exercise(
-        "E2.5", "Mend the convention in the weights", 3, 20,
+        "Mend the convention in the weights", 3, 20,
         "A program that you cannot change rotates halves; the checkpoint wants neighbours. You may reorder the rows of "
         "the projections that make the rotary query and key, and nothing else. Conversion scripts really do this.",
         ("Pair i of the neighbours is (2i, 2i + 1); pair i of the halves is (i, i + R/2). Both turn by frequency i.",

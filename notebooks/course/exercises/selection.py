@@ -6,7 +6,7 @@ Each wrong answer is one that somebody has really written, in this project or in
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from course.exercises.multiplications import counted
 from course.exercises.two_levels import TWO_LEVELS
 from dsa.kernels import loops, reference
@@ -15,9 +15,6 @@ from dsa.kernels import loops, reference
 def sets(selected: Tensor) -> list[set[int]]:
     """The selections of one sequence as sets, empty slots left out: (T, K) -> T sets."""
     return [{int(s) for s in row if s >= 0} for row in selected]
-
-
-# E4.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_select(scores: Tensor, top_k: int) -> Tensor:
@@ -74,9 +71,6 @@ def _causal(scores: Tensor) -> Tensor:
     return scores.masked_fill(~visible, float("-inf"))[None]
 
 
-# E4.2 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_mass_kept(mass: Tensor, selected: Tensor) -> Tensor:
     """What each query keeps: mass (T, T), selected (T, K) -> shares (T,).
 
@@ -131,9 +125,6 @@ def _check_mass(answer) -> None:
     kept = [round(float(share), 4) for share in answer(late, gaps)]
     right_late = [1.0, 0.6, 0.5, 0.2]
     require(kept == right_late, f"with one key each and an empty slot the rows keep {right_late}, yours says {kept}")
-
-
-# E4.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_sparse_attention(q, kv, chosen, scale) -> Tensor:
@@ -197,7 +188,7 @@ def _check_sparse(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E4.1", "Causal top-k with empty slots", 1, 10,
+        "Causal top-k with empty slots", 1, 10,
         "Write the selection for one sequence. It is five lines, and each of them is easy to get wrong: *when* the "
         "future is masked, *with what*, and what a row does that sees too few keys. The scores have no ties to break.",
         ("Mask first, choose second: a masked key must not take up a slot.",
@@ -206,7 +197,7 @@ EXERCISES = (
         my_select, (_mask_after, _mask_with_zero, _keeps_fillers, _forgets_itself), _check_select,
     ),
     Exercise(
-        "E4.2", "What a selection keeps", 1, 10,
+        "What a selection keeps", 1, 10,
         "Given where the attention *wants* to go and what was chosen, add up what is kept. The trap is the -1.",
         ("`mass.gather(-1, index)` picks from each row the entries that `index` names.",
          "`gather` refuses negative indices: `clamp` them first and repair the damage afterwards.",
@@ -214,7 +205,7 @@ EXERCISES = (
         my_mass_kept, (_empty_is_first, _empty_is_last, _members, _mean_kept), _check_mass,
     ),
     Exercise(
-        "E4.3", "Attend to what was chosen, and to nothing else", 2, 15,
+        "Attend to what was chosen, and to nothing else", 2, 15,
         "One query, H heads, K chosen keys out of S. The checker compares your numbers with the loops of "
         "`dsa.kernels.loops`, and then poisons every key that was *not* chosen: whoever reads those notices. "
         "Multiplications are counted as well.",
@@ -226,3 +217,4 @@ EXERCISES = (
     ),
     TWO_LEVELS,
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -1,4 +1,4 @@
-"""The exercises of chapter 06: the teacher's distribution, the loss, its gradient, and the teacher of the sparse stage.
+"""The exercises of chapter 05: the teacher's distribution, the loss, its gradient, and the teacher of the sparse stage.
 
 All are about one query, so that nothing but the idea is left. The wrong answers are those that run, look reasonable and
 teach the indexer something else.
@@ -7,7 +7,7 @@ teach the indexer something else.
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from dsa.kernels import ops, reference
 
 HIDDEN = float("-inf")
@@ -31,9 +31,6 @@ def _near(found: Tensor, right: Tensor, what: str, tolerance: float = 1e-4) -> N
         float(gap.max()) < tolerance,
         f"{what} is off: place {worst} should be {right.flatten()[worst]:.3f}, yours is {found.flatten()[worst]:.3f}",
     )
-
-
-# E6.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_target(logits: Tensor) -> Tensor:
@@ -80,9 +77,6 @@ def _check_target(answer) -> None:
         total = float(found.sum())
         require(abs(total - 1) < 1e-4, f"with {H} heads p should sum to 1; yours sums to {total:.2f}")
         _near(found, logits.softmax(-1).mean(0), "p")
-
-
-# E6.2 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_safe_kl(p: Tensor, scores: Tensor) -> Tensor:
@@ -139,9 +133,6 @@ def _check_kl(answer) -> None:
             _near(found, right, f"the divergence {name}".strip())
 
 
-# E6.3 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_head_gradient(p, q, k, w) -> Tensor:
     """d KL(p || softmax(I)) / d w, without autograd -> (J,).
 
@@ -193,9 +184,6 @@ def _check_head_gradient(answer) -> None:
         _near(found, right, "the gradient of the weights")
 
 
-# E6.4 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_sparse_target(logits: Tensor, selected: Tensor) -> Tensor:
     """The teacher of the sparse stage (report Eq. 4): -> p (K,).
 
@@ -240,7 +228,7 @@ def _check_sparse_target(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        "E6.1", "The teacher", 1, 5,
+        "The teacher", 1, 5,
         "From the attention logits of all heads to the one distribution that the indexer is to imitate.",
         ("Each head is normalised on its own first: a softmax along the keys.",
          "Then the heads are added: a sum over the first dimension.",
@@ -248,7 +236,7 @@ EXERCISES = (
         my_target, (_mean_of_logits, _not_normalised, _first_head, _loudest_head, _softmax_again), _check_target,
     ),
     Exercise(
-        "E6.2", "The divergence, without nan", 1, 10,
+        "The divergence, without nan", 1, 10,
         "Write the loss of one query. The formula is one line; the zeros make it three.",
         ("KL(p || q) is the sum of p (log p - log q).",
          "`log_softmax` of the scores is better than the logarithm of their softmax.",
@@ -256,7 +244,7 @@ EXERCISES = (
         my_safe_kl, (_naive, _other_way_round, _cross_entropy, _scores_as_shares, _smoothed), _check_kl,
     ),
     Exercise(
-        "E6.3", "The gradient of a head's weight", 2, 15,
+        "The gradient of a head's weight", 2, 15,
         "The chapter has shown how the loss moves a *score*. Go one step further back, without autograd (the checker "
         "switches it off): how does it move the weight of an index head? One head of the checker's is shut for every "
         "key; look at what your formula says about it.",
@@ -266,7 +254,7 @@ EXERCISES = (
         my_head_gradient, (_uphill, _no_activation, _weighted_twice, _ratio), _check_head_gradient,
     ),
     Exercise(
-        "E6.4", "The teacher of the sparse stage", 2, 15,
+        "The teacher of the sparse stage", 2, 15,
         "Once attention runs over the selected keys only, so does the teacher: *each head* has its softmax over the "
         "selected set, then the heads are added. The tempting short cut, renormalising the dense distribution, is "
         "something else.",
@@ -276,3 +264,4 @@ EXERCISES = (
         my_sparse_target, (_renormalised, _dense_share, _empty_as_last, _empty_as_first), _check_sparse_target,
     ),
 )  # fmt: skip
+check = checker(*EXERCISES)

@@ -6,7 +6,7 @@ traffic it made.
 
 import numpy as np
 
-from course.exercises.core import Exercise, require
+from course.exercises.core import Exercise, checker, require
 from course.figures.traffic import Memory
 
 
@@ -18,9 +18,6 @@ def _memory(seed: int, size: int, width: int = 3, large: bool = False) -> Memory
 
 def _close(found, expected) -> bool:
     return np.shape(found) == np.shape(expected) and bool(np.allclose(found, expected, rtol=1e-9, atol=1e-9))
-
-
-# E8.1 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_attention(memory: Memory, tile: int) -> np.ndarray:
@@ -109,9 +106,6 @@ def _check_attention(answer) -> None:
         )
 
 
-# E8.2 ---------------------------------------------------------------------------------------------------------------
-
-
 def my_tile_reads(T, S, W, tile_t, tile_s) -> int:
     """Numbers read for all products of T queries with S keys of width W.
 
@@ -143,9 +137,6 @@ def _check_tile_reads(answer) -> None:
             expected += min(tile_t, T - begin) * W + S * W
             begin += tile_t
         require(found == expected, f"{T} queries and {S} keys in tiles of {tile_t} x {tile_s}: {expected}, not {found}")
-
-
-# E8.3 ---------------------------------------------------------------------------------------------------------------
 
 
 def my_gather(memory: Memory, heads: int, selected: list) -> np.ndarray:
@@ -193,7 +184,6 @@ def _check_gather(answer) -> None:
 
 EXERCISES = (
     Exercise(
-        id="E8.1",
         title="A softmax in one pass",
         difficulty=2,
         minutes=20,
@@ -211,7 +201,6 @@ EXERCISES = (
         check=_check_attention,
     ),
     Exercise(
-        id="E8.2",
         title="What a tile saves",
         difficulty=1,
         minutes=10,
@@ -227,7 +216,6 @@ EXERCISES = (
         check=_check_tile_reads,
     ),
     Exercise(
-        id="E8.3",
         title="Fetch once for all heads",
         difficulty=2,
         minutes=15,
@@ -244,3 +232,4 @@ EXERCISES = (
         check=_check_gather,
     ),
 )
+check = checker(*EXERCISES)

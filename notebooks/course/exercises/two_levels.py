@@ -93,7 +93,7 @@ def _check_two_level(answer) -> None:
 
 
 TWO_LEVELS = Exercise(
-    "E4.4", "An exact top-k in two levels", 3, 30,
+    "An exact top-k in two levels", 3, 30,
     "At 128K tokens the top-k itself begins to cost. Cut the scores into groups. If a score is among the K best, "
     "fewer than K scores beat it, so fewer than K groups have a larger maximum: **its group is among the K with "
     "the largest maxima**. Use that to search K groups only, and stay exact (any grouping is accepted). At "

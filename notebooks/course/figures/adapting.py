@@ -1,6 +1,6 @@
 """What a text costs under sparse attention, before and after the model has learned to live with it.
 
-Chapter 07 compares models that differ in how they were trained on. Its panel lets a reader do so on a text of their
+Chapter 06 compares models that differ in how they were trained on. Its panel lets a reader do so on a text of their
 own: each model reads it twice, with all keys and with K that somebody chooses, and what the choice costs is drawn where
 it is paid, byte by byte. The other functions here draw the chapter's recorded tables.
 """

@@ -1,4 +1,4 @@
-"""The pictures of chapter 10: how often models are right, while they are trained by reward and afterwards.
+"""The pictures of chapter 11: how often models are right, while they are trained by reward and afterwards.
 
 Each function returns a figure and the sentence that says what it shows, ready for `show`. Tables of right answers have
 a row for each seed and a column for each domain; how they were picked from a record is to be seen in the notebook.

@@ -1,4 +1,4 @@
-"""The pictures of chapter 05: each takes numbers that the notebook computed and returns (figure, sentence).
+"""The pictures of chapter 07: each takes numbers that the notebook computed and returns (figure, sentence).
 
 They hold what a reader need not see in order to follow the argument: axes, labels, and the words below. Nothing is
 rounded or chosen here; `rounding` does that.

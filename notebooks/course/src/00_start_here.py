@@ -126,14 +126,14 @@ close = [
     )
 ]
 claim(
-    "C0.1",
+    "kept-by-16",
     all(close),
     f"16 tokens chosen by the indexer keep {mean['indexer']:.0%} of the"
     f" attention, the best 16 {mean['oracle']:.0%}",
     value=f"{mean['indexer']:.0%}",
 )
 claim(
-    "C0.2",
+    "kept-by-chance",
     mean["indexer"] > 3 * mean["random"],
     f"16 tokens at random keep {mean['random']:.0%}",
     value=f"{mean['random']:.0%}",
@@ -141,7 +141,7 @@ claim(
 
 # %%
 claim(
-    "C0.6",
+    "kept-by-window",
     abs(mean["window"] - mean["indexer"]) < 0.15,
     f"the last 16 keep {mean['window']:.0%}",
     value=f"{mean['window']:.0%}",
@@ -156,10 +156,10 @@ guess.reveal(
 )
 
 # %% [markdown]
-# So {C0.1} of the attention survives where chance would leave {C0.2} (not 3%, because most of these tokens see fewer
-# than 512). But look at the window once more: on ordinary prose the *last* 16 tokens keep {C0.6}, hardly less than
-# the indexer's, because what a letter depends on is mostly the letters just before it. If texts were no more than
-# that, nobody would need an indexer.
+# So {claim:kept-by-16} of the attention survives where chance would leave {claim:kept-by-chance} (not 3%, because
+# most of these tokens see fewer than 512). But look at the window once more: on ordinary prose the *last* 16 tokens
+# keep {claim:kept-by-window}, hardly less than the indexer's, because what a letter depends on is mostly the letters
+# just before it. If texts were no more than that, nobody would need an indexer.
 #
 # ## The needle
 #
@@ -211,14 +211,14 @@ print(", ".join(f"{who}: {n} of 64" for who, n in right.items()))
 
 # %%
 claim(
-    "C0.3",
+    "needles-found",
     right["indexer"] >= 58 and right["window"] <= 8,
     f"of 64 needles the indexer finds {right['indexer']}"
     f" and a window of the same size {right['window']}",
 )
 
 # %% [markdown]
-# That is the point of a *learned* choice: {C0.3}. A model that cannot see
+# That is the point of a *learned* choice: {claim:needles-found}. A model that cannot see
 # the answer can only guess. Attention then
 # reads 16 tokens either way; the indexer's own scoring comes on top, which a window does not need.
 
@@ -250,7 +250,7 @@ dense = model(short)
 model.attention = "sparse"
 gap = float((sparse - dense).abs().max().detach())
 claim(
-    "C0.4",
+    "short-text-agrees",
     gap < 5e-5,
     f"on {short.shape[1]} tokens sparse and dense attention agree",
 )
@@ -279,7 +279,7 @@ loss = {k: bits(k) for k in (1, 2, 4, 16, 512)}
 print(f"needles with top-k 1: {found('sparse', 1)} of 64")
 print("bits:", ", ".join(f"top-k {k}: {b:.1f}" for k, b in loss.items()))
 claim(
-    "C0.5",
+    "one-key-costs-bits",
     loss[1] > loss[16] + 0.4,
     f"a top-k of 1 costs {loss[1] - loss[16]:.1f} bits a byte more than 16",
 )
@@ -289,18 +289,18 @@ claim(
 #
 # You have seen *what* is kept. The course goes on to *how* and *why*:
 #
-# * [01 Attention at length](01_attention_at_length.ipynb) counts where operations and bytes go;
-# * [02 Multi-head latent attention](02_multi_head_latent_attention.ipynb) is the attention that is made sparse here;
+# * [02 Multi-head latent attention](02_latent_attention.ipynb) is the attention that is made sparse here;
 # * [03 Lightning indexer](03_lightning_indexer.ipynb) builds the scorer, and a museum of its mistakes;
 # * [04 Token selection](04_token_selection.ipynb) builds the choice by hand and measures what it keeps;
-# * [05 FP8](05_fp8.ipynb) asks how much precision a ranking needs;
-# * [06 Training the indexer](06_training_the_indexer.ipynb) teaches one, live;
-# * [07 Sparse training](07_sparse_training.ipynb) trains the model to live with what is chosen;
+# * [05 Training the indexer](05_training_the_indexer.ipynb) teaches one, live;
+# * [06 Sparse training](06_sparse_training.ipynb) trains the model to live with what is chosen;
+# * [07 FP8](07_fp8.ipynb) asks how much precision a ranking needs;
 # * [08 Kernels](08_kernels.ipynb) turns less work into less time;
-# * [09 The full model](09_the_full_model.ipynb) looks at the 671 billion parameters around it;
-# * [10 Post-training](10_post_training.ipynb) goes on by reward alone, with sparse attention;
-# * [11 Cost curves](11_cost_curves.ipynb) asks when it is cheaper, and by how much, for you;
-# * [12 Beyond](12_beyond.ipynb) sets it beside its alternatives, on one bench.
+# * [09 Cost curves](09_cost_curves.ipynb) asks when it is cheaper, and by how much, for you, and
+#   [09a Attention at length](09a_attention_at_length.ipynb) counts where operations and bytes go;
+# * [10 The full model](10_full_model_on_a_gpu.ipynb) looks at the 671 billion parameters around it;
+# * [11 Post-training](11_rl_when_attention_chooses.ipynb) goes on by reward alone, with sparse attention;
+# * [12 Beyond](12_one_year_later.ipynb) sets it beside its alternatives, on one bench.
 #
 # Chapters start cold, in any order. A word you do not know, an equation of the report, a choice that somebody must
 # have made: [13 Reference](13_reference.ipynb) leads to the cell.

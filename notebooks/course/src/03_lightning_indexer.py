@@ -14,7 +14,7 @@
 # 3. write a test that catches eleven usual mistakes, one of which was published, and say why an obvious test
 #    catches hardly any.
 #
-# **You need** PyTorch and the idea of attention. [02](02_multi_head_latent_attention.ipynb) explains the latent that
+# **You need** PyTorch and the idea of attention. [02](02_latent_attention.ipynb) explains the latent that
 # the query is made of, [04](04_token_selection.ipynb) what is done with the scores; neither is required.
 #
 # **Afterwards**: `dsa/model/indexer.py` and the files in `dsa/kernels`. Computing: **30 s**.
@@ -30,7 +30,7 @@ from pathlib import Path
 import dsa
 import torch
 import torch.nn.functional as F
-from course.exercises.catalogue import check
+from course.exercises.indexer import check
 from course.figures import ranking
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -47,7 +47,7 @@ style()
 #
 # Count the multiplications and additions for one query and one key in one layer of the real model. Attention needs
 # them twice per head, once for the score and once for the value; we count its plain form, the cheaper one for a pair
-# ([02](02_multi_head_latent_attention.ipynb)). The indexer has no values. Its ReLU and head weights are left out.
+# ([02](02_latent_attention.ipynb)). The indexer has no values. Its ReLU and head weights are left out.
 
 # %%
 real = dsa.Config.v32_exp()
@@ -57,16 +57,16 @@ dense = 2 * H * (qk + real.v_head_dim)
 index = 2 * J * W
 print(f"attention {dense:,} FLOP a pair, indexer {index:,} FLOP a pair")
 claim(
-    "C3.1",
+    "index-heads-cost-a-fifth",
     dense == 5 * index,
     f"{J} index heads of width {W} cost a fifth of {H} attention heads",
     value="a fifth",
 )
 
 # %% [markdown]
-# So a pair costs the indexer {C3.1} of what it costs attention. Only the order of its scores counts, so the published
-# code computes them with eight bits a number ([05](05_fp8.ipynb)). It still looks at every pair. That is the deal: a
-# small price for *every* pair, the full price for a few.
+# So a pair costs the indexer {claim:index-heads-cost-a-fifth} of what it costs attention. Only the order of its
+# scores counts, so the published code computes them with eight bits a number ([07](07_fp8.ipynb)). It still looks at
+# every pair. That is the deal: a small price for *every* pair, the full price for a few.
 #
 # Our model is small: three layers, four attention heads, and in each layer an indexer with two heads of width 32.
 # It has been through the **dense warm-up** of the report: everything frozen except the indexers, which learned to
@@ -198,14 +198,14 @@ for T in (1, 2, 40, 70):
 
 # %%
 claim(
-    "C3.2",
+    "five-ways-agree",
     max(gaps) < 1e-4 and all(same),
     f"einsum, tiles and the package's loops, matrices and tiles agree in"
     f" {len(gaps) + len(same)} comparisons",
 )
 short, long = (tiled_topk(*draw_factors(T), 16)[1] for T in (128, 256))
 claim(
-    "C3.3",
+    "tiles-need-less-memory",
     long == 2 * short and long == 3 * 32 * 256,
     "twice the tokens, twice the largest tensor of the tiles; 256 tokens"
     f" need {long:,} numbers instead of {3 * 256 * 256:,}",
@@ -268,7 +268,7 @@ gaps = [
     for f, t in zip(mine, trace, strict=True)
 ]
 claim(
-    "C3.4",
+    "indexer-by-hand",
     max(gaps) < 1e-3,
     "the indexer by hand gives the model's own scores in all three layers",
 )
@@ -296,7 +296,7 @@ assert (weights.mean(1)[1:].prod(-1) < 0).all()  # of opposite signs
 scores = torch.stack([einsum_scores(*f)[visible] for f in mine])
 below = (scores < 0).float().mean(1)
 claim(
-    "C3.5",
+    "negative-weights-and-scores",
     share.max() > 0.2 and below.max() > 0.005,
     f"up to {share.max():.0%} of a layer's weights and {below.max():.0%} of"
     " its scores are negative",
@@ -322,7 +322,7 @@ for n in range(3):
     )
 against = weights.mean(1)[1:] < 0
 claim(
-    "C3.6",
+    "relu-cuts-negative-head",
     (cut[1:][against] > 0.9).all() and (cut[1:][~against] < 0.1).all(),
     "in layers 1 and 2 the ReLU cuts over 90% of what the head with the"
     " negative weight finds, and under 10% of the other's",
@@ -330,7 +330,7 @@ claim(
 
 # %% [markdown]
 # A head that is on for nearly every key leaves the ReLU nothing to do; one that is off for nearly every key hardly
-# takes part. So in the two layers that look at something definite (C3.6) one head does the ranking, and the head that
+# takes part. So in the two layers that look at something definite one head does the ranking, and the head that
 # could vote against is nearly always silent. This will matter when we ask whether the ReLU is any good.
 #
 # What would be lost without it? Then the sum can be moved inside,
@@ -348,9 +348,13 @@ for q, k, w in wide:
     one_head.append(torch.allclose(forms[0], merged))
     ranks.append([int(torch.linalg.matrix_rank(x)) for x in forms])
 linear, cut_off = zip(*ranks, strict=True)
-claim("C3.7", all(one_head), "without activation two heads are one head")
 claim(
-    "C3.8",
+    "without-relu-one-head",
+    all(one_head),
+    "without activation two heads are one head",
+)
+claim(
+    "rank-without-relu",
     set(linear) == {32} and min(cut_off) > 32,
     "without activation the scores of 96 tokens have rank 32, the width of"
     " a head; with it more, in every layer",
@@ -363,7 +367,7 @@ claim(
 # The activation could be another one. For this one the report gives *throughput* as the reason. And it is
 # **positively homogeneous**: a positive factor can be taken out of it. A query stored in eight bits comes with a
 # scale, and this may wait behind the ReLU, where it is multiplied with the weight once instead of with every product
-# ([05](05_fp8.ipynb)). A GELU would not allow that.
+# ([07](07_fp8.ipynb)). A GELU would not allow that.
 
 # %%
 x = torch.linspace(-3, 3, 101)
@@ -371,7 +375,7 @@ relu, gelu = ((act(0.1 * x) - 0.1 * act(x)).abs().max()
               for act in (torch.relu, F.gelu))  # fmt: skip
 print(f"ReLU: off by {relu:.2f}, GELU: off by {gelu:.2f}")
 claim(
-    "C3.9",
+    "scale-moves-behind-relu",
     relu < 1e-6 and gelu > 0.05,
     "a scale of 0.1 can be moved behind a ReLU, and not behind a GELU",
 )
@@ -396,7 +400,7 @@ for h in (x, loud):
 print(f"raw key:    {raw[0]:.1f} -> {raw[1]:.1f}")
 print("normed key:", *(f"{float(key[40].norm()):.1f}" for key in keys))
 claim(
-    "C3.10",
+    "key-ignores-size",
     torch.allclose(*keys, atol=1e-3) and raw[1] > 4.9 * raw[0],
     "five times the hidden state is the same index key",
 )
@@ -423,7 +427,7 @@ shuffled += range(R, 32)
 x = torch.randn(96, 32, generator=generator)
 there = turn_halves(x, cos, sin)[:, shuffled]
 claim(
-    "C3.11",
+    "halves-reordered",
     torch.allclose(there, turn_neighbours(x[:, shuffled], cos, sin)),
     "halves are neighbours in another order of the numbers",
 )
@@ -451,7 +455,7 @@ for name, turn in turns.items():
 show(*ranking.draw_distances(curves, near=4, far=8))
 near = {n: sum(c[:4]) / 4 - sum(c[8:]) / 32 for n, c in curves.items()}
 claim(
-    "C3.12",
+    "pairing-sets-distance",
     near["halves"] > 1.5 * near["neighbours"],
     "weights trained for halves set near tokens less far apart from others"
     " when run with neighbours",
@@ -476,14 +480,14 @@ for q, k, _ in mine:
     mixed = torch.einsum("tjw,sw->tjs", q @ hadamard, k @ hadamard)
     gaps.append(float((plain - mixed).abs().max() / plain.abs().max()))
 claim(
-    "C3.13",
+    "hadamard-keeps-products",
     max(gaps) < 1e-5,
     "with Hadamard on both sides every q.k is what it was, in fp32",
 )
 
 # %% [markdown]
 # What it does is spread a large number over all W places, before FP8 rounds them. Whether that helps, and where it
-# hurts, is measured in [05](05_fp8.ipynb). In fp32 it has no place, and this package leaves it out.
+# hurts, is measured in [07](07_fp8.ipynb). In fp32 it has no place, and this package leaves it out.
 #
 # ## Does it rank like attention?
 #
@@ -508,7 +512,7 @@ for name, who in (("trained", model), ("untrained", with_indexer(base))):
     with set_to(who, "dense"):
         traces[name] = who(episodes.tokens, trace=True)[1]
 claim(
-    "C3.14",
+    "warm-up-leaves-attention",
     all(
         torch.allclose(a.mass, b.mass, atol=1e-5)
         for a, b in zip(*traces.values(), strict=True)
@@ -536,14 +540,14 @@ ratio = {key: mass / kept["oracle", *key[1:]] for key, mass in kept.items()}
 show(*ranking.draw_ratio(ratio, at=16))
 mean = {who: sum(ratio[who, n, 16] for n in range(3)) / 3 for who in WHO}
 claim(
-    "C3.15",
+    "trained-keeps-mass",
     min(ratio["trained", n, 16] for n in range(3)) > 0.9,
     f"the trained indexer keeps {mean['trained']:.0%} of what the oracle"
     " keeps (K = 16, mean of layers)",
     value=f"{mean['trained']:.0%}",
 )
 claim(
-    "C3.16",
+    "untrained-keeps-mass",
     mean["untrained"] < min(mean["random"] + 0.2, mean["trained"] - 0.4),
     f"untrained it keeps {mean['untrained']:.0%}, random choice"
     f" {mean['random']:.0%}",
@@ -553,7 +557,7 @@ claim(
 show(*ranking.draw_hits(hits, at=16))
 elsewhere = max(hits["oracle", n, 16] for n in (0, 1))
 claim(
-    "C3.17",
+    "trained-finds-far-needles",
     hits["trained", 2, 16] > 0.9
     and max(elsewhere, hits["window", 2, 16]) < 0.2,
     f"in layer 2 the trained indexer chooses {hits['trained', 2, 16]:.0%}"
@@ -563,7 +567,7 @@ claim(
 
 # %% [markdown]
 # On mass a window looks respectable in layers 1 and 2. The hit rate tells it from an indexer, but only in layer 2,
-# the layer whose attention looks things up: in layers 0 and 1 not even the *oracle* finds the needle (C3.17). An
+# the layer whose attention looks things up: in layers 0 and 1 not even the *oracle* finds the needle. An
 # indexer learns to rank like **its own layer's attention**, also where this looks elsewhere.
 #
 # ## Is the ReLU any better?
@@ -583,7 +587,7 @@ kl, share = (ranking.by_form(runs, m) for m in ("kl", "of_oracle"))
 less = {f: int((kl[f] < kl["relu"]).sum()) for f in ("none", "softmax")}
 widest = max((share[f] - share["relu"]).abs().max() for f in less)
 claim(
-    "C3.18",
+    "other-activations-recorded",
     less["none"] >= 4 and less["softmax"] == 6 and widest < 0.02,
     f"{record['options']['steps']} steps, 6 runs each: scores without"
     f" activation follow attention closer than Eq. 1 in {less['none']},"
@@ -593,12 +597,12 @@ claim(
 )
 
 # %% [markdown]
-# So at this size **the ReLU is not better than no activation** (C3.18). It fits what we have seen: in layers 1 and 2
-# it seldom decides about a single key (C3.6). Softmax weights, all positive, follow attention even a little closer
-# than signed ones. All these differences are small beside the one between trained and untrained (C3.16).
+# So at this size **the ReLU is not better than no activation**. It fits what we have seen: in layers 1 and 2
+# it seldom decides about a single key. Softmax weights, all positive, follow attention even a little closer
+# than signed ones. All these differences are small beside the one between trained and untrained.
 #
-# Without the activation one merged head would do the work of J (C3.7), and a pair would cost the real indexer a 64th.
-# What the ReLU buys is rank (C3.8): rankings that no single direction of width W can express. Whether they are needed
+# Without the activation one merged head would do the work of J, and a pair would cost the real indexer a 64th.
+# What the ReLU buys is rank: rankings that no single direction of width W can express. Whether they are needed
 # among 128K tokens, nothing of this size can show.
 #
 # A spot check of the recorded result, live: both forms from the same weights, on short sequences of one small text.
@@ -617,12 +621,12 @@ after = activation.examine(base, pupils, exam)
 
 # %%
 claim(
-    "C3.19",
+    "both-forms-learn",
     max(b["kl"] for b in after) < 0.6 * min(a["kl"] for a in before),
     "fifty steps take at least 40% off the KL of either form",
 )
 claim(
-    "C3.20",
+    "both-forms-keep-alike",
     abs(after[0]["of_oracle"] - after[1]["of_oracle"]) < 0.1,
     "of the oracle's mass they then keep shares less than ten points apart",
 )
@@ -713,7 +717,7 @@ throw = Replacement(ops, "index_topk", dice)
 thrown = Mistake("dice", "No indexer at all.", "Why not.", "K < S", throw)
 by_dice = tours[128](thrown)
 claim(
-    "C3.21",
+    "dice-change-nothing",
     by_dice.logits < 1e-3,
     "with K >= S, dice instead of an indexer change no logit",
 )
@@ -739,7 +743,7 @@ guess.reveal(
     " see the future. No other exhibit shows.",
 )
 claim(
-    "C3.22",
+    "bugs-invisible-while-all-kept",
     shown == ["fillers not masked again"],
     f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)} exhibits are"
     " invisible while K >= S",
@@ -749,7 +753,7 @@ claim(
 # %%
 hidden = [name for name, found in narrow.items() if not found.visible]
 claim(
-    "C3.23",
+    "bugs-show-when-some-kept",
     hidden == ["LayerNorm with eps 1e-5"],
     f"with K < S {len(EXHIBITS) - len(hidden)} of {len(EXHIBITS)} show",
 )
@@ -764,7 +768,7 @@ show(*draw_damage({128: wide, 16: narrow}))
 eps = tour(shrink_keys(exact), visit, 16)("LayerNorm with eps 1e-5")
 print(f"small keys: {eps.logits:.1f}, swapped {eps.swapped:.0%}")
 claim(
-    "C3.24",
+    "small-keys-show-the-last",
     eps.visible and eps.swapped > 0.005,
     "with small keys and K < S the eleventh shows as well",
 )
@@ -779,16 +783,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E3.1}
+# {exercise:indexer.my_index_scores}
 
 # %% [markdown]
-# {exercise:E3.2}
+# {exercise:indexer.my_index_key}
 
 # %% [markdown]
-# {exercise:E3.3}
+# {exercise:indexer.my_two_heads}
 
 # %% [markdown]
-# {exercise:E3.4}
+# {exercise:indexer.my_test}
 
 # %% [markdown]
 # ## Where it fails
@@ -799,7 +803,7 @@ claim(
 published = narrow["neighbours in the indexer"]
 by_dice = tours[16](thrown).answered
 claim(
-    "C3.25",
+    "swapped-tokens-still-answer",
     published.swapped > 0.2 and published.answered > by_dice + 0.3,
     f"with {published.swapped:.0%} of the tokens swapped"
     f" {published.answered:.0%} of the needles are still answered, by dice"
@@ -819,7 +823,7 @@ with torch.no_grad():
 still = activation.scores("relu", q[..., R:], k[..., R:], w)
 share = float(hit(ops.select(still, 16), visit).float().mean())
 claim(
-    "C3.26",
+    "unrotated-half-finds",
     share > 0.8,
     f"by its unrotated half alone the indexer of layer 2 chooses"
     f" {share:.0%} of the answers",
@@ -841,26 +845,27 @@ for t in range(48, 96):
 worst, typical = min(per_query), sorted(per_query)[24]
 print(f"layer 0, median query {typical:.0%}, worst query {worst:.0%}")
 claim(
-    "C3.27",
+    "worst-query-of-layer-0",
     worst < typical - 0.1,
     f"in layer 0 the worst query keeps {worst:.0%} of the oracle's mass,"
     f" the median {typical:.0%}",
 )
 
 # %% [markdown]
-# **An untrained indexer** keeps little more than chance does (C3.16), and it costs just as much. Top-k passes no
+# **An untrained indexer** keeps little more than chance does, and it costs just as much. Top-k passes no
 # gradient: without a loss of its own it would stay like that.
 #
 # ## What you have checked
 #
-# Loops, einsum and tiles agree with each other and with the package (C3.2), and so does an indexer built from raw
-# weights (C3.4). Without an activation J heads are one (C3.7). Hadamard changes nothing in fp32 (C3.13). The
-# trained indexer keeps {C3.15} of what the oracle keeps. And while K >= S, {C3.22} mistakes cannot be seen.
+# Loops, einsum and tiles agree with each other and with the package, and so does an indexer built from raw weights.
+# Without an activation J heads are one. Hadamard changes nothing in fp32. The trained indexer keeps
+# {claim:trained-keeps-mass} of what the oracle keeps. And while K >= S, {claim:bugs-invisible-while-all-kept}
+# mistakes cannot be seen.
 #
 # **What the report does not say, and what we chose.** That the key is normalised by a LayerNorm and where its bias
 # and eps stand: taken from the published code. Which pairs are rotated: from its correction. The scale
 # $(J W)^{-1/2}$ of the weights: from the code as well. Why a ReLU and not nothing: the report says throughput, and
-# our sweep finds no advantage at this size (C3.18).
+# our sweep finds no advantage at this size.
 #
 # **Five questions**, with short answers folded away
 # 1. All index heads share one key. What would it cost to give each its own, and where would you notice first?
@@ -882,10 +887,10 @@ claim(
 #    K-th place a token falls, where probabilities may be too small to matter to the loss.
 # 4. At most one of the eleven: K >= S, so only fillers that are not masked again can show.
 # 5. Both forms trained in the same way at full size and length, with several seeds, and judged by what they choose
-#    among many tokens. C3.18 is only the outcome at our size.
+#    among many tokens. The recorded comparison is only the outcome at our size.
 #
 # </details>
 #
-# **Next**: [04 Token selection](04_token_selection.ipynb), what becomes of the scores; then
-# [05 FP8](05_fp8.ipynb), how much precision a ranking needs. What the latent of the query saves elsewhere is in
-# [02](02_multi_head_latent_attention.ipynb).
+# **Next**: [04 Token selection](04_token_selection.ipynb), what becomes of the scores; then [05 Training the
+# indexer](05_training_the_indexer.ipynb), where they come from. What the latent of the query saves elsewhere is in
+# [02](02_latent_attention.ipynb).

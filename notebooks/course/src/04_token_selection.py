@@ -16,9 +16,10 @@
 # **Afterwards**: the source of `dsa/kernels`. Computing: **40 s**.
 #
 # **Words.** The indexer's score of key s for query t is the sum over a few small heads of w · ReLU(q · k), where the
-# weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at once, *decode* adds one token
-# at a time and finds what it needs of the earlier ones in a *cache*. *The report* is DeepSeek's on V3.2-Exp. Shape
-# letters, as everywhere in this course: `T` query positions, `S` key positions, `K` kept tokens (top-k), `H` heads.
+# weight w of a head may be negative; [chapter 03](03_lightning_indexer.ipynb) builds it. *Prefill* reads a prompt at
+# once, *decode* adds one token at a time and finds what it needs of the earlier ones in a *cache*. *The report* is
+# DeepSeek's on V3.2-Exp. Shape letters, as everywhere in this course: `T` query positions, `S` key positions, `K`
+# kept tokens (top-k), `H` heads.
 
 # %%
 import inspect
@@ -26,7 +27,7 @@ from itertools import pairwise
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.selection import check
 from course.figures import selection_map
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -120,7 +121,7 @@ for T in (1, 2, 7, 30):
 
 # %%
 claim(
-    "C4.1",
+    "selection-by-hand",
     all(equal),
     f"the loop and dsa.kernels choose the same sets in {len(equal)} cases",
 )
@@ -185,7 +186,9 @@ print(f"plain topk agrees with itself in {plain} of 200 rows")
 # %%
 ours = agreement(lambda x: ops.select(x, 16))
 claim(
-    "C4.2", ours == 200, f"our rule agrees with itself in all {ours} rows"
+    "tie-rule-agrees",
+    ours == 200,
+    f"our rule agrees with itself in all {ours} rows",
 )
 
 # %% [markdown]
@@ -202,7 +205,7 @@ with torch.no_grad():
     ]
 gap = float((torch.cat(parts, 1) - whole).abs().max())
 claim(
-    "C4.16",
+    "chunked-prefill-agrees",
     gap < 1e-4,
     "prefill in one go, in chunks and by single tokens give equal logits",
 )
@@ -237,24 +240,25 @@ guess.reveal(
 )
 ratio = [at16["indexer", n] / at16["oracle", n] for n in range(3)]
 claim(
-    "C4.3",
+    "indexer-near-best",
     min(ratio) > 0.8,
     "in every layer the indexer keeps at least"
     f" {min(ratio):.0%} of what the best choice keeps",
     value=f"{min(ratio):.0%}",
 )
 claim(
-    "C4.4",
+    "diffuse-first-layer",
     at16["oracle", 0] < 0.7 * at16["oracle", 1],
     f"even the best 16 keep only {at16['oracle', 0]:.0%} in layer 0",
     value=f"{at16['oracle', 0]:.0%}",
 )
 
 # %% [markdown]
-# So a share kept must be read beside the oracle's. In layer 0 **no** choice of 16 can keep more than {C4.4}, and that is
-# not the indexer's fault: it reaches {C4.3} of the oracle's share or more in every layer. Layer 1 looks at the tokens
-# just before, and a window is as good as any choice. Layer 2 looks mostly nearby as well, on prose. What it can do
-# besides, and a window cannot, shows further down.
+# So a share kept must be read beside the oracle's. In layer 0 **no** choice of 16 can keep more than
+# {claim:diffuse-first-layer}, and that is not the indexer's fault: it reaches {claim:indexer-near-best} of the
+# oracle's share or more in every layer. Layer 1 looks at the tokens just before, and a window is as good as any
+# choice. Layer 2 looks mostly nearby as well, on prose. What it can do besides, and a window cannot, shows further
+# down.
 #
 # ### One choice for all heads
 #
@@ -280,21 +284,21 @@ lost = (best - kept).amax(1)
 
 # %%
 claim(
-    "C4.5",
+    "mass-is-mean-of-heads",
     torch.allclose(heads.mean(2), reading.mass, atol=1e-5),
     "attention mass is the mean of the heads' own attentions",
 )
 most = 100 * float(lost.max())
 claim(
-    "C4.6",
+    "shared-choice-costs-heads",
     most < 20,
     f"sharing one choice costs a head at most {most:.0f} points",
     value=f"{most:.0f} points",
 )
 
 # %% [markdown]
-# A head loses {C4.6} at most, although the choice was made for the sum of all heads, which is the target that taught the
-# indexer (report Eq. 3).
+# A head loses {claim:shared-choice-costs-heads} at most, although the choice was made for the sum of all heads, which
+# is the target that taught the indexer (report Eq. 3).
 #
 # ## The one token that matters
 #
@@ -343,7 +347,7 @@ guess.reveal(
 )
 words = ", ".join(f"{who} {share:.0%}" for who, share in rate.items())
 claim(
-    "C4.7",
+    "far-needles-kept",
     rate["indexer"] > 0.9
     and rate["window"] < 0.05
     and rate["random"] < 0.3,
@@ -351,7 +355,7 @@ claim(
     value=words,
 )
 claim(
-    "C4.17",
+    "random-holds",
     abs(rate["random"] - 1 / 24) < 1 / 24,
     f"16 tokens at random hold {rate['random']:.0%} of them",
     value=f"{rate['random']:.0%}",
@@ -387,7 +391,7 @@ runs = {"dense": "dense"} | runs
 answered = {who: recall(kind) for who, kind in runs.items()}
 print(", ".join(f"{who} {share:.0%}" for who, share in answered.items()))
 claim(
-    "C4.8",
+    "answers-right",
     answered["indexer"] > 0.9 and answered["window"] < 0.25,
     f"answers right: indexer {answered['indexer']:.0%},"
     f" window {answered['window']:.0%}",
@@ -404,7 +408,7 @@ table = json.loads(read_file("../data/measurements/seeds.json"))
 worst = table["least"]["hit_indexer"]
 window = table["most"]["hit_window"]
 claim(
-    "C4.18",
+    "three-seeds-find",
     worst > 0.9 and window < 0.05,
     f"over {len(table['rows'])} trained models the indexer finds at least"
     f" {worst:.0%}, a window at most {window:.0%}",
@@ -434,7 +438,7 @@ q, kv, chosen = decode_inputs(1024)
 masked = reference.sparse_attention(q, kv, chosen, 0.125, 48)
 gathered = tiled.sparse_attention(q, kv, chosen, 0.125, 48)
 claim(
-    "C4.9",
+    "masked-equals-gathered",
     torch.allclose(masked, gathered, atol=1e-5),
     "masked and gathered attention give the same numbers",
 )
@@ -465,24 +469,24 @@ show(*selection_map.draw_growth(lengths, cost))
 # %%
 flat = cost["gathered"][0]
 claim(
-    "C4.10",
+    "gathered-flop-constant",
     len(set(cost["gathered"])) == 1,
     f"gathered attention makes {flat:,} FLOP at every length",
     value=f"{flat:,}",
 )
 claim(
-    "C4.11",
+    "masked-flop-grows",
     cost["masked"][-1] == 128 * cost["masked"][0],
     "masked attention costs in proportion to the length",
 )
 
 # %% [markdown]
-# You can check {C4.10} by hand: H heads times K keys, once over the 64 numbers of the key and once over the 48 of
-# the value, two operations each: 2 x 4 x 16 x (64 + 48). The length does not occur.
+# You can check {claim:gathered-flop-constant} by hand: H heads times K keys, once over the 64 numbers of the key and
+# once over the 48 of the value, two operations each: 2 x 4 x 16 x (64 + 48). The length does not occur.
 #
-# Masked code is the easier one to write. It is right for training on short texts and for checking, and it is no measurement
-# of sparse attention. One more honest line: gathered attention is not the *whole* cost. The indexer has still scored
-# every key, and that grows with the length. What it costs for each key, beside what attention would:
+# Masked code is the easier one to write. It is right for training on short texts and for checking, and it is no
+# measurement of sparse attention. One more honest line: gathered attention is not the *whole* cost. The indexer has
+# still scored every key, and that grows with the length. What it costs for each key, beside what attention would:
 
 # %%
 for name, c in (("here", model.config), ("V3.2-Exp", dsa.Config.v32_exp())):
@@ -536,16 +540,16 @@ twins(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E4.1}
+# {exercise:selection.my_select}
 
 # %% [markdown]
-# {exercise:E4.2}
+# {exercise:selection.my_mass_kept}
 
 # %% [markdown]
-# {exercise:E4.3}
+# {exercise:selection.my_sparse_attention}
 
 # %% [markdown]
-# {exercise:E4.4}
+# {exercise:selection.my_two_level_topk}
 
 # %% [markdown]
 # ## Where it fails
@@ -568,7 +572,7 @@ for seed in range(3):
 model = trained
 worst, luckiest = min(blind), max(blind)
 claim(
-    "C4.12",
+    "untaught-indexers-find",
     luckiest < 0.3,
     f"three untaught indexers find {worst:.0%} to {luckiest:.0%}"
     " of the far needles",
@@ -576,8 +580,8 @@ claim(
 )
 
 # %% [markdown]
-# Chance found {C4.17}. A sparse model is only as good as its indexer, which is why the report gives it a training stage of
-# its own before anything else becomes sparse.
+# Chance found {claim:random-holds}. A sparse model is only as good as its indexer, which is why the report gives it a
+# training stage of its own before anything else becomes sparse.
 #
 # **Too small a K.** A needle needs one token; prose needs several at once. So the two suffer differently when K
 # shrinks. The second is measured by its loss, in bits for each byte of text, where lower is better.
@@ -601,7 +605,7 @@ for k in (1, 2, 4, 8, 16):
 # %%
 dearer = bits("sparse", 1) - bits("sparse", 16)
 claim(
-    "C4.13",
+    "single-key-costs-bits",
     dearer > 0.4,
     f"with K = 1 prose costs {dearer:.1f} bits a byte more than with 16",
 )
@@ -614,26 +618,30 @@ prose = {who: bits(kind) for who, kind in runs.items()}
 print(", ".join(f"{who} {b:.2f}" for who, b in prose.items()))
 dearer = prose["window"] - prose["indexer"]
 claim(
-    "C4.14",
+    "window-costs-on-prose",
     abs(dearer) < 0.2,
     f"on plain prose a window of 16 costs {dearer:.1f} bits a byte more",
     value=f"{dearer:.1f} bits",
 )
 assert prose["indexer"] < prose["dense"] + 0.05
 dearer = prose["random"] - prose["indexer"]
-claim("C4.15", dearer > 0.2, f"random tokens cost {dearer:.1f} bits more")
+claim(
+    "random-costs-on-prose",
+    dearer > 0.2,
+    f"random tokens cost {dearer:.1f} bits more",
+)
 
 # %% [markdown]
-# A difference of {C4.14}: whoever measures only the loss on prose would conclude that a window is enough. The needles
-# say otherwise. Both are true, of different texts, and a model does not know beforehand which kind it will be given.
-# (That 16 tokens do no worse than all of them is no mistake: this model was trained to live with the indexer's choice,
-# [07](07_sparse_training.ipynb).)
+# A difference of {claim:window-costs-on-prose}: whoever measures only the loss on prose would conclude that a window
+# is enough. The needles say otherwise. Both are true, of different texts, and a model does not know beforehand which
+# kind it will be given. (That 16 tokens do no worse than all of them is no mistake: this model was trained to live
+# with the indexer's choice, [06](06_sparse_training.ipynb).)
 #
 # ## What you have checked
 #
-# The selection by hand equals the package's (C4.1), with ties too (C4.2) and in pieces (C4.16). In every layer the indexer
-# keeps at least {C4.3} of what is possible. Far needles among the 16 kept: {C4.7}. Gathered attention costs the same at
-# every length (C4.10).
+# The selection by hand equals the package's, with ties too and in pieces. In every layer the indexer keeps at least
+# {claim:indexer-near-best} of what is possible. Far needles among the 16 kept: {claim:far-needles-kept}. Gathered
+# attention costs the same at every length.
 #
 # **What the report does not say, and what we chose.** What happens among equal scores: here the later key wins.
 # What stands in an unfilled slot: here -1, elsewhere often an arbitrary index that attention must mask again. In
@@ -657,5 +665,5 @@ claim("C4.15", dearer > 0.2, f"random tokens cost {dearer:.1f} bits more")
 #
 # </details>
 #
-# **Next**: [05 FP8](05_fp8.ipynb) makes the scores coarse and asks what stays chosen, and
-# [06 Training the indexer](06_training_the_indexer.ipynb) teaches an indexer before your eyes.
+# **Next**: [05 Training the indexer](05_training_the_indexer.ipynb) teaches an indexer before your eyes, and
+# [07 FP8](07_fp8.ipynb) makes the scores coarse and asks what stays chosen.

@@ -13,7 +13,7 @@
 # 3. check in machine code whether the matrix unit does the work, and whether anything overflows.
 #
 # **You need** PyTorch, [04 Token selection](04_token_selection.ipynb) and, for one paragraph,
-# [05 FP8](05_fp8.ipynb).
+# [07 FP8](07_fp8.ipynb).
 #
 # **Afterwards**: `dsa/kernels/triton` from `index_logits.py` to `sparse_backward.py`. Computing: **50 s**.
 #
@@ -35,7 +35,7 @@ import dsa
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from course.exercises.catalogue import check
+from course.exercises.tiles import check
 from course.figures import gpu_targets
 from course.figures.full_model import read_record
 from course.figures.traffic import Memory, draw_tiles, tile_traffic
@@ -97,20 +97,20 @@ guess.reveal(masked / fetched, "1,024 / 64: only fetching depends on K")
 
 # %%
 claim(
-    "C8.1",
+    "masked-flop-any-k",
     flops("reference", 1024, 1024) == masked,
     "the masked version needs the same FLOP for 64 and for 1,024 keys",
 )
 claim(
-    "C8.2",
+    "fetching-fewer-flop",
     masked == 16 * fetched == 16 * flops("tiled", 4096, 64),
     f"fetching needs {masked // fetched} times fewer, at any length",
     value=f"{masked // fetched} times",
 )
 
 # %% [markdown]
-# Masking saves nothing (C8.1); fetching saves {C8.2}. A mask is good for one thing: it is a reference that is hard to
-# get wrong.
+# Masking saves nothing; fetching saves {claim:fetching-fewer-flop}. A mask is good for one thing: it is a reference
+# that is hard to get wrong.
 #
 # ## Fresh memory is slow memory
 #
@@ -148,7 +148,7 @@ reused = faults(lambda: torch.add(a, a, out=buffer))
 print(f"page faults in 8 rounds: {fresh:,} fresh, {reused:,} reused")
 if COUNTED:
     claim(
-        "C8.3",
+        "fresh-memory-faults",
         fresh > 10 * reused,
         "a fresh result faults, a buffer does not",
     )
@@ -192,7 +192,7 @@ def both_steps(given, backend):
 with torch.no_grad():
     mine, theirs = (both_steps(many, b) for b in ("cpu", "reference"))
 claim(
-    "C8.16",
+    "tiles-give-the-same",
     torch.allclose(mine, theirs, atol=1e-4),
     "tiles in buffers give what whole matrices give",
 )
@@ -214,12 +214,12 @@ guess.reveal(
 
 # %%
 claim(
-    "C8.17",
+    "loops-are-slow",
     took["loops"] > 50 * took["cpu"],
     "loops take more than 50 times as long",
 )
 claim(
-    "C8.18",
+    "matrices-are-slower",
     took["reference"] > 2 * took["cpu"],
     "whole matrices take more than twice as long as tiles",
 )
@@ -242,7 +242,7 @@ print(f"at {keys:,} dense over sparse: {ratio:.1f}")
 
 # %%
 claim(
-    "C8.19",
+    "sparse-faster-here",
     ratio > 1.8,
     "at 65,536 tokens sparse prefill is the faster one on this machine",
 )
@@ -250,8 +250,9 @@ claim(
 # %% [markdown]
 # ## What was tried
 #
-# Most ideas do not help. Those for the processor are kept, a few lines each, in `notebooks/course/experiments/cpu_variants.py`, and are
-# held against the reference like everything else. This is how one would write sparse attention first:
+# Most ideas do not help. Those for the processor are kept, a few lines each, in
+# `notebooks/course/experiments/cpu_variants.py`, and are held against the reference like everything else. This is how
+# one would write sparse attention first:
 
 # %%
 from course.experiments import cpu_variants
@@ -276,7 +277,7 @@ show(*draw_tried(record))
 sparse, dense = of(record, "sparse"), of(record, "dense")
 dearer = sparse["masked"]["seconds"] / dense["ours"]["seconds"]
 claim(
-    "C8.20",
+    "masked-takes-longer",
     dearer > 2,
     f"masked sparse attention takes {dearer:.1f} times as long as dense",
     kind="recorded",
@@ -284,7 +285,7 @@ claim(
 )
 unfair = dense["mask of a chunk"]["times"]
 claim(
-    "C8.21",
+    "mask-slows-dense",
     unfair > 1.3,
     f"a mask alone makes dense attention {unfair:.1f} times as slow",
     kind="recorded",
@@ -292,12 +293,12 @@ claim(
 )
 
 # %% [markdown]
-# Read it from above. *Masked* is dearer than not being sparse at all, {C8.20}. The *four lines* lose most of what they
-# save to page faults, and so does everything that creates something of size T x S. *Fresh tensors* in tiles are
-# smaller, and the allocator hands some of them out again; they still cost. Plain `topk` and groups of neighbours cost
-# little, since choosing is cheap next to scoring. Narrower index vectors are faster on a machine that multiplies them
-# fast, but round what is ranked: the model decides that ([05 FP8](05_fp8.ipynb)), not the kernel. Below, the baseline:
-# whoever compares with a masked one gains {C8.21} for nothing.
+# Read it from above. *Masked* is dearer than not being sparse at all, {claim:masked-takes-longer}. The *four lines*
+# lose most of what they save to page faults, and so does everything that creates something of size T x S. *Fresh
+# tensors* in tiles are smaller, and the allocator hands some of them out again; they still cost. Plain `topk` and
+# groups of neighbours cost little, since choosing is cheap next to scoring. Narrower index vectors are faster on a
+# machine that multiplies them fast, but round what is ranked: the model decides that ([07 FP8](07_fp8.ipynb)), not
+# the kernel. Below, the baseline: whoever compares with a masked one gains {claim:mask-slows-dense} for nothing.
 
 # %% [markdown]
 # ## Reads, writes and the roofline
@@ -349,7 +350,7 @@ show(
 
 # %%
 claim(
-    "C8.4",
+    "heads-to-pay-a-row",
     many > ridge > 64 * one,
     f"a fetched row pays for itself only if it serves about"
     f" {ridge / one:.0f} heads",
@@ -357,15 +358,16 @@ claim(
 )
 
 # %% [markdown]
-# This is why sparse attention works in the MQA mode of MLA, where all heads share one latent: a token that is
-# fetched from anywhere in memory must serve {C8.4} to be worth its bytes from main memory. (Rows that several
-# programs fetch at the same time come from the cache on the chip, which is faster; the model leaves that out.)
+# This is why sparse attention works in the MQA mode of MLA, where all heads share one latent: a token that is fetched
+# from anywhere in memory must serve {claim:heads-to-pay-a-row} to be worth its bytes from main memory. (Rows that
+# several programs fetch at the same time come from the cache on the chip, which is faster; the model leaves that
+# out.)
 
 # %% [markdown]
-# {exercise:E8.2}
+# {exercise:tiles.my_tile_reads}
 
 # %% [markdown]
-# {exercise:E8.3}
+# {exercise:tiles.my_gather}
 
 # %% [markdown]
 # ## Tiles
@@ -386,7 +388,7 @@ twins(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
 # %%
 short, tall = tile_traffic(2048, 16)[0], tile_traffic(2048, 128)[0]
 claim(
-    "C8.5",
+    "few-heads-move-more",
     short > 6 * tall,
     f"16 heads a tile move {short / tall:.1f} times as many bytes as 128",
     value=f"{short / tall:.1f} times",
@@ -397,7 +399,7 @@ claim(
 # as all registers of one of the chip's 132 processors. So our kernel takes 64.
 
 # %% [markdown]
-# {exercise:E8.1}
+# {exercise:tiles.my_attention}
 
 # %% [markdown]
 # ## Tokens or blocks?
@@ -438,7 +440,7 @@ show(
 
 # %%
 claim(
-    "C8.6",
+    "tokens-against-blocks",
     shares[1] > shares[4] > shares[16],
     "single tokens keep"
     f" {100 * (shares[1] - shares[16]):.0f} points more of the mass",
@@ -446,15 +448,15 @@ claim(
 )
 
 # %% [markdown]
-# Tokens choose better: {C8.6} of the mass, at the same budget. The price is paid in tiles. Neighbouring queries
-# choose different tokens, so a tile of rows can only be the *heads* of one query, never several queries. A block that
-# 64 neighbouring queries share is fetched once for all of them. DeepSeek Sparse Attention (*DSA*) can afford single
-# tokens because MLA has 128 heads on one key; a model with 8 heads would wait for memory.
+# Tokens choose better: {claim:tokens-against-blocks} of the mass, at the same budget. The price is paid in tiles.
+# Neighbouring queries choose different tokens, so a tile of rows can only be the *heads* of one query, never several
+# queries. A block that 64 neighbouring queries share is fetched once for all of them. DeepSeek Sparse Attention
+# (*DSA*) can afford single tokens because MLA has 128 heads on one key; a model with 8 heads would wait for memory.
 #
 # ## A kernel, line by line
 #
 # A Triton kernel is a Python function of which thousands of copies run, each with a number of its own. This one
-# computes the index scores of chapter 05, codes in and scores out. It is the package's own.
+# computes the index scores of chapter 07, codes in and scores out. It is the package's own.
 
 # %%
 if TRITON:
@@ -491,7 +493,7 @@ seen = expected > -torch.inf
 error = (found[seen] - expected[seen]).norm() / expected[seen].norm()
 if TRITON:
     claim(
-        "C8.7",
+        "interpreted-scores",
         torch.equal(found > -torch.inf, seen) and error < 1e-6,
         "the interpreted kernel gives the reference's scores",
     )
@@ -510,7 +512,7 @@ bits = x.view(torch.int32).long() & 0xFFFFFFFF
 codes32 = torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
 print([f"{c:08x}" for c in codes32.tolist()])
 claim(
-    "C8.8",
+    "codes-rise",
     bool((codes32.diff() >= 0).all()) and codes32[2] == codes32[3],
     "codes rise with the numbers, and both zeros are one",
 )
@@ -529,7 +531,7 @@ rule = reference.select(scores, 16)
 same = torch.equal(ours.sort(-1).values, rule.sort(-1).values)
 if TRITON:
     claim(
-        "C8.9",
+        "radix-select-ties",
         same,
         "the radix select chooses as the rule does, ties included",
     )
@@ -581,13 +583,21 @@ for name, row in zip(names, machine, strict=True):
 # %%
 units = [row[1] for row in machine]
 if TRITON:
-    claim("C8.10", units[0] == "QGMMA", "on Hopper 8-bit codes multiply")
     claim(
-        "C8.11",
+        "fp8-instruction",
+        units[0] == "QGMMA",
+        "on Hopper 8-bit codes multiply",
+    )
+    claim(
+        "wide-instruction-no-spill",
         units[2] == "HGMMA" and machine[2][2] == "0",
         "64 heads get the wide 16-bit instruction, and nothing spills",
     )
-    claim("C8.12", units[3] == "HMMA", "16 heads fall to the narrow one")
+    claim(
+        "narrow-instruction",
+        units[3] == "HMMA",
+        "16 heads fall to the narrow one",
+    )
 
 # %% [markdown]
 # The compiler found mistakes that the interpreter had accepted. The gradient of the latents was first written
@@ -618,7 +628,7 @@ if TRITON:
 # Whether all this is fast only a GPU can say. On a machine with one, `make gpu` checks every kernel at full size and
 # times it, beside the strongest that PyTorch has for the job and against goals that were set beforehand; the sizes of
 # tiles that it tried stand in a table. Here is its record, or the sentence that stands in for it. (Rates that others
-# published are in [11 Cost curves](11_cost_curves.ipynb).)
+# published are in [09 Cost curves](09_cost_curves.ipynb).)
 
 # %%
 record = read_record("../data/measurements/gpu_kernels.json")
@@ -642,7 +652,7 @@ else:
 # | Cambricon | none | not run by us | its makers adapted a branch of vLLM |
 # | none (`meta`) | shapes only | run | for planning and compiling |
 #
-# An article about the release ([11](11_cost_curves.ipynb) weighs it) says that the code also supports chips of other
+# An article about the release ([09](09_cost_curves.ipynb) weighs it) says that the code also supports chips of other
 # makers. What that meant: Huawei's CANN team published kernels for both new operations, in Ascend C, PyPTO and
 # TileLang, on the day of the release; Cambricon and Hygon announced adaptations of their own. The language the
 # published kernels are written in, TileLang, has an Ascend branch. Our kernels would have to be taken to
@@ -676,7 +686,7 @@ cache = torch.empty(1, 131072, 576, device="meta")
 chosen = torch.empty(1, 4096, 2048, dtype=torch.long, device="meta")
 shape = ops.sparse_attention(empty, cache, chosen, 0.1, 512).shape
 claim(
-    "C8.13",
+    "shapes-without-numbers",
     tuple(shape) == (1, 4096, 128, 512),
     "tensors without numbers pass through at the real size",
 )
@@ -698,20 +708,20 @@ cheaper = next(
     n for n in lengths if bytes_read("sparse", n) < bytes_read("dense", n)
 )
 claim(
-    "C8.14",
+    "bytes-cross",
     bytes_read("sparse", 2048) > bytes_read("dense", 2048),
     f"at 2,048 tokens sparse reads more; from {cheaper:,} on less",
     value=f"{cheaper:,}",
 )
 
 # %% [markdown]
-# Below {C8.14} tokens sparse decoding moves more bytes, and no kernel can mend that. A small K is the other case:
-# with few keys a query the program spends its time on fetching the query and writing the answer.
+# Below {claim:bytes-cross} tokens sparse decoding moves more bytes, and no kernel can mend that. A small K is the
+# other case: with few keys a query the program spends its time on fetching the query and writing the answer.
 
 # %%
 few, many = tile_traffic(64, 64)[1], tile_traffic(2048, 64)[1]
 claim(
-    "C8.15",
+    "flop-per-byte",
     few < ridge / 2 and many > 1.5 * few,
     f"with K = 64 a byte moved pays for {few:.0f} FLOP, with 2,048 for"
     f" {many:.0f}; the chip wants {ridge:.0f}",
@@ -720,12 +730,11 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# Masking saves nothing, fetching {C8.2} (C8.1, C8.2), and fresh memory is paid for page by page (C8.3). Tiles give what
-# whole matrices give, sooner (C8.16 to C8.18), and beat a fair dense baseline on a long text (C8.19); most else that was
-# tried does not (C8.20, C8.21). A fetched row must serve {C8.4} (C8.4, C8.5). Tokens choose better than blocks (C8.6).
-# The kernels are right in the interpreter (C8.7 to C8.9), and their machine code uses the matrix unit without a spill
-# where it should (C8.10 to C8.12). Tensors without numbers work at full size (C8.13). Short texts and small K lose
-# (C8.14, C8.15).
+# Masking saves nothing, fetching {claim:fetching-fewer-flop}, and fresh memory is paid for page by page. Tiles give what
+# whole matrices give, sooner, and beat a fair dense baseline on a long text; most else that was
+# tried does not. A fetched row must serve {claim:heads-to-pay-a-row}. Tokens choose better than blocks.
+# The kernels are right in the interpreter, and their machine code uses the matrix unit without a spill
+# where it should. Tensors without numbers work at full size. Short texts and small K lose.
 #
 # **What the report does not say, and what we chose.** How the selection is computed: here a radix select, ties to
 # the later key. In which tiles: 64 heads, 32 keys. How gradients of shared latents are summed: here by atomic
@@ -748,5 +757,5 @@ claim(
 #
 # </details>
 #
-# **Next**: [09 The full model](09_the_full_model.ipynb) puts the layer back into a model of 671 billion
-# parameters.
+# **Next**: [09 Cost curves](09_cost_curves.ipynb) asks what all this is worth, at which length;
+# [10 The full model](10_full_model_on_a_gpu.ipynb) puts the layer back into a model of 671 billion parameters.

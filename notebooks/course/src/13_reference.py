@@ -9,16 +9,15 @@
 # **You will be able to**
 # 1. find what a term means, and the cell that introduced it;
 # 2. go from an equation, section, figure or table of the report to its code, its test and the cell that shows it;
-# 3. see what the report leaves open, what was chosen here, and why.
+# 3. see what the report leaves open, what was chosen here, and why;
+# 4. look up a statement of the report, or of the article that made it widely known, and how it fares here.
 #
-# **You need** nothing. What the article and the report *state*, and how each statement fares here, closes
-# [chapter 12](12_beyond.ipynb).
+# **You need** nothing.
 
 # %% [markdown]
 # ## Words and letters
 #
-# *Introduced* is the first cell that sets a word off, in a heading or in bold or italic letters. Numbers are those of
-# the real model.
+# *Introduced* links the cell that explains the word. Numbers are those of the real model.
 #
 # {table:glossary}
 
@@ -53,7 +52,7 @@ from course.ui.claims import claim
 
 shown = [row for row in index if row["functions"] and row["claims"]]
 claim(
-    "C13.1",
+    "index-leads-somewhere",
     all(row["functions"] or row["note"] for row in index),
     f"of {len(index)} rows {len(shown)} lead to code, a test and a cell;"
     " the others say why not",
@@ -74,3 +73,13 @@ claim(
 # be decided. Each line begins with its chapter and ends with the code and the cells that show it.
 #
 # {table:choices}
+
+# %% [markdown]
+# ## What is said, and what stands
+#
+# Every statement of the article and of the report on V3.2-Exp, and how it fares in this course. *Reproduced*: cells
+# measure it, at our size. *In part*: they measure some of it, or find it weaker than said; the note says what.
+# *Modelled*: it follows from counts that a cell asserts. *Contradicted*: a cell shows the opposite. *Published*: only
+# the published figure can be shown. The links lead to the cells.
+#
+# {table:ledger}

@@ -3,7 +3,7 @@
 A textbook states; a notebook can prove. `claim` asserts its condition and prints one line, and that printed
 line *is* the record: there is no list of claims kept anywhere on the side that could disagree with it. nbval
 compares the line whenever the notebook is run as a test, and the builder reads it to fill the placeholders
-`{C4.2}` of the prose, so a number in a paragraph cannot differ from the number that was measured.
+`{claim:kept-by-16}` of the prose, so a number in a paragraph cannot differ from the number that was measured.
 
 A claim is *live* when its cell computes what it asserts (one seed, a wide margin), and *recorded* when it
 asserts what a stored measurement says (several seeds, kept under data/ with the command that makes it anew).
@@ -16,46 +16,46 @@ from typing import Any, Literal
 from course.ui.output import publish
 
 Kind = Literal["live", "recorded"]
-_ID = re.compile(r"C\d+\.\d+")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class ClaimError(ValueError):
-    """The claim itself is badly put: its id, its words or its condition cannot be used."""
+    """The claim itself is badly put: its name, its words or its condition cannot be used."""
 
 
-def claim(id: str, condition: Any, words: str, kind: Kind = "live", value: str | None = None) -> None:
-    """Assert `condition` and print it as one line such as `✓ C4.2 [live] the top 16 keep 93 % of the mass`.
+def claim(name: str, condition: Any, words: str, kind: Kind = "live", value: str | None = None) -> None:
+    """Assert `condition` and print it as one line such as `✓ [live] the top 16 keep 93 % of the mass`.
 
-    `id` is C<chapter>.<number>; `condition` one truth value (bool, NumPy bool or a tensor with one element);
-    `words` one line with few digits, since outputs are compared between processors; `value` the part of
-    `words` that `{C4.2}` stands for in prose (all of them when it is not given). Raises AssertionError with
-    id and words when the condition is false, ClaimError when the claim is badly put.
+    `name` is words joined by hyphens, and no other claim's; `condition` one truth value (bool, NumPy bool or a tensor
+    with one element); `words` one line with few digits, since outputs are compared between processors; `value` the part
+    of `words` that `{claim:NAME}` stands for in prose (all of them when it is not given). Raises AssertionError with
+    name and words when the condition is false, ClaimError when the claim is badly put.
     """
-    _well_put(id, words, kind, value)
-    if not _truth(id, condition):
-        raise AssertionError(f"{id} does not hold: {words}")
-    record = {"id": id, "kind": kind, "words": words, "value": words if value is None else value}
-    publish({"text/plain": f"✓ {id} [{kind}] {words}"}, metadata={"claim": record})
+    _well_put(name, words, kind, value)
+    if not _truth(name, condition):
+        raise AssertionError(f"{name} does not hold: {words}")
+    record = {"name": name, "kind": kind, "words": words, "value": words if value is None else value}
+    publish({"text/plain": f"✓ [{kind}] {words}"}, metadata={"claim": record})
 
 
-def _well_put(id: str, words: str, kind: str, value: str | None) -> None:
+def _well_put(name: str, words: str, kind: str, value: str | None) -> None:
     """Refuse a claim that the builder or the reader could not use."""
-    if not isinstance(id, str) or not _ID.fullmatch(id):
-        raise ClaimError(f"claim id {id!r} is not of the form C<chapter>.<number>: write for example 'C4.2'")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ClaimError(f"claim name {name!r} is not words joined by hyphens: write for example 'kept-by-16'")
     if not isinstance(words, str) or not words.strip() or "\n" in words:
-        raise ClaimError(f"{id}: its words are {words!r}, and must be one line that says what is claimed")
+        raise ClaimError(f"{name}: its words are {words!r}, and must be one line that says what is claimed")
     if kind not in ("live", "recorded"):
-        raise ClaimError(f"{id}: kind {kind!r} is unknown: use 'live' or 'recorded'")
+        raise ClaimError(f"{name}: kind {kind!r} is unknown: use 'live' or 'recorded'")
     if value is not None and (not value or value not in words):
-        raise ClaimError(f"{id}: the value {value!r} must be part of the words, {words!r}, which tests compare")
+        raise ClaimError(f"{name}: the value {value!r} must be part of the words, {words!r}, which tests compare")
 
 
-def _truth(id: str, condition: Any) -> bool:
+def _truth(name: str, condition: Any) -> bool:
     """One truth value, and nothing that merely counts as true: a string would make every claim hold."""
     found = condition
     if hasattr(condition, "item"):  # a tensor or NumPy value
         with suppress(RuntimeError, ValueError):  # more than one element
             found = condition.item()
     if not isinstance(found, bool):
-        raise ClaimError(f"{id}: its condition is of type {type(condition).__name__}, and must be one truth value")
+        raise ClaimError(f"{name}: its condition is of type {type(condition).__name__}, and must be one truth value")
     return found

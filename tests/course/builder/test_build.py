@@ -14,14 +14,14 @@ from sample_exercise import SAMPLE
 SOURCE = """\
 # %% [markdown]
 # # How a sample works
-# The top keys keep {C0.1}, of {source:report.tokens} tokens.
+# The top keys keep {claim:kept}, of {source:report.tokens} tokens.
 
 # %%
 import uuid
 
 from course.ui.claims import claim
 
-claim("C0.1", True, "they keep 93 % of it", value="93 %")
+claim("kept", True, "they keep 93 % of it", value="93 %")
 once = uuid.uuid4()
 
 # %%
@@ -57,7 +57,7 @@ Panel(draw, k=Slider("k", 1, 4, 2))
 
 @pytest.fixture(autouse=True)
 def known_exercise(monkeypatch):
-    monkeypatch.setattr("course.builder.source.find", lambda id: {"E0.1": SAMPLE}[id])
+    monkeypatch.setattr("course.builder.source.find", lambda place: {"sample.largest": SAMPLE}[place])
 
 
 def course_at(folder, source=SOURCE, **other):
@@ -102,11 +102,11 @@ def draft(tmp_path, source):
 # From source to cells
 
 
-def test_cells_are_named_by_section_and_place(tmp_path):
+def test_cells_are_named_by_their_first_claim_or_by_section_and_place(tmp_path):
     assert [cell.id for cell in draft(tmp_path, SOURCE).cells] == [
         "how-a-sample-works",
+        "kept",
         "how-a-sample-works_1",
-        "how-a-sample-works_2",
         "a-figure",
         "a-figure_1",
         "a-figure_2",
@@ -118,7 +118,7 @@ def test_cells_are_named_by_section_and_place(tmp_path):
 def test_a_new_cell_changes_no_id_outside_its_section(tmp_path):
     longer = draft(tmp_path, SOURCE.replace("# %%\nonce.hex", "# %%\n1 + 1\n\n# %%\nonce.hex"))
     assert {cell.id for cell in longer.cells} - {cell.id for cell in draft(tmp_path, SOURCE).cells} == {
-        "how-a-sample-works_3"
+        "how-a-sample-works_2"
     }
 
 
@@ -127,29 +127,39 @@ def test_equal_headings_still_give_different_ids(tmp_path):
     assert [cell.id for cell in twice.cells] == ["again", "again_1", "again_again2", "again_again2_1"]
 
 
+def test_a_claim_called_like_a_section_is_an_error(tmp_path):
+    with pytest.raises(BuildError, match="2 cells are called a-figure"):
+        draft(tmp_path, SOURCE.replace('claim("kept"', 'claim("a-figure"'))
+
+
 def test_tags_and_nothing_else_become_metadata(tmp_path):
     cells = draft(tmp_path, SOURCE).cells
     assert [cell.metadata for cell in cells] == [{}] * 7 + [{"tags": ["raises-exception"]}]
 
 
 def test_an_exercise_becomes_task_stub_check_and_folded_hints(tmp_path):
-    task, stub, check, hints = draft(tmp_path, "# %% [markdown]\n# {exercise:E0.1}\n").cells
-    assert task.source.startswith("### Exercise E0.1 ★☆☆ The k largest (5 minutes)\n\nReturn the")
+    task, stub, check, hints = draft(tmp_path, "# %% [markdown]\n# {exercise:sample.largest}\n").cells
+    assert task.source.startswith("### Exercise: The k largest ★☆☆ (5 minutes)\n\nReturn the")
     assert stub.source == SAMPLE.stub
-    assert check.source == 'check("E0.1", largest)'
+    assert check.source == "check(largest)"
     assert hints.source.count("<details>") == hints.source.count("</details>") == 4
     assert [f"Hint {n}" in hints.source for n in (1, 2, 3, 4)] == [True, True, True, False]
     assert f"```python\n{SAMPLE.source}\n```" in hints.source
-    assert [cell.id for cell in (task, stub, check, hints)] == ["e0-1_task", "e0-1_stub", "e0-1_check", "e0-1_hints"]
+    assert [cell.id for cell in (task, stub, check, hints)] == [
+        "largest_task",
+        "largest_stub",
+        "largest_check",
+        "largest_hints",
+    ]
 
 
 def test_an_exercise_nobody_wrote_is_an_error(tmp_path, monkeypatch):
-    def unknown(id):
-        raise ValueError(f"there is no exercise {id!r}")
+    def unknown(place):
+        raise ValueError(f"there is no exercise {place!r}")
 
     monkeypatch.setattr("course.builder.source.find", unknown)
-    with pytest.raises(BuildError, match=r"E9\.9.*no exercise"):
-        draft(tmp_path, "# %% [markdown]\n# {exercise:E9.9}\n")
+    with pytest.raises(BuildError, match=r"sample\.least.*no exercise"):
+        draft(tmp_path, "# %% [markdown]\n# {exercise:sample.least}\n")
 
 
 # What is built
@@ -185,20 +195,20 @@ def test_building_the_layout_anew_gives_the_same_bytes(copy, built):
 
 
 def test_outputs_can_be_kept_while_prose_changes(copy):
-    before = cell(notebook(copy), "how-a-sample-works_2").outputs
+    before = cell(notebook(copy), "how-a-sample-works_1").outputs
     source = copy.source("00_sample")
     source.write_text(source.read_text().replace("## A figure", "## One figure"))
     assert copy.build("00_sample", keep=True) == []
-    assert cell(notebook(copy), "how-a-sample-works_2").outputs == before
+    assert cell(notebook(copy), "how-a-sample-works_1").outputs == before
     assert cell(notebook(copy), "one-figure_1").execution_count == 3
 
 
 def test_outputs_are_not_kept_when_code_changes(copy):
-    before = cell(notebook(copy), "how-a-sample-works_2").outputs
+    before = cell(notebook(copy), "how-a-sample-works_1").outputs
     source = copy.source("00_sample")
     source.write_text(source.read_text().replace("1 / 0", "2 / 0"))
     assert copy.build("00_sample", keep=True) == []
-    assert cell(notebook(copy), "how-a-sample-works_2").outputs != before
+    assert cell(notebook(copy), "how-a-sample-works_1").outputs != before
 
 
 def test_equal_cells_keep_their_own_outputs():
@@ -226,17 +236,17 @@ def test_one_thread_in_the_folder_of_the_notebooks(tmp_path):
 @pytest.mark.parametrize(
     ("placeholder", "complaint"),
     [
-        ("{C0.2}", "cell how-a-sample-works: {C0.2} is proven by no cell"),
+        ("{claim:lost}", "cell how-a-sample-works: {claim:lost} is made by no cell"),
         ("{source:report.heads}", "{source:report.heads} is not in report.json: there is no 'heads'"),
         ("{source:paper.tokens}", "needs one paper.json in the data folder, and there are 0"),
         ("{source:report}", "is not one value in report.json"),
-        ("Try {exercise:E0.1} now", "must stand alone"),
+        ("Try {exercise:sample.largest} now", "must stand alone"),
         ("{table:sky}", "cell how-a-sample-works: {table:sky} is unknown: use one of ledger, "),
     ],
 )
 def test_a_number_nothing_stands_behind_is_an_error(copy, placeholder, complaint):
     source = copy.source("00_sample")
-    source.write_text(source.read_text().replace("{C0.1}", placeholder))
+    source.write_text(source.read_text().replace("{claim:kept}", placeholder))
     [found] = copy.build("00_sample", run=False)
     assert complaint in found
 
@@ -252,12 +262,12 @@ def test_tables_are_drawn_anew_after_every_build_and_outputs_stay(copy, monkeypa
     drawn = iter(["first", "first", "second", "second"])
     monkeypatch.setattr(build, "table", lambda name, root: next(drawn))
     source = copy.source("00_sample")
-    source.write_text(source.read_text().replace("{C0.1}", "{table:sky}"))
+    source.write_text(source.read_text().replace("{claim:kept}", "{table:sky}"))
     assert copy.build("00_sample", keep=True) == []
-    before = cell(notebook(copy), "how-a-sample-works_2").outputs
+    before = cell(notebook(copy), "how-a-sample-works_1").outputs
     copy.renew_tables()
     assert "keep second, of" in notebook(copy).cells[0].source
-    assert cell(notebook(copy), "how-a-sample-works_2").outputs == before
+    assert cell(notebook(copy), "how-a-sample-works_1").outputs == before
     source.write_text(source.read_text().replace("1 / 0", "2 / 0"))
     copy.renew_tables()
     assert "1 / 0" in cell(notebook(copy), "where-it-fails_1").source, "code that changed must be executed"
@@ -352,8 +362,8 @@ def repeated(found):
         (unrun, "cell a-figure_1: its execution count is None and should be 3"),
         (twice_run, "cell a-figure_1: its execution count is 4 and should be 3"),
         (edited, "cell how-a-sample-works: its source is not what the source gives"),
-        (renamed, "cell how-a-sample-works_1: its id is not what"),
-        (retagged, "cell how-a-sample-works_1: its metadata is not what"),
+        (renamed, "cell kept: its id is not what"),
+        (retagged, "cell kept: its metadata is not what"),
         (grown, "it has 9 cells, its source gives 8"),
         (stateful, "widget state is saved"),
         (paired, "jupytext metadata is saved"),
@@ -364,7 +374,7 @@ def repeated(found):
         (warned, "it prints a warning, '/tmp/cell.py:7: UserWarning"),
         (failed, "cell a-figure_1: it raised ZeroDivisionError; if that is meant, tag it"),
         (harmless, "is tagged raises-exception and raised nothing"),
-        (repeated, "claim C0.1 is made more than once"),
+        (repeated, "claim kept is made more than once"),
     ],
 )
 def test_a_spoilt_notebook_is_noticed(copy, spoil, complaint):

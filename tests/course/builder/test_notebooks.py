@@ -7,6 +7,7 @@ lets a reader move is tested in a file of its own.
 import ast
 import re
 import sys
+from functools import cache
 
 import nbformat
 import pytest
@@ -16,7 +17,7 @@ from project import NOTEBOOKS
 
 COURSE = Course(NOTEBOOKS)
 ALLOWED = {"torch", "numpy", "matplotlib", "dsa", "course"}
-LINK = re.compile(r"\]\(([^)#\s]+)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#cell-id=([\w-]+))?")
 LOADED = re.compile(r"!\[[^]]*\]\(https?:|<(?:img|script|iframe|link)[^>]+https?:")
 
 each = pytest.mark.parametrize("name", COURSE.names())
@@ -46,8 +47,17 @@ def test_it_imports_only_what_the_course_is_about(name):
 
 @each
 def test_its_links_lead_somewhere(name):
-    targets = [(cell.id, link) for cell in prose(name) for link in LINK.findall(cell.source) if "://" not in link]
-    assert [found for found in targets if not (COURSE.folder / found[1]).exists()] == []
+    """To a file, and where a cell of a notebook is named, to that cell."""
+    targets = [(cell.id, *link) for cell in prose(name) for link in LINK.findall(cell.source) if "://" not in link[0]]
+    dead = [target for target in targets if not (COURSE.folder / target[1]).exists()]
+    assert dead == []
+    for cell, file, wanted in targets:
+        assert not wanted or wanted in cells_of(file), f"cell {cell} links to {file}, which has no cell {wanted}"
+
+
+@cache
+def cells_of(file):
+    return {cell.id for cell in nbformat.read(COURSE.folder / file, as_version=4).cells}
 
 
 @each

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from course.exercises import catalogue
-from course.exercises.core import judge
+from course.exercises.core import checker, judge
+from project import NOTEBOOKS
 from sample_exercise import SAMPLE, largest, smallest, unsorted
 
 EXERCISES = [SAMPLE, *catalogue.all_exercises()]
@@ -19,7 +20,11 @@ def defined(exercise, source):
     return names[exercise.name]
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.id)
+def place(exercise):
+    return f"{exercise.solution.__module__.rpartition('.')[2]}.{exercise.name}"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=place)
 class TestEveryExercise:
     def test_its_solution_is_right(self, exercise):
         assert judge(exercise, exercise.solution).state == "right"
@@ -34,7 +39,7 @@ class TestEveryExercise:
         for wrong in exercise.wrong:
             verdict = judge(exercise, wrong)
             assert verdict.state == "refused", f"{wrong.__name__}: {wrong.__doc__}"
-            assert len(verdict.words) > len(exercise.id) + 20, verdict.words
+            assert len(verdict.words) > 20, verdict.words
 
     def test_its_stub_and_solution_fit_a_cell(self, exercise):
         for source in (exercise.stub, exercise.source):
@@ -42,16 +47,20 @@ class TestEveryExercise:
             assert max(map(len, source.splitlines())) <= 76
 
 
-def test_the_catalogue_has_one_exercise_for_each_id():
-    ids = [exercise.id for exercise in catalogue.all_exercises()]
-    assert len(ids) == len(set(ids))
-    for number in catalogue.CHAPTERS:
-        assert all(exercise.id.startswith(f"E{number}.") for exercise in catalogue.chapter(number))
+def test_the_catalogue_has_every_module_and_no_function_twice_in_one():
+    folder = NOTEBOOKS / "course/exercises"
+    modules = [path.stem for path in folder.glob("*.py") if "\ncheck = " in path.read_text("utf-8")]
+    assert sorted(modules) == sorted(catalogue.CHAPTERS)
+    for module in modules:
+        names = [exercise.name for exercise in catalogue.chapter(module)]
+        assert len(names) == len(set(names))
+        assert catalogue.find(f"{module}.{names[-1]}").name == names[-1]
 
 
-def test_an_unknown_exercise_is_named():
-    with pytest.raises(ValueError, match=r"no exercise 'E99\.1'"):
-        catalogue.find("E99.1")
+@pytest.mark.parametrize("named", ["selection.my_choice", "elsewhere.my_select", "my_select", ""])
+def test_an_unknown_exercise_is_named(named):
+    with pytest.raises(ValueError, match=rf"no exercise '{named}'; these are known: (selection\.|modules latent)"):
+        catalogue.find(named)
 
 
 def test_the_stub_shows_signature_and_docstring_and_nothing_of_the_solution():
@@ -62,12 +71,18 @@ def test_the_stub_shows_signature_and_docstring_and_nothing_of_the_solution():
     ]
 
 
-def test_check_prints_one_line(capsys):
-    catalogue.check(SAMPLE, largest)
-    catalogue.check(SAMPLE, smallest)
+def test_check_knows_an_exercise_by_the_name_of_its_function(capsys):
+    check = checker(SAMPLE)
+    check(largest)
+    smallest.__name__ = "largest"
+    check(smallest)
+    check(unsorted)
+    check(5)
     assert capsys.readouterr().out.splitlines() == [
-        "E0.1 ✓ The k largest",
-        "E0.1 ✗ the 2 largest of 3, 1, 4, 1, 5 are [5, 4]; you returned [1, 1]",
+        "✓ The k largest",
+        "✗ the 2 largest of 3, 1, 4, 1, 5 are [5, 4]; you returned [1, 1]",
+        "✗ no exercise asks for unsorted: hand over one of the functions largest",
+        "✗ this is a int: hand over one of the functions largest",
     ]
 
 
@@ -86,7 +101,7 @@ def forgetful(numbers, k):
         (lambda numbers: numbers, "your code raised TypeError"),
         (forgetful, "returned None: is a `return` missing"),
         (lambda numbers, k: 7, "cannot be used: TypeError"),
-        ([5, 4], r"list; hand over the function itself: check\('E0.1', largest\)"),
+        ([5, 4], "list; hand over the function itself: largest"),
         (None, "hand over the function itself"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The panel of chapter 07 charges what the model pays, draws everywhere, and the recorded tables are read right."""
+"""The panel of chapter 06 charges what the model pays, draws everywhere, and the recorded tables are read right."""
 
 import math
 

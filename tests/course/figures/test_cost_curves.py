@@ -1,4 +1,4 @@
-"""Chapter 11's pictures and its calculator, against computations of their own."""
+"""Chapter 09's pictures and its calculator, against computations of their own."""
 
 import json
 import math

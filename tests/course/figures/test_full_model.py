@@ -1,4 +1,4 @@
-"""Chapter 09: the panel over its grid and against `serving_fit`, balancing, and the record that may not be there."""
+"""Chapter 10: the panel over its grid and against `serving_fit`, balancing, and the record that may not be there."""
 
 import matplotlib.pyplot as plt
 import pytest

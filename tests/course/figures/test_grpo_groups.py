@@ -1,4 +1,4 @@
-"""The panels of chapter 10: the formula against a hand computation, the groups against what was sampled."""
+"""The panels of chapter 11: the formula against a hand computation, the groups against what was sampled."""
 
 import matplotlib.pyplot as plt
 import pytest

@@ -1,4 +1,4 @@
-"""The pictures of chapter 06 draw what they are given, and their sentences say the same numbers."""
+"""The pictures of chapter 05 draw what they are given, and their sentences say the same numbers."""
 
 import json
 

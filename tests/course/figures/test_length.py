@@ -1,4 +1,4 @@
-"""Chapter 01's panel at every position, and its pictures against an independent computation."""
+"""Chapter 09a's panel at every position, and its pictures against an independent computation."""
 
 import re
 

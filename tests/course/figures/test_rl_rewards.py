@@ -1,4 +1,4 @@
-"""The pictures of chapter 10 draw what they are given, and their sentences say the same numbers."""
+"""The pictures of chapter 11 draw what they are given, and their sentences say the same numbers."""
 
 import matplotlib.pyplot as plt
 import pytest

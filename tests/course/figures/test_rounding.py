@@ -1,4 +1,4 @@
-"""What chapter 05 shows: formats and blocks round as they say, overlap counts sets, and the panel works everywhere."""
+"""What chapter 07 shows: formats and blocks round as they say, overlap counts sets, and the panel works everywhere."""
 
 import matplotlib.pyplot as plt
 import pytest

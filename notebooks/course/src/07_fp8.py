@@ -1,8 +1,8 @@
 # %% [markdown]
-# # 05 FP8: how much rounding can a ranking survive?
+# # 07 FP8: how much rounding can a ranking survive?
 #
 # The lightning indexer looks at every earlier token. At 128K tokens that is most of the work left in sparse
-# attention ([chapter 01](01_attention_at_length.ipynb) counts it), so V3.2-Exp does it in numbers of eight bits
+# attention ([chapter 09a](09a_attention_at_length.ipynb) counts it), so V3.2-Exp does it in numbers of eight bits
 # (report, section 1). Eight bits round coarsely. Why does that not hurt? Because the scores are only *compared*:
 # what counts is which 16 tokens come out on top.
 #
@@ -24,7 +24,7 @@ import math
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.fp8 import check
 from course.figures import rounding
 from course.figures import rounding_figures as figures
 from course.ui.claims import claim
@@ -64,7 +64,7 @@ theirs = torch.tensor(codes, dtype=torch.uint8).view(fp8.E4M3).float()
 positive = mine[mine >= 0].unique()
 ends = (float(positive[-1]), float(positive[1]))
 claim(
-    "C5.1",
+    "e4m3-numbers",
     torch.equal(mine, theirs)
     and (len(mine.unique()), *ends) == (253, 448, 2**-9),
     "e4m3 has 253 numbers, the largest 448, the smallest above zero"
@@ -104,7 +104,7 @@ x = torch.randn(100_000, generator=generator) * 2.0**power
 x = torch.cat([x, (positive[1:] + positive[:-1]) / 2])  # and all ties
 by_torch = x.clamp(-448, 448).to(fp8.E4M3).float()
 claim(
-    "C5.2",
+    "rounding-by-hand",
     torch.equal(round_to_e4m3(x), by_torch)
     and torch.equal(fp8.round_to(x), by_torch),
     f"three lines round {len(x):,} numbers, all ties among them, exactly"
@@ -120,7 +120,7 @@ guess.reveal(
     " beside 1 + 1/16 is 1/17 of it.",
 )
 claim(
-    "C5.3",
+    "relative-error-of-e4m3",
     math.isclose(worst, 1 / 17, rel_tol=1e-6),
     f"a number from 2^-6 to 448 is off by at most 1/17, {worst:.1%}",
     value=f"{worst:.1%}",
@@ -166,7 +166,7 @@ print(f"by logarithm 2^{math.log2(by_logarithm):.0f}: ", end="")
 print(f"{float(edge) / by_logarithm:.6f} is over 448")
 print(f"by exponent  2^{math.log2(by_bits):.0f}")
 claim(
-    "C5.4",
+    "logarithm-too-small",
     float(edge) / by_logarithm > 448 >= float(edge) / by_bits,
     "just above 448 times a power of two a logarithm in fp32 gives too"
     " small a scale, and dsa the right one",
@@ -175,7 +175,7 @@ claim(
 # %% [markdown]
 # The harm is small: the code is 448 either way. But two implementations that should agree bit for bit then differ
 # by a factor of two in a scale and in all other codes of the block. So the package reads the exponent off the
-# number's own bits, as the published kernel does. Exercise E5.1 is to find out how.
+# number's own bits, as the published kernel does. The first exercise is to find out how.
 #
 # Now both together, with loops and slices, for groups and for squares, edges included:
 
@@ -205,7 +205,11 @@ for block in (fp8.GROUP, fp8.BLOCK):
     theirs, their_scale = fp8.quantise(weights, block)
     equal.append(torch.equal(mine, theirs.float()))
     equal.append(torch.equal(my_scale, their_scale))
-claim("C5.5", all(equal), "by loops and by dsa: the same codes and scales")
+claim(
+    "loops-give-same-codes",
+    all(equal),
+    "by loops and by dsa: the same codes and scales",
+)
 show(*figures.draw_scales(weights))
 
 # %% [markdown]
@@ -229,7 +233,7 @@ inputs = fp8.dequantise(x8, a), fp8.dequantise(w8, b, fp8.BLOCK)
 rest = rounding.relative_error(found, inputs[0] @ inputs[1].T)
 error = rounding.relative_error(found, x @ weights.T)
 claim(
-    "C5.6",
+    "block-product-error",
     rest < 1e-5 and 0.02 < error < 0.06,
     f"a product in FP8 blocks is off by {error:.0%}, all of it from"
     " rounding the inputs",
@@ -265,7 +269,7 @@ def both_ways(ue8m0):
 
 before, behind = both_ways(ue8m0=True)
 claim(
-    "C5.7",
+    "power-of-two-scales-move",
     torch.equal(before, behind),
     "scales that are powers of two move behind the ReLU bit for bit",
 )
@@ -274,7 +278,7 @@ claim(
 before, behind = both_ways(ue8m0=False)
 apart = rounding.relative_error(behind, before)
 claim(
-    "C5.8",
+    "other-scales-move-nearly",
     not torch.equal(before, behind) and apart < 1e-5,
     "other scales move too, but some last bits of fp32 then differ",
 )
@@ -350,13 +354,13 @@ guess.reveal(
 )
 percent = math.floor(100 * least["e4m3"])
 claim(
-    "C5.9",
+    "e4m3-keeps-choice",
     90 <= percent < 99,
     f"in every layer e4m3 keeps at least {percent}% of the choice",
     value=f"{percent}%",
 )
 claim(
-    "C5.10",
+    "int8-keeps-choice",
     least["int8"] > least["e4m3"] + 0.005,
     f"int8 keeps {least['int8']:.0%}: here it is the more precise format",
 )
@@ -381,7 +385,7 @@ lost = {
     for name, shares in table.items()
 }
 claim(
-    "C5.11",
+    "one-scale-for-all",
     lost["int4"] > 2 > lost["e4m3"],
     f"one scale for all vectors costs int4 {lost['int4']:.0f} points"
     " of the choice, e4m3 less than 2",
@@ -402,7 +406,7 @@ show(*figures.draw_newcomers(places, queries=scores[:, 64:, 0].numel()))
 # %%
 place = rounding.place_of_most(places["e4m3"])
 claim(
-    "C5.12",
+    "newcomers-were-near",
     place <= 24,
     f"95% of e4m3's newcomers stood at place {place} or better",
     value=f"{place}",
@@ -461,13 +465,13 @@ guess.reveal(
     " will do.",
 )
 claim(
-    "C5.13",
+    "e4m3-finds-needles",
     min(hits["e4m3"], hits["fp32"]) > 0.98,
     f"e4m3 finds {hits['e4m3']:.0%} of the far needles,"
     f" fp32 {hits['fp32']:.0%}",
 )
 claim(
-    "C5.14",
+    "e4m3-keeps-mass",
     abs(kept["e4m3"] - kept["fp32"]) < 0.005,
     "e4m3 keeps the same share of attention as fp32, to half a point",
 )
@@ -480,9 +484,9 @@ claim(
 #
 # ## If int8 is better, why FP8?
 #
-# C5.10 may have surprised you. When all numbers of a vector are of a similar size, int8's 255 evenly spaced values
-# are finer than e4m3's at the large numbers, which dominate a product. The float has another virtue. Look at the
-# relative error by size (an error of 1 means that the number has become 0):
+# That int8 keeps more of the choice may have surprised you. When all numbers of a vector are of a similar size,
+# int8's 255 evenly spaced values are finer than e4m3's at the large numbers, which dominate a product. The float has
+# another virtue. Look at the relative error by size (an error of 1 means that the number has become 0):
 
 # %%
 fig, vanish = figures.draw_relative_errors(("int8", "e4m3", "e2m1"))
@@ -493,7 +497,7 @@ show(
     f" the largest of its block by a factor of: {words}.",
 )
 claim(
-    "C5.15",
+    "small-beside-large",
     1 / vanish["int8"] < 260 and 1 / vanish["e4m3"] > 450_000,
     "beside one large number int8 loses what is 260 times smaller,"
     " e4m3 keeps what is 450,000 times smaller",
@@ -557,14 +561,14 @@ guess.reveal(
     " is large, but k's four errors are, and it spreads those to all.",
 )
 claim(
-    "C5.16",
+    "hadamard-helps-once",
     helps == ["2 in both"],
     f"of four cases Hadamard helps in one: {errors['2 in both'][0]:.1%}"
     f" without, {errors['2 in both'][1]:.1%} with",
 )
 hurt = errors["4 in k, undone in q"]
 claim(
-    "C5.17",
+    "hadamard-hurts-once",
     hurt[1] > 2 * hurt[0],
     f"and hurts in one: {hurt[0]:.1%} without, {hurt[1]:.0%} with",
 )
@@ -581,7 +585,7 @@ turned = [
 ]
 change = max(abs(turned[n] - stay["e4m3"][n]) for n in range(3))
 claim(
-    "C5.18",
+    "no-outlier-channel",
     ratio < 3 and change < 0.02,
     "no channel of the trained model's keys has 3 times the size (RMS) of"
     " the median one, and Hadamard changes the share that stays by less"
@@ -617,7 +621,7 @@ def cache_bytes(precision, tokens=1000):
 bf16 = cache_bytes(Precision())
 deployed = cache_bytes(Precision(index="fp8", cache="fp8"))
 claim(
-    "C5.19",
+    "bytes-of-a-token",
     (bf16, deployed) == ((1152, 256), (656, 132)),
     "one token and layer: 1152 + 256 bytes in bf16, 656 + 132 in FP8",
 )
@@ -625,13 +629,13 @@ claim(
 # %%
 layers = real.num_hidden_layers
 claim(
-    "C5.20",
+    "cache-layers-bf16",
     (layers * sum(bf16), layers * bf16[0]) == (85_888, 70_272),
     "all 61 layers in bf16: 85,888 bytes a token with the index key,"
     " 70,272 without: sparse attention makes the cache larger",
 )
 claim(
-    "C5.21",
+    "cache-layers-fp8",
     (layers * sum(deployed), layers * deployed[0]) == (48_068, 40_016),
     "all 61 layers in FP8: 48,068 bytes a token with the index key,"
     " 40,016 without: the saving is FP8's",
@@ -672,7 +676,7 @@ for (index, cache), (right, found, _) in runs.items():
 # %%
 full, eight = runs["full", "full"], runs["fp8", "fp8"]
 claim(
-    "C5.22",
+    "answers-under-fp8",
     abs(eight[0] - full[0]) <= 4 and abs(eight[1] - full[1]) < 0.02,
     "index and cache in FP8 change the number of far questions answered"
     " right by 4 at most, and the needle hits by less than 2 points",
@@ -725,16 +729,16 @@ twins(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E5.1}
+# {exercise:fp8.my_scale}
 
 # %% [markdown]
-# {exercise:E5.2}
+# {exercise:fp8.my_quantise}
 
 # %% [markdown]
-# {exercise:E5.3}
+# {exercise:fp8.my_block_matmul}
 
 # %% [markdown]
-# {exercise:E5.4}
+# {exercise:fp8.my_index_scores}
 
 # %% [markdown]
 # ## Where it fails
@@ -743,7 +747,7 @@ twins(
 
 # %%
 claim(
-    "C5.23",
+    "int2-keeps",
     kept["int2"] < kept["fp32"] - 0.05 and stay["int2"][2] < 0.8,
     f"int2 keeps {kept['int2']:.0%} of the attention instead of"
     f" {kept['fp32']:.0%}, and {stay['int2'][2]:.0%} of the choice",
@@ -756,7 +760,7 @@ claim(
 outlier = rounding.with_outlier(factors[2], 1024.0)
 left = {n: stays(choose(outlier, n), 2) for n in ("int8", "e4m3")}
 claim(
-    "C5.24",
+    "outlier-int8-against-e4m3",
     left["int8"] < 0.7 and left["e4m3"] > 0.9,
     f"with an outlier of 1,024 int8 keeps {left['int8']:.0%} of the"
     f" chosen tokens, e4m3 {left['e4m3']:.0%}",
@@ -770,7 +774,7 @@ claim(
 # %%
 change = (runs["fp8", "full"][2] - full[2]).abs().amax(-1).flatten()
 claim(
-    "C5.25",
+    "some-logits-jump",
     float(change.max()) > 20 * float(change.median()),
     "a correct FP8 indexer moves the logits of some position more than 20"
     " times as far as those of the median position",
@@ -791,7 +795,7 @@ for name, one in (("trained", model), ("random", blank)):
             said.append(one(episodes.tokens[:8]).argmax(-1)[:, 64:])
     changed[name] = float((said[0] != said[1]).float().mean())
 claim(
-    "C5.26",
+    "tokens-changed-by-fp8",
     changed["random"] > 0.1 > 0.03 > changed["trained"],
     "it changes less than 3% of a trained model's next tokens and more"
     " than 10% of a random one's",
@@ -803,11 +807,11 @@ claim(
 #
 # ## What you have checked
 #
-# Three lines round as torch does (C5.2), and are off by {C5.3} at worst. A scale found by a logarithm can be wrong
-# (C5.4). Powers of two move through the ReLU bit for bit (C5.7). Rounded to e4m3, the indexer still chooses at
-# least {C5.9} of the same tokens in every layer, and 95 % of the newcomers stood at place {C5.12} or better. The
-# needles stay (C5.13), and so does the attention kept (C5.14). FP8 makes the cache smaller, sparse attention makes
-# it larger (C5.20, C5.21).
+# Three lines round as torch does, and are off by {claim:relative-error-of-e4m3} at worst. A scale found by a
+# logarithm can be wrong. Powers of two move through the ReLU bit for bit. Rounded to e4m3, the indexer still chooses
+# at least {claim:e4m3-keeps-choice} of the same tokens in every layer, and 95 % of the newcomers stood at place
+# {claim:newcomers-were-near} or better. The needles stay, and so does the attention kept. FP8 makes the cache
+# smaller, sparse attention makes it larger.
 #
 # **What the report does not say, and what we chose.** Which scale the cache's latent gets: here powers of two in
 # four fp32 numbers. What happens to infinities: here they are an error that counts them. Whether int8 vectors are
@@ -834,5 +838,5 @@ claim(
 #
 # </details>
 #
-# **Next**: [06 Training the indexer](06_training_the_indexer.ipynb), where the scores come from that were rounded here.
-# What the bytes are worth in time and money is counted in [11 Cost curves](11_cost_curves.ipynb).
+# **Next**: [08 Kernels](08_kernels.ipynb), the code that multiplies such codes, and chooses by them.
+# What the bytes are worth in time and money is counted in [09 Cost curves](09_cost_curves.ipynb).

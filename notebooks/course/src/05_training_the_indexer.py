@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 06 Training the indexer: who teaches it?
+# # 05 Training the indexer: who teaches it?
 #
 # The indexer decides which tokens attention may see. If it decides badly, the model answers badly, and the loss
 # goes up. So the loss should teach it, as it teaches everything else? It cannot: between the scores and the loss
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.teaching import check
 from course.figures import adapting, indexer_training
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -68,7 +68,7 @@ out = torch.stack([output(s) for s in at])
 show(*indexer_training.draw_step(at, out))
 steps = int((out[1:] != out[:-1]).sum())
 claim(
-    "C6.1",
+    "staircase",
     steps == 1,
     f"of 200 small changes of the score {steps} changed the output",
 )
@@ -108,7 +108,7 @@ guess.reveal(
     "there is no path from the loss to them. Not a small gradient: none.",
 )
 claim(
-    "C6.2",
+    "no-gradient-to-indexer",
     not any(with_grad) and all(p.grad is not None for p in others),
     "the language loss reaches every weight of the model except those of"
     " its indexers, none of which it reaches",
@@ -136,7 +136,7 @@ for name, row in (("head 0", heads[0]), ("head 1", heads[1]), ("p", p)):
 # %%
 show(*indexer_training.draw_teacher(heads, p))
 claim(
-    "C6.3",
+    "normalised-is-mean",
     torch.allclose(p, heads.mean(0)),
     "added and L1-normalised is the mean, since every head sums to 1",
 )
@@ -199,7 +199,7 @@ gaps = [
     for name in ("loops", "reference", "tiled")
 ]
 claim(
-    "C6.4",
+    "loss-by-hand",
     max(gaps) < 1e-9,
     "the loss by hand is the package's, in all three of its forms",
 )
@@ -225,7 +225,7 @@ gap = [
     for other in (formula, finite)
 ]
 claim(
-    "C6.5",
+    "softmax-minus-p",
     max(gap) < 1e-7,
     "softmax(I) - p, autograd and finite differences give one gradient",
 )
@@ -248,14 +248,14 @@ newborn.attention = "dense"
 _, losses = newborn(episodes.tokens, indexer_loss=True)
 losses.sum().backward()
 claim(
-    "C6.6",
+    "divergence-reaches-indexers",
     all(p.grad is None for p in others)
     and all(p.grad is not None for p in newborn.indexer_parameters()),
     "the divergence reaches every weight of the indexers and no other",
 )
 
 # %% [markdown]
-# C6.2 and C6.6 are mirror images: two losses, two sets of weights, nothing in common.
+# The two results are mirror images: two losses, two sets of weights, nothing in common.
 #
 # ## Teachers that look right
 #
@@ -287,7 +287,7 @@ for h in range(4):
 show(*indexer_training.draw_unluckiest(rows))
 single = [max(kept[n] for kept in list(rows.values())[1:]) for n in (0, 2)]
 claim(
-    "C6.7",
+    "one-head-teachers",
     rows["all heads"][0] > single[0] and rows["all heads"][2] > single[1],
     "in layers 0 and 2 every teacher of one head serves some head worse"
     " than the sum does",
@@ -311,7 +311,7 @@ print(f"loss of a perfect indexer, not normalised: {perfect:.2f}")
 print(f"mean score after 100 steps: {drift.mean():.1f}", end=", ")
 print(f"normalised {right.mean().abs():.1f}")
 claim(
-    "C6.8",
+    "teacher-sums-to-h",
     drift.mean() > 2 and right.mean().abs() < 1e-4 and perfect > 1,
     "with a teacher that sums to H the closed form lifts every score",
 )
@@ -328,7 +328,7 @@ alone = float(logits[1].softmax(-1)[2])
 print("softmax of the mean:", [round(float(x), 2) for x in vetoed])
 print("mean of the softmax:", [round(float(x), 2) for x in added])
 claim(
-    "C6.9",
+    "logits-veto",
     vetoed[2] < 0.1 < 0.4 < added[2],
     f"head 1 gives key 2 {alone:.0%}, the sum of heads {added[2]:.0%}, the"
     f" mean of logits {vetoed[2]:.0%}: one head can veto another",
@@ -352,7 +352,7 @@ exact = ops.attention_mass(
     torch.eye(2)[None, None], logits.T[None, :, None], 1.0, kept[None, None]
 )
 claim(
-    "C6.10",
+    "stage-two-teacher",
     torch.allclose(exact[0, 0], eq4, atol=1e-6)
     and (cut - eq4).abs().max() > 0.1,
     "the package's teacher of stage two is Eq. 4; renormalising the dense"
@@ -404,7 +404,7 @@ guess.reveal(
     " pair of tokens: there is hardly an easier lesson.",
 )
 claim(
-    "C6.11",
+    "divergence-falls",
     fell > 4,
     f"in 80 steps the divergence falls {fell:.0f}-fold",
     value=f"{fell:.0f}-fold",
@@ -414,9 +414,10 @@ claim(
 show(*indexer_training.draw_fall(run.rows, layers=3))
 
 # %% [markdown]
-# The divergence fell {C6.11}. But a loss is only a loss. What is it good for? The two measures of chapter 04: the share of attention
-# mass that 16 chosen keys keep, over what the best 16 keep; and how often the answer to a far needle, more than 64
-# tokens back, is among the 16. (The exam has needles of its own, hidden in the text that was trained on.)
+# The divergence fell {claim:divergence-falls}. But a loss is only a loss. What is it good for? The two measures of
+# chapter 04: the share of attention mass that 16 chosen keys keep, over what the best 16 keep; and how often the
+# answer to a far needle, more than 64 tokens back, is among the 16. (The exam has needles of its own, hidden in the
+# text that was trained on.)
 
 # %% tags=["nbval-ignore-output"]
 kept = {"oracle": after["kept"]["oracle"]}
@@ -430,7 +431,7 @@ show(*adapting.draw_held(kept, "16 keys"))
 # %% tags=["nbval-ignore-output"]
 share = after["of_oracle_mean"]
 claim(
-    "C6.12",
+    "mass-after-warm-up",
     share > 0.85 and before["of_oracle_mean"] < share - 0.2,
     f"after it the indexer keeps {share:.0%} of what the oracle keeps,"
     f" before it {before['of_oracle_mean']:.0%}",
@@ -439,7 +440,7 @@ claim(
 hits = after["hit_rate_in_induction_layer"]
 hit_before = before["hit_rate_in_induction_layer"]["indexer"]
 claim(
-    "C6.13",
+    "needles-after-warm-up",
     hits["indexer"] > 0.85
     and hits["window"] < 0.05
     and hits["random"] < 0.3
@@ -458,7 +459,7 @@ claim(
 weights = pupil.state_dict()
 same = [torch.equal(x, weights[n]) for n, x in base.state_dict().items()]
 claim(
-    "C6.14",
+    "dense-tensors-unchanged",
     all(same),
     f"all {len(same)} tensors of the dense model are unchanged",
 )
@@ -474,7 +475,7 @@ for key in ("of_oracle", "hit_indexer", "hit_window", "hit_random"):
     print(f"{key:12}", *(f"{row[key]:.2f}" for row in record["rows"]))
 least, most = record["least"], record["most"]
 claim(
-    "C6.15",
+    "warm-up-three-seeds",
     least["of_oracle"] > 0.85
     and least["hit_indexer"] > 0.85
     and most["hit_window"] < 0.05
@@ -532,7 +533,7 @@ t, place = len(film.ids) - 1, needle.value
 given = [float(one[2, t, place]) for one in film.shares]
 wanted = float(film.mass[2, t, place])
 claim(
-    "C6.16",
+    "answer-by-indexer",
     given[0] < 0.2 and given[-1] > 0.6,
     f"attention gives the answer's place {wanted:.0%}; the indexer"
     f" {given[0]:.0%} at first and {given[-1]:.0%} in the end",
@@ -548,7 +549,7 @@ kept = [film.kept(n, 2, t, 16)[0] for n in range(len(kl))]
 early = [n for n in range(len(kl)) if kept[n] > 0.9 and kl[n] > 0.5 * kl[0]]
 at, rest = early[0], kl[early[0]] / kl[0]
 claim(
-    "C6.26",
+    "ranks-before-shares",
     rest > 0.5,
     f"after {film.steps[at]} steps the 16 best hold {kept[at]:.0%} of the"
     f" attention, while the divergence is still {rest:.0%} of what it was",
@@ -589,7 +590,7 @@ guess.reveal(
     " at places.",
 )
 claim(
-    "C6.17",
+    "few-rotated-numbers",
     min(narrow) > 5 * max(middle),
     f"with 2 rotated numbers the divergence is {sum(narrow) / 2:.1f}, with"
     f" 16 it is {sum(middle) / 2:.1f}",
@@ -599,7 +600,7 @@ claim(
 # %%
 blind = along(runs, "rotary", "hit")[2]
 claim(
-    "C6.18",
+    "needles-without-rotary",
     min(blind) > 0.95,
     f"and yet it finds {min(blind):.0%} of the far needles, which are found"
     " by what they say and not by where they stand",
@@ -616,7 +617,7 @@ for axis in ("heads", "width", "rate"):
 # %%
 one = along(runs, "heads", "hit")[1]
 claim(
-    "C6.19",
+    "one-head-by-seed",
     min(one) < 0.5 < 0.9 < min(along(runs, "heads", "hit")[4]),
     f"one head finds the needles with one seed and not with the other:"
     f" {max(one):.0%} and {min(one):.0%}",
@@ -624,7 +625,7 @@ claim(
 )
 slow = along(runs, "rate", "kl")[1e-3]
 claim(
-    "C6.20",
+    "reports-rate-too-slow",
     min(slow) > 1.5 * max(middle),
     "at the report's rate of 0.001 a hundred steps are not enough here",
     kind="recorded",
@@ -654,39 +655,39 @@ for name in tokens:
     print(f"{name:6} {tokens[name]:>13,} tokens,", end=" ")
     print(f"{size[name]:>11,} weights: {ratio:.1f} a weight")
 claim(
-    "C6.21",
+    "warm-up-tokens",
     abs(tokens["report"] / 1e9 - 2.1) < 0.05,
     f"1,000 x 16 x 128K are {tokens['report'] / 1e9:.1f} billion tokens",
     value="2.1 billion",
 )
 claim(
-    "C6.22",
+    "tokens-per-weight",
     0.3 < tokens["here"] / small / (tokens["report"] / large) < 3,
     "for each weight of an indexer the report reads about as many tokens as"
     " we do, within a factor of three",
 )
 
 # %% [markdown]
-# {C6.21} tokens there, 82 thousand here, and for each weight of an indexer it is much the same. So little is enough
-# because the lesson is so rich. A language loss teaches one token at each position. Here each position gives a whole row of
-# targets, one for every token it sees, in every layer. (It is a coincidence that the two agree this well, and no
-# law: models of other sizes need not follow it.)
+# {claim:warm-up-tokens} tokens there, 82 thousand here, and for each weight of an indexer it is much the same. So little is enough
+# because the lesson is so rich. A language loss teaches one token at each position. Here each position gives a whole
+# row of targets, one for every token it sees, in every layer. (It is a coincidence that the two agree this well, and
+# no law: models of other sizes need not follow it.)
 #
 # ## Exercises
 #
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E6.1}
+# {exercise:teaching.my_target}
 
 # %% [markdown]
-# {exercise:E6.2}
+# {exercise:teaching.my_safe_kl}
 
 # %% [markdown]
-# {exercise:E6.3}
+# {exercise:teaching.my_head_gradient}
 
 # %% [markdown]
-# {exercise:E6.4}
+# {exercise:teaching.my_sparse_target}
 
 # %% [markdown]
 # ## Where it fails
@@ -716,7 +717,7 @@ recent = (chosen > torch.arange(64, 256)[:, None] - 16).float().mean()
 print(f"worst KL: {kl[0].max():.1f} and {kl[1].max():.1f};"
       f" queries whose scores are all 0: {flat:.0%}")  # fmt: skip
 claim(
-    "C6.23",
+    "dead-layer-is-window",
     kl[1].max() > 4 * kl[0].max() and flat > 0.5 and recent > 0.8,
     "in the dead layer most queries have only zeros as scores, and more"
     " than 80% of what it chooses is a window",
@@ -732,7 +733,7 @@ for name, one in (("alive", alive), ("dead", dead)):
     print(f"{name}: {one['of_oracle']:.0%} of the oracle's mass,",
           f"{one['hit']:.0%} of the needles")  # fmt: skip
 claim(
-    "C6.24",
+    "dead-layer-poses",
     dead["of_oracle"] > 0.7 and dead["hit"] < 0.5 < 0.85 < alive["hit"],
     "the dead one still keeps more than 70% of the oracle's mass, and does"
     " not find the needles",
@@ -752,7 +753,7 @@ kl = (
 ends = [sum(each) / 10 for each in kl]
 share = [after["kept"]["indexer"][n] for n in (0, 2)]
 claim(
-    "C6.25",
+    "divergence-misleads",
     ends[0] < ends[1] and share[0] < share[1] - 0.2,
     f"layer 0 has less divergence than layer 2 ({ends[0]:.2f},"
     f" {ends[1]:.2f}) and keeps less ({share[0]:.0%}, {share[1]:.0%})",
@@ -769,13 +770,15 @@ claim(
 #
 # ## What you have proved
 #
-# The language loss reaches no indexer (C6.2), and the divergence reaches nothing else (C6.6). The loss and its gradient
-# by hand are the package's (C6.4, C6.5). In ten seconds the divergence fell {C6.11}, the indexer keeps {C6.12} of the
-# oracle's mass, and with three seeds it holds (C6.15). The dense model has not changed by a bit (C6.14).
+# The language loss reaches no indexer, and the divergence reaches nothing else. The loss and its gradient by hand are
+# the package's. In ten seconds the divergence fell {claim:divergence-falls}, the indexer keeps
+# {claim:mass-after-warm-up} of the oracle's mass, and with three seeds it holds. The dense model has not changed by a
+# bit.
 #
-# **What the report does not say, and what we chose.** How the indexer is initialised: small, because of C6.23. The
-# optimiser and its betas: AdamW, 0.9 and 0.98. A start-up of the rate: 20 steps. Whether layers are weighted: we add
-# them. Whether the mean runs over queries: ours does, the report's formula is a sum over t.
+# **What the report does not say, and what we chose.** How the indexer is initialised: small, because large first
+# weights leave dead layers. The optimiser and its betas: AdamW, 0.9 and 0.98. A start-up of the rate: 20 steps.
+# Whether layers are weighted: we add them. Whether the mean runs over queries: ours does, the report's formula is a
+# sum over t.
 #
 # **Five questions**
 # 1. A colleague multiplies each chosen value by the sigmoid of its score, "so that the indexer gets a gradient". What
@@ -801,5 +804,5 @@ claim(
 #
 # </details>
 #
-# **Next**: [07](07_sparse_training.ipynb), in which the model itself learns to live with what is chosen, from two losses
+# **Next**: [06](06_sparse_training.ipynb), in which the model itself learns to live with what is chosen, from two losses
 # at once.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11 Cost curves: when is it cheaper, and by how much, for me?
+# # 09 Cost curves: when is it cheaper, and by how much, for me?
 #
 # "Six to seven times cheaper" is a sentence without a length. Sparse attention is not cheaper by a number. It is
 # dearer for a short text. For a long one it is between three and nine times cheaper, and most of that difference is
@@ -12,7 +12,7 @@
 # 2. explain a published cost curve from first principles, and name what it cannot tell you;
 # 3. read a price list against the cost of computing, and see which knob matters.
 #
-# **You need** PyTorch and the counts of [01 Attention at length](01_attention_at_length.ipynb): a pair costs 81,920
+# **You need** PyTorch and the counts of [09a Attention at length](09a_attention_at_length.ipynb): a pair costs 81,920
 # FLOP in MHA mode, 278,528 in MQA mode and 16,384 in the indexer.
 #
 # **Afterwards**: your machine up to 64 Ki (set `FULL`), and `dsa/analysis`. Computing: **60 s**.
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.costs import check
 from course.figures import cost_curves, serving_cost
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -88,7 +88,7 @@ for phase, found in reach.items():
     print(phase, ", ".join(f"{n}x: {x:,.0f}" for n, x in found.items()))
 lo, hi = (reach["decode"][n] / 1e3 for n in (6, 7))
 claim(
-    "C11.1",
+    "six-to-seven-times",
     math.isinf(reach["prefill"][6]) and 70 < lo < hi < 95,
     f"6 to 7 times holds in decoding from {lo:.0f} to {hi:.0f} thousand"
     " tokens, and nowhere in prefill",
@@ -96,7 +96,7 @@ claim(
 )
 ends = f"{last['prefill']:.1f} and {last['decode']:.1f}"
 claim(
-    "C11.2",
+    "last-position-ratios",
     last["prefill"] < 4 and last["decode"] > 8,
     f"at the last position the ratios are {ends}, in prefill and decode",
     value=ends,
@@ -113,7 +113,7 @@ for model, said in cost_curves.SAID.items():
         print(f"{model:13} at {n:,}: said {dollars:.2f}, is {there:.2f}")
 at32 = old["decode"].at(32_000) / new["decode"].at(32_000)
 claim(
-    "C11.3",
+    "position-32000",
     3 < at32 < 4,
     f"at 32,000 tokens decoding is {at32:.1f} times cheaper, not 6 times",
     value=f"{at32:.1f}",
@@ -134,7 +134,7 @@ whole = next(
 )
 print(f"token {token:.2f}, whole prompt {prompt:.2f}")
 claim(
-    "C11.4",
+    "half-price-from",
     prompt < token < 1 and 75_000 < whole < 95_000,
     f"at 7,000 tokens dense prefill is cheaper; a token costs half from"
     f" {reach['prefill'][2] / 1e3:.0f} thousand on, a whole prompt from"
@@ -153,14 +153,14 @@ powers = {m: cost_curves.power(published["prefill", m], 131_071)
           for m in (DENSE, SPARSE)}  # fmt: skip
 print(", ".join(f"{m}: power {x:.2f}" for m, x in powers.items()))
 claim(
-    "C11.5",
+    "power-of-a-prompt",
     1.2 < powers[SPARSE] < 1.5 < 1.7 < powers[DENSE],
     "from 64 to 128 Ki the cost of a prompt grows with the power"
     f" {powers[SPARSE]:.1f} sparse and {powers[DENSE]:.1f} dense",
 )
 
 # %% [markdown]
-# Nearly linear is right for sparse attention *so far*: the indexer is quadratic and takes over beyond (chapter 01).
+# Nearly linear is right for sparse attention *so far*: the indexer is quadratic and takes over beyond (chapter 09a).
 #
 # **And what was not said**: below the crossover the new model is the dearer one.
 
@@ -169,7 +169,7 @@ meet = {p: crossing(old[p], new[p]) for p in old}
 dearest = {p: max(new[p].at(n) / old[p].at(n) - 1 for n in range(0, 4096))
            for p in old}  # fmt: skip
 claim(
-    "C11.6",
+    "sparse-dearer-below",
     all(d > 0.15 for d in dearest.values()),
     "sparse is dearer below"
     f" {meet['prefill']:,.0f} (prefill) and {meet['decode']:,.0f} tokens"
@@ -181,7 +181,7 @@ claim(
 # ## A slope is a rate
 #
 # Why are the curves where they are? Take the simplest, dense prefill. Each position adds one more key to look at.
-# The figure says what that costs in dollars, two dollars buy 3,600 seconds of a GPU, and chapter 01 says how many
+# The figure says what that costs in dollars, two dollars buy 3,600 seconds of a GPU, and chapter 09a says how many
 # FLOP it is. Dividing gives the speed at which those GPUs multiplied:
 
 # %%
@@ -196,7 +196,7 @@ rate = flop / seconds
 print(f"{flop:,} FLOP in {seconds * 1e9:.2f} ns: {rate / 1e12:.0f} TFLOP/s")
 theirs = flop / roofline.seconds_per_position(old["prefill"])
 claim(
-    "C11.7",
+    "dense-slope-rate",
     math.isclose(rate, theirs) and 590e12 < rate < 600e12,
     f"the slope of dense prefill implies {rate / 1e12:.0f} TFLOP/s",
 )
@@ -230,7 +230,7 @@ print(f"the figure: {one * 1e9:.1f} ns")
 by_hand = max(2 * multiply, read) / 1.85
 print(f"with MTP: {by_hand * 1e9:.1f} ns")
 claim(
-    "C11.8",
+    "dense-decoding-by-hand",
     math.isclose(by_hand, roofline.dense_seconds(real, "decode"))
     and abs(by_hand / one - 1) < 0.05,
     "dense decoding by hand is the package's, and within 5 % of the figure",
@@ -257,7 +257,7 @@ for (phase, model), gap in off.items():
     print(f"{phase:7} {model:13} at worst {gap:+.1%}")
 most = max(abs(gap) for gap in off.values())
 claim(
-    "C11.9",
+    "roofline-reproduces",
     most < 0.10,
     "with four starts, published rates and two assumed numbers every curve"
     f" is reproduced within {most:.0%} at every position",
@@ -273,7 +273,7 @@ claim(
 knee = roofline.hand_over(real, "prefill")
 ours = {p: crossing(kernels[p, DENSE], kernels[p, SPARSE]) for p in old}
 claim(
-    "C11.10",
+    "knee-and-crossovers",
     abs(knee / new["prefill"].positions[1] - 1) < 0.05
     and all(abs(ours[p] / meet[p] - 1) < 0.10 for p in ours),
     f"the model's knee in prefill is at {knee:,.0f} tokens, the figure's at"
@@ -296,14 +296,14 @@ for name in names:
 show(*cost_curves.draw_ranges(ranges))
 low, _, high = ranges["mha"]
 claim(
-    "C11.11",
+    "mha-rate-pinned",
     high / low < 1.3,
     f"MHA's rate is pinned between {low / 1e12:.0f} and"
     f" {high / 1e12:.0f} TFLOP/s",
 )
 low, _, high = ranges["logit_bytes"]
 claim(
-    "C11.12",
+    "score-bytes-unknown",
     high / low > 2,
     f"a score may move {low:.0f} to {high:.0f} bytes: hardly known",
 )
@@ -320,7 +320,7 @@ keys = 61 * (128 + 4)  # bytes of one token's index keys, FP8 with scales
 per_token = roofline.seconds_per_position(new["decode"])
 needed = keys / per_token / H800.bandwidth
 claim(
-    "C11.13",
+    "two-tokens-a-pass",
     roofline.gap(alone, new["decode"]) > 0.25 and needed > 1.5,
     "with one token a pass the model is"
     f" {roofline.gap(alone, new['decode']):.0%} too high, and the figure's"
@@ -337,7 +337,7 @@ for part, share in shares.items():
     print(f"{part:22} {100 * share:6.2f} % of the peak")
 near = [abs(100 * s - 5 * round(20 * s)) < 0.05 for s in shares.values()]
 claim(
-    "C11.14",
+    "round-shares",
     sum(near) == 5,
     f"{sum(near)} of {len(near)} parts of the figure are a multiple of 5 %"
     " of the peak, within 0.05 points",
@@ -358,7 +358,7 @@ show(
     )
 )
 claim(
-    "C11.15",
+    "flop-shares-reproduce",
     roofline.worst(real, published, roofline.SHARES) < 0.03,
     "FLOP at constant shares of the peak reproduce every curve within"
     f" {roofline.worst(real, published, roofline.SHARES):.1%}",
@@ -382,7 +382,7 @@ for n, dense, sparse in zip(batches, *efficient.values(), strict=True):
     print(f"{n:6,}  dense {dense:5.0%}  sparse {sparse:5.0%}")
 efficient = efficient[DENSE]
 claim(
-    "C11.16",
+    "batch-behind-start",
     efficient[1] > 1 > efficient[2] and efficient[2] < 2 * efficient[-1],
     "1,024 sequences on all GPUs together are too few to explain the dense"
     f" start, and everything from 2,048 explains it, at"
@@ -421,7 +421,7 @@ with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as seen:
     ops.sparse_attention(q, kv, chosen, 0.04, 512, backend="tiled")
 index, pair = 16_384 + 2 * 64, 278_528  # head sums included
 claim(
-    "C11.17",
+    "layer-flop-to-the-digit",
     seen.get_total_flops() == S * index + K * pair,
     f"one sparse token ran {seen.get_total_flops():,} FLOP in this layer:"
     " what was counted, to the digit",
@@ -433,7 +433,7 @@ by_count = [
     for kind in flops.KINDS
 ]
 claim(
-    "C11.18",
+    "cache-bytes-read",
     [dense_bytes, sparse_bytes] == by_count,
     f"it reads {sparse_bytes:,} bytes of cache, dense {dense_bytes:,}",
 )
@@ -495,12 +495,12 @@ guess.reveal(
 # %%
 gain = {p: [d / s for d, s in f.values()] for p, f in measured.items()}
 claim(
-    "C11.19",
+    "this-machine-decodes",
     gain["decode"][4] > 2,
     "at 16,384 tokens this machine decodes more than twice as fast sparse",
 )
 claim(
-    "C11.20",
+    "this-machine-prefill",
     gain["prefill"][0] < 0.7
     and gain["prefill"][4] > 2 * gain["prefill"][1],
     "at 1,024 tokens sparse prefill takes longer than dense, and from 2,048"
@@ -519,7 +519,7 @@ long = layer_seconds(json.loads(path.read_text()))
 show(*draw_machine(published, long, "recorded"))
 far = {p: long[p][131_072][0] / long[p][131_072][1] for p in long}
 claim(
-    "C11.30",
+    "recorded-at-128k",
     far["decode"] > 6 and far["prefill"] > 2.5,
     f"recorded at 128 Ki, dense takes {far['prefill']:.1f} times as long as"
     f" sparse in prefill and {far['decode']:.1f} times in decode",
@@ -552,7 +552,7 @@ for phase in flops.PHASES:
     f = floors(real, phase, 131_072)
     best[phase] = f["dense"] / (f["scoring"] + f["selected"])
 claim(
-    "C11.21",
+    "perfect-kernels",
     5 < best["prefill"] < 6 and 8.5 < best["decode"] < 9.5,
     "at 128 Ki perfect kernels on an H200 would gain"
     f" {best['prefill']:.1f} times in prefill and"
@@ -598,7 +598,7 @@ print(f"{fresh:,} fresh, {cached:,} cached, {written:,} written")
 bill = pricing.priced(pricing.CHAT)
 theirs = [bill.fresh, bill.cached, bill.written]
 claim(
-    "C11.22",
+    "chat-bill",
     all(map(math.isclose, by_hand, theirs))
     and bill.cached > 0.9 * bill.total,
     f"the chat costs {bill.total:.2f} USD,"
@@ -629,15 +629,15 @@ gpu = {
 saved = {n: b[DENSE].total / b[SPARSE].total for n, b in gpu.items()}
 words = ", ".join(f"{name} {x:.1f}" for name, x in saved.items())
 claim(
-    "C11.23",
+    "three-uses",
     1.5 < min(saved.values()) < 3 and 4 < max(saved.values()) < 6,
     f"dense over sparse GPU time: {words}",
     value=words,
 )
 
 # %% [markdown]
-# So "how much cheaper for me?" has an answer for each use: {C11.23} times, prefill and decode together. The more is
-# written late in a long context, the more is saved.
+# So "how much cheaper for me?" has an answer for each use: {claim:three-uses} times, prefill and decode together. The
+# more is written late in a long context, the more is saved.
 #
 # One price for every position is a bet on your lengths. From which position does a token cost more GPU time than it
 # brings? With the dense model there is one:
@@ -647,7 +647,7 @@ asked = {"prefill": 0.28, "decode": 0.42}
 loss = {p: pricing.break_even(old[p], asked[p]) for p in asked}
 still = {p: pricing.break_even(new[p], asked[p]) for p in asked}
 claim(
-    "C11.24",
+    "dense-loses-beyond",
     still == {"prefill": None, "decode": None}
     and loss["decode"] < loss["prefill"] < 131_071,
     "at these prices the dense model would lose on each token read beyond"
@@ -686,7 +686,7 @@ for name, work in uses.items():
 show(*serving_cost.draw_tornado(charts))
 first = [[bar.name for bar in bars[:2]] for _, bars in charts.values()]
 claim(
-    "C11.25",
+    "hit-rate-matters",
     all(names == ["hit", "model"] for names in first),
     "moved so, the cache's hit rate matters most in all three uses, and"
     " which model it is comes second",
@@ -736,7 +736,7 @@ def gained(cached):
 
 
 claim(
-    "C11.29",
+    "cached-share",
     gained(90) > 1.3 * gained(0),
     f"with 90 % of the prompt cached sparse takes {gained(90):.1f} times"
     f" less GPU time, with nothing cached {gained(0):.1f} times",
@@ -750,16 +750,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E11.1}
+# {exercise:costs.my_reach}
 
 # %% [markdown]
-# {exercise:E11.2}
+# {exercise:costs.my_chat}
 
 # %% [markdown]
-# {exercise:E11.3}
+# {exercise:costs.my_crossover}
 
 # %% [markdown]
-# {exercise:E11.4}
+# {exercise:costs.my_scoring}
 
 # %% [markdown]
 # ## Where it fails
@@ -770,7 +770,7 @@ claim(
 short = pricing.costs_of(published, pricing.Work(2000, 0, 500, 1))
 more = short[SPARSE].total / short[DENSE].total - 1
 claim(
-    "C11.26",
+    "short-use-costs-more",
     more > 0.15,
     f"2,000 tokens read and 500 written take {more:.0%} more GPU time"
     " sparse",
@@ -778,7 +778,7 @@ claim(
 )
 
 # %% [markdown]
-# Who serves nothing else pays {C11.26} more for a feature that hardly comes into play.
+# Who serves nothing else pays {claim:short-use-costs-more} more for a feature that hardly comes into play.
 #
 # **Half a cache hit saves less than half.** A cache finds beginnings, and the first half of a prompt is the cheap
 # half. In the dense model much cheaper:
@@ -788,7 +788,7 @@ halves = {m: published["prefill", m].total(0, 50_000)
           / published["prefill", m].total(0, 100_000)
           for m in (DENSE, SPARSE)}  # fmt: skip
 claim(
-    "C11.27",
+    "half-cached",
     halves[DENSE] < 0.35 < halves[SPARSE] < 0.5,
     "having half of 100,000 tokens cached saves"
     f" {halves[DENSE]:.0%} of reading them dense,"
@@ -798,12 +798,13 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# 6 to 7 times holds in decoding from {C11.1} tokens and nowhere in prefill (C11.1); at the end of the figure it is
-# {C11.2} (C11.2); 2 to 3 times is not to be had at 7,000 (C11.4); below the crossover sparse is dearer (C11.6).
-# Published rates, two assumed numbers and four starts give every curve within {C11.9} (C11.9), and round shares of
-# the peak do better (C11.14, C11.15), so neither MTP nor the batch can be read off (C11.13, C11.16). Your machine
-# shows the same shape (C11.19, C11.20). Of a chat's bill {C11.22} is for cached tokens, and in every use, moved as
-# far as we moved it, the hit rate matters most (C11.25).
+# 6 to 7 times holds in decoding from {claim:six-to-seven-times} tokens and nowhere in prefill; at the end of the
+# figure it is
+# {claim:last-position-ratios}; 2 to 3 times is not to be had at 7,000; below the crossover sparse is dearer.
+# Published rates, two assumed numbers and four starts give every curve within {claim:roofline-reproduces}, and round
+# shares of the peak do better, so neither MTP nor the batch can be read off. Your machine shows the same shape. Of a
+# chat's bill {claim:chat-bill} is for cached tokens, and in every use, moved as far as we moved it, the hit rate
+# matters most.
 #
 # **What the report does not say, and what we chose.** The rates: as their authors state them, and 600 TFLOP/s for
 # MHA. Traffic of a score: 12 bytes, written once and read twice. The cache of the dense model: bf16. That fetching
@@ -829,5 +830,5 @@ claim(
 #
 # </details>
 #
-# **Next**: [chapter 12](12_beyond.ipynb) leaves DSA behind and sets it beside other ways of making attention
-# cheaper. The [README](../README.md) lists what is there.
+# **Next**: [10 The full model](10_full_model_on_a_gpu.ipynb), what is around the attention and what it takes to run it;
+# [09a](09a_attention_at_length.ipynb) has the counts behind this chapter. The [README](../README.md) lists what is there.

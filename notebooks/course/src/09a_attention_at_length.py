@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 01 Attention at length: where does the work go?
+# # 09a Attention at length: where does the work go?
 #
 # A model with 671 billion parameters reads a long text. It is natural to think that the parameters are what costs.
 # For the last token of a prompt of 128 Ki, under dense attention, they are a tenth of the work. This chapter
@@ -32,7 +32,7 @@ from itertools import product
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.roofline import check
 from course.figures import flop_counts
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -85,7 +85,7 @@ print("same numbers:", torch.allclose(slow, fast, atol=1e-5))
 
 # %% [markdown]
 # Multi-head latent attention can be computed in two ways, and they differ in what a key *is*. ([Chapter
-# 02](02_multi_head_latent_attention.ipynb) proves that they give the same result. Here only the widths matter.)
+# 02](02_latent_attention.ipynb) proves that they give the same result. Here only the widths matter.)
 #
 # * **MHA mode** expands: each head has a key of N + R numbers and a value of V of its own.
 # * **MQA mode** does not: all heads share the cached latent. The key has C + R numbers, and its first C are the
@@ -122,19 +122,19 @@ print(f"MHA {mha:,}   MQA {mqa:,}   indexer {index:,}")
 # %%
 show(*flop_counts.draw_pair(real))
 claim(
-    "C1.1",
+    "mha-pair-flop",
     mha == flops.mha_pair_flops(real) == counted(H, N + R, V),
     f"a pair in one layer takes {mha:,} FLOP in MHA mode",
     value=f"{mha:,}",
 )
 claim(
-    "C1.2",
+    "mqa-pair-flop",
     mqa == flops.mqa_pair_flops(real) == counted(H, C + R, C),
     f"a pair in one layer takes {mqa:,} FLOP in MQA mode",
     value=f"{mqa:,}",
 )
 claim(
-    "C1.3",
+    "index-pair-flop",
     index == flops.index_pair_flops(real) == counted(J, W, 0),
     f"the indexer takes {index:,} FLOP to score a pair in one layer",
     value=f"{index:,}",
@@ -142,7 +142,7 @@ claim(
 
 # %%
 claim(
-    "C1.31",
+    "pairs-in-index-units",
     (mha, mqa) == (5 * index, 17 * index),
     "a pair in MHA mode costs exactly 5 times the indexer's, in MQA 17",
 )
@@ -183,13 +183,13 @@ indexer = layers * (real.q_lora_rank * J * W + D * W + D * J)
 # %%
 parts = memory.active_parameters(real)
 claim(
-    "C1.4",
+    "active-parameters",
     active == sum(parts.values()) - parts["indexer"],
     f"a token passes {active / 1e9:.1f} B parameters, without indexer",
     value=f"{active / 1e9:.1f} B",
 )
 claim(
-    "C1.5",
+    "indexer-parameters",
     indexer == parts["indexer"],
     f"the indexers of all layers add {indexer / 1e9:.2f} B",
     value=f"{indexer / 1e9:.2f} B",
@@ -199,7 +199,7 @@ claim(
 show(*flop_counts.draw_parameters(real))
 stored = memory.stored_parameters(real)
 claim(
-    "C1.32",
+    "main-model-parameters",
     round((stored - indexer) / 1e9) == 671,
     "all matrices of the main model together have 671 B parameters",
 )
@@ -210,8 +210,8 @@ guess.reveal(
 )
 
 # %% [markdown]
-# Each parameter makes 2 FLOP for each token, whatever stands before it: 2 x {C1.4} FLOP. The embedding is missing
-# because it is a look-up and not a product.
+# Each parameter makes 2 FLOP for each token, whatever stands before it: 2 x {claim:active-parameters} FLOP. The
+# embedding is missing because it is a look-up and not a product.
 #
 # ## A token among others
 #
@@ -249,7 +249,7 @@ equal = [
     for S, way in product((1, 2047, 2048, 2049, 131072), ways)
 ]
 claim(
-    "C1.7",
+    "hand-count-equals-package",
     all(equal),
     f"the hand count equals the package's in {len(equal)} cases",
 )
@@ -271,7 +271,7 @@ even = 2 * active / (layers * mha)
 there, end = (my_token(S, "dense", "prefill") for S in (even, 131072))
 share = layers * 131072 * mha / 1e9 / end
 claim(
-    "C1.8",
+    "dense-prefill-half",
     math.isclose(there, 2 * 2 * active / 1e9) and 0.89 < share < 0.91,
     f"in dense prefill attention is half of the work at {even:,.0f} keys,"
     f" and {share:.0%} at 131,072",
@@ -281,7 +281,7 @@ claim(
 sparse = my_token(131072, "sparse", "decode")  # the same in prefill
 ratio = {p: my_token(131072, "dense", p) / sparse for p in flops.PHASES}
 claim(
-    "C1.9",
+    "flop-ratio-at-the-end",
     ratio["prefill"] > 3 and ratio["decode"] > 9,
     f"at 131,072 keys sparse attention needs {ratio['prefill']:.1f} times"
     f" fewer FLOP in prefill and {ratio['decode']:.1f} in decode",
@@ -304,7 +304,7 @@ claim(
 show(*flop_counts.draw_gain(real))
 alone = [K * mqa / (pair - index) for pair in (mha, mqa)]
 claim(
-    "C1.10",
+    "attention-alone-crosses",
     alone == [flops.crossover(real, p, False) for p in flops.PHASES],
     f"attention alone crosses at {alone[0]:,.0f} and {alone[1]:,.0f} keys",
 )
@@ -314,7 +314,7 @@ whole = [flops.crossover(real, phase) for phase in flops.PHASES]
 both = [[my_token(S, kind, p) for kind in flops.KINDS]
         for S, p in zip(whole, flops.PHASES, strict=True)]  # fmt: skip
 claim(
-    "C1.11",
+    "crossing-with-indexer-weights",
     all(math.isclose(dense, sparse) for dense, sparse in both),
     f"with the indexer's weights at {whole[0]:,.0f} and {whole[1]:,.1f}",
     value=f"{whole[0]:,.0f} and {whole[1]:,.1f}",
@@ -337,7 +337,7 @@ prompts = [[flops.prompt_work(real, n, kind).total
             for kind in flops.KINDS] for n in lengths]  # fmt: skip
 around = [sparse < dense for dense, sparse in prompts]
 claim(
-    "C1.33",
+    "whole-prompt-crosses",
     around == [False, False, False, False, True, True],
     f"a whole prompt takes fewer FLOP sparse than dense above {L:,} tokens,"
     " at none of four lengths below and at both above",
@@ -370,14 +370,14 @@ guess.reveal(
 # %%
 exact = 0.79 / 0.21 * K * mqa / index
 claim(
-    "C1.12",
+    "scoring-reaches-most",
     math.isclose(exact, flops.keys_at_index_share(real, 0.79)),
     f"scoring reaches 79 % of sparse attention at {exact:,.0f} keys",
     value=f"{exact:,.0f}",
 )
 of_all = scoring / work.total
 claim(
-    "C1.13",
+    "scoring-share-at-128k",
     0.53 < of_all < 0.56,
     f"at 128 Ki it is {of_all:.0%} of everything that the token costs",
     value=f"{of_all:.0%}",
@@ -387,13 +387,14 @@ claim(
 # So yes: the length decides in the end. At 128 Ki four fifths of sparse attention is the indexer, counted in FLOP.
 # And yet something is won, twice.
 #
-# **The constant.** What grows, grows with {C1.3} FLOP a pair instead of {C1.1} or {C1.2}. However long the context,
-# dense attention costs at most 5 times as much in prefill, and 17 times in decode. Those are ceilings
-# (C1.34).
+# **The constant.** What grows, grows with {claim:index-pair-flop} FLOP a pair instead of {claim:mha-pair-flop} or
+# {claim:mqa-pair-flop}. However long the context, dense attention costs at most 5 times as much in prefill, and 17
+# times in decode. Those are ceilings.
 #
 # **The exponent, where we are.** On logarithmic axes the slope of a cost is the power of S with which it grows, and
-# for a constant plus a growing term that slope is *the share of the growing term*. The {C1.13} that looked like bad
-# news says: at 128 Ki the cost of a token grows with little more than the square root of the length.
+# for a constant plus a growing term that slope is *the share of the growing term*. The {claim:scoring-share-at-128k}
+# that looked like bad news says: at 128 Ki the cost of a token grows with little more than the square root of the
+# length.
 #
 # A whole prompt is the sum over its tokens, so its power is between 1 and 2. Note the sum: token t sees t + 1 keys,
 # so a prompt of L tokens has L (L + 1) / 2 pairs, **half a square**. Whoever counts L² reports twice the FLOP/s.
@@ -402,7 +403,7 @@ claim(
 far = my_token(2**40, "sparse", "decode")
 ceilings = [my_token(2**40, "dense", p) / far for p in flops.PHASES]
 claim(
-    "C1.34",
+    "ratio-ceilings",
     4.99 < ceilings[0] < 5 and 16.99 < ceilings[1] < 17,
     "at 2^40 keys dense over sparse is nearly 5 and 17, and still below",
 )
@@ -413,7 +414,7 @@ for kind in flops.KINDS:
     near, far = (my_token(S, kind, "prefill") for S in (131072, 131073))
     power[kind] = math.log(far / near) / math.log(131073 / 131072)
 claim(
-    "C1.14",
+    "power-is-growing-share",
     abs(power["sparse"] - of_all) < 0.001
     and abs(power["dense"] - share) < 0.001,
     "the power at 131,072 keys is the share of the growing term:"
@@ -425,7 +426,7 @@ more = {kind: flops.prompt_work(real, 131072, kind).total
               / flops.prompt_work(real, 65536, kind).total
         for kind in flops.KINDS}  # fmt: skip
 claim(
-    "C1.15",
+    "twice-the-prompt",
     3.3 < more["dense"] < 3.5 and 2.4 < more["sparse"] < 2.6,
     f"a prompt of 128 Ki costs {more['dense']:.1f} times one of 64 Ki"
     f" dense, and {more['sparse']:.1f} times sparse",
@@ -449,7 +450,7 @@ guess = predict(
 dense_bf16 = 2 * layers * (C + R)  # bytes: one latent for all heads
 sparse_bf16 = dense_bf16 + 2 * layers * W  # and the indexer's key
 claim(
-    "C1.16",
+    "cache-bytes-bf16",
     sparse_bf16 == memory.cache_bytes(real, "bf16"),
     f"a token's cache in bf16 takes {sparse_bf16:,} bytes with the index"
     f" key and {dense_bf16:,} without",
@@ -469,14 +470,14 @@ guess.reveal(
 show(*flop_counts.draw_cache(real))
 deployed = layers * ((512 + 4 * 4 + 2 * 64) + (128 + 4))
 claim(
-    "C1.17",
+    "cache-bytes-deployed",
     deployed == memory.cache_bytes(real, "deployed"),
     f"as deployed it takes {deployed:,} bytes",
     value=f"{deployed:,}",
 )
 dense_fp8 = memory.cache_bytes(real, "deployed", indexer=False)
 claim(
-    "C1.18",
+    "saving-is-fp8s",
     dense_fp8 < deployed < dense_bf16,
     f"a dense cache in the same FP8 would take {dense_fp8:,}:"
     " the saving is FP8's",
@@ -493,7 +494,7 @@ dense, sparse = (
     for kind in flops.KINDS
 )
 claim(
-    "C1.20",
+    "cache-read-ratio",
     4 < dense / sparse < 5,
     f"at 131,072 keys sparse attention reads {dense / sparse:.1f} times"
     " less cache",
@@ -501,7 +502,7 @@ claim(
 
 # %% [markdown]
 # Weights are read as well, but once for a whole batch. A cache is read for its own sequence, and nobody can share
-# it: in a large batch of long texts, dense attention's cache is the bill. [Chapter 11](11_cost_curves.ipynb) adds
+# it: in a large batch of long texts, dense attention's cache is the bill. [Chapter 09](09_cost_curves.ipynb) adds
 # up both.
 #
 # ## Does a machine do what we counted?
@@ -514,7 +515,7 @@ model = dsa.from_pretrained("../data/sparse")
 small = model.config
 own = sum(p.numel() for p in model.parameters() if p.ndim > 1)
 claim(
-    "C1.6",
+    "counter-finds-parameters",
     own == memory.stored_parameters(small),
     f"the counter finds all {own:,} matrix parameters of the small model",
 )
@@ -533,7 +534,7 @@ def machine(tokens, kind, cache=None):
 tokens = torch.arange(256)[None]  # (1, 256); what they are costs nothing
 seen = machine(tokens, "dense")
 claim(
-    "C1.36",
+    "pytorch-counts-dense",
     seen == flops.prompt_work(small, 256, "dense").weights,
     f"for a dense pass PyTorch counts {seen:,}, our count of weights alone",
 )
@@ -568,7 +569,7 @@ for kind in flops.KINDS:
 T, n, pairs = 256, small.num_hidden_layers, flops.causal_pairs(256)
 half = n * (T * T - pairs) * flops.mha_pair_flops(small)
 claim(
-    "C1.21",
+    "dense-prefill-to-the-digit",
     ran["dense"] == ours["dense"] + half,
     f"dense prefill runs our count and the masked half, {half:,} FLOP more",
 )
@@ -584,7 +585,7 @@ filled = flops.selected_pairs(T, small.index_topk)
 slots = T * small.index_topk - filled
 empty = n * slots * flops.mqa_pair_flops(small)
 claim(
-    "C1.22",
+    "sparse-prefill-to-the-digit",
     ran["sparse"] == ours["sparse"] + rest + sums + empty,
     f"sparse prefill runs what we counted, {rest:,} for whole tiles of"
     f" {size}, {sums:,} for sums over heads, {empty:,} for empty slots",
@@ -604,7 +605,7 @@ for kind, extra in extras.items():
     by_count = flops.token_work(small, T, kind, "decode").total
     exact.append(one == by_count + n * extra)
 claim(
-    "C1.23",
+    "decode-to-the-digit",
     all(exact),
     "a decoded token runs what we counted and that one extra, to the digit",
 )
@@ -625,16 +626,19 @@ show(*flop_counts.draw_published(costs))
 # %% [markdown]
 # Dotted, because published. Four things are worth a comparison.
 #
-# **How far apart they end.** We counted that {C1.9}. The figure says {C1.25}.
+# **How far apart they end.** We counted that {claim:flop-ratio-at-the-end}. The figure says
+# {claim:ratios-near-published}.
 #
-# **Where they cross.** We counted {C1.11} tokens, and the figure crosses at {C1.26}. The new model's curves also
-# start higher. FLOPs are not dollars. The likely reasons: the indexer reads memory, launches kernels and
-# sorts, and a FLOP gathered from scattered places is slower than one from a neat block.
+# **Where they cross.** We counted {claim:crossing-with-indexer-weights} tokens, and the figure crosses at
+# {claim:dollars-cross-later}. The new model's curves also start higher. FLOPs are not dollars. The likely reasons:
+# the indexer reads memory, launches kernels and sorts, and a FLOP gathered from scattered places is slower than one
+# from a neat block.
 #
 # **Where they bend.** Each sparse curve has one knee. In decoding it is where keys begin to be dropped, near K. In
-# prefill it is at {C1.24}, which is no number we have seen. The report says that short prompts are read in MHA mode
-# *with a mask*, as this is faster there. It does not say until when. If the mode changes where the selected pairs
-# in MQA mode become cheaper than all pairs in MHA mode, the place can be counted: K x MQA / MHA keys.
+# prefill it is at {claim:masked-mha-hands-over}, which is no number we have seen. The report says that short prompts
+# are read in MHA mode *with a mask*, as this is faster there. It does not say until when. If the mode changes where
+# the selected pairs in MQA mode become cheaper than all pairs in MHA mode, the place can be counted: K x MQA / MHA
+# keys.
 #
 # **What was said.** An article about the release, "DeepSeek Cuts Inference Costs", has inputs over 7,000 tokens
 # processed two to three times faster. Of position 7,000 the figure says something else.
@@ -645,7 +649,7 @@ new = {p: costs[p, "V3.2-Exp"] for p in flops.PHASES}
 hand_over = K * mqa / mha
 knees = [new[p].positions[1] for p in flops.PHASES]
 claim(
-    "C1.24",
+    "masked-mha-hands-over",
     abs(hand_over / knees[0] - 1) < 0.05 and abs(K / knees[1] - 1) < 0.05,
     f"by count, masked MHA would hand over at {hand_over:,.0f} keys; the"
     f" published knees, at {knees[0]:,} and {knees[1]:,}, are within 5 % of"
@@ -657,7 +661,7 @@ claim(
 apart = {p: old[p].at(131071) / new[p].at(131071) for p in flops.PHASES}
 ends = f"{apart['prefill']:.2f} and {apart['decode']:.2f}"
 claim(
-    "C1.25",
+    "ratios-near-published",
     all(0.8 < ratio[p] / apart[p] < 1.2 for p in flops.PHASES),
     f"the counted ratios at 128 Ki are within 20 % of the published {ends}",
     value=ends,
@@ -665,7 +669,7 @@ claim(
 meet = [crossing(old[p], new[p]) for p in flops.PHASES]
 later = f"{meet[0] / 1e3:.1f} and {meet[1] / 1e3:.1f} thousand"
 claim(
-    "C1.26",
+    "dollars-cross-later",
     meet[0] > whole[0] and meet[1] > whole[1],
     f"published dollars cross later than FLOPs, at {later}",
     value=later,
@@ -674,7 +678,7 @@ claim(
 # %%
 at7k = [old[p].at(7000) / new[p].at(7000) for p in flops.PHASES]
 claim(
-    "C1.27",
+    "position-7000",
     at7k[0] < 1 and at7k[1] < 1.5,
     f"at position 7,000 dense costs {at7k[0]:.1f} times as much as sparse"
     f" in prefill and {at7k[1]:.1f} times in decode, not 2 to 3 times",
@@ -712,28 +716,29 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E1.1}
+# {exercise:roofline.my_pairs}
 
 # %% [markdown]
-# {exercise:E1.2}
+# {exercise:roofline.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:E1.3}
+# {exercise:roofline.my_crossover}
 
 # %% [markdown]
-# {exercise:E1.4}
+# {exercise:roofline.my_growth}
 
 # %% [markdown]
 # ## Where it fails
 #
-# **Short texts.** Each token before the crossover is a loss, and so is each prompt of up to {C1.33} tokens.
+# **Short texts.** Each token before the crossover is a loss, and so is each prompt of up to
+# {claim:whole-prompt-crosses} tokens.
 
 # %%
 works = {kind: flops.token_work(real, 2048, kind, "prefill").total
          for kind in flops.KINDS}  # fmt: skip
 loss = works["sparse"] / works["dense"] - 1
 claim(
-    "C1.28",
+    "sparse-dearer-at-2048",
     loss > 0.3,
     f"at 2,048 keys sparse prefill costs {loss:.0%} more than dense",
 )
@@ -748,7 +753,7 @@ meets = {heads: flops.crossover(
              real.replace(num_attention_heads=heads), "prefill")
          for heads in (16, 32, 64, 128)}  # fmt: skip
 claim(
-    "C1.29",
+    "fewer-heads-never-pay",
     meets[16] == math.inf and meets[32] > 4 * meets[128],
     "with 16 heads this indexer never pays in prefill; with 32 it pays"
     f" above {meets[32]:,.0f} keys",
@@ -767,7 +772,7 @@ for S, (measured, promised) in gains.items():
 
 # %%
 claim(
-    "C1.30",
+    "faster-by-the-clock",
     gains[32768][0] > 1.3 and gains[512][0] < 1 < gains[512][1] / 5,
     "on the clock sparse is faster at 32,768 keys, and at 512, where the"
     " count promises more than 5 times, it is slower",
@@ -780,12 +785,14 @@ claim(
 #
 # ## What you have proved
 #
-# A pair takes {C1.1} FLOP in MHA mode, {C1.2} in MQA mode and {C1.3} in the indexer. {C1.4} parameters work on a
-# token, and {C1.5} in the indexers. Sparse attention pays for a token that sees more than {C1.11} keys, in prefill
-# and in decode, and for a whole prompt of more than {C1.33} tokens. At {C1.12} keys scoring is 79 % of it, and
-# {C1.13} of the whole token. Its cache is larger at equal precision, {C1.16} bytes a token in bf16; as deployed,
-# {C1.17}, it is smaller than the dense one in bf16, thanks to FP8. A real small model runs what was counted and
-# extras that have names, to the digit (C1.21 to C1.23).
+# A pair takes {claim:mha-pair-flop} FLOP in MHA mode, {claim:mqa-pair-flop} in MQA mode and {claim:index-pair-flop}
+# in the indexer. {claim:active-parameters} parameters work on a token, and {claim:indexer-parameters} in the
+# indexers. Sparse attention pays for a token that sees more than {claim:crossing-with-indexer-weights} keys, in
+# prefill and in decode, and for a whole prompt of more than {claim:whole-prompt-crosses} tokens. At
+# {claim:scoring-reaches-most} keys scoring is 79 % of it, and
+# {claim:scoring-share-at-128k} of the whole token. Its cache is larger at equal precision, {claim:cache-bytes-bf16} bytes a token in bf16; as deployed,
+# {claim:cache-bytes-deployed}, it is smaller than the dense one in bf16, thanks to FP8. A real small model runs what was counted and
+# extras that have names, to the digit.
 #
 # **What the report does not say, and what we chose.** What counts as a FLOP: here products of matrices only, two
 # for each multiplication with its addition. Which positions pass the head: here all of them, though a server
@@ -814,7 +821,7 @@ claim(
 #
 # </details>
 #
-# **Next**: [02 Multi-head latent attention](02_multi_head_latent_attention.ipynb) shows why the two modes are the
+# **See also**: [02 Multi-head latent attention](02_latent_attention.ipynb) shows why the two modes are the
 # same attention, [03 The lightning indexer](03_lightning_indexer.ipynb) how 16,384 FLOP can rank like 278,528, and
-# [04 Token selection](04_token_selection.ipynb) what the K tokens keep. [11 Cost curves](11_cost_curves.ipynb) takes
+# [04 Token selection](04_token_selection.ipynb) what the K tokens keep. [09 Cost curves](09_cost_curves.ipynb) takes
 # the published figure apart and turns it into bills. The [README](../README.md) lists what else is there.

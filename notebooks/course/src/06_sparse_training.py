@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 07 Sparse training: does the model adapt to what it no longer sees?
+# # 06 Sparse training: does the model adapt to what it no longer sees?
 #
-# The indexer can rank (chapter 06). Now attention obeys it: from one step to the next every token sees K earlier
+# The indexer can rank (chapter 05). Now attention obeys it: from one step to the next every token sees K earlier
 # ones instead of all. Nobody asked the model. Its heads were trained on sums over everything, and each of them
 # has lost most of its terms. So DeepSeek trains on, all weights together, for 943.7 billion tokens, and then
 # claims that nothing was lost: fourteen benchmarks, dense against sparse.
@@ -15,7 +15,7 @@
 # 2. write the sparse stage: two losses, one backward pass, nothing in common;
 # 3. read a benchmark table: which differences are chance, which tests cannot fail, and what is missing.
 #
-# **You need** [06](06_training_the_indexer.ipynb), and [04](04_token_selection.ipynb) for the four choosers:
+# **You need** [05](05_training_the_indexer.ipynb), and [04](04_token_selection.ipynb) for the four choosers:
 # indexer, oracle, window, random.
 #
 # **Afterwards**: the long training (set `FULL`), and `notebooks/course/experiments/matched_runs.py`. Computing: **60 s**.
@@ -31,7 +31,7 @@ from statistics import mean, stdev
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.adapting import check
 from course.experiments import benchmark_suite
 from course.experiments.matched_runs import train_on
 from course.figures import adapting
@@ -52,7 +52,7 @@ style()
 # %% [markdown]
 # ## The switch
 #
-# We start where chapter 06 ended: a dense model with a warmed-up indexer, `data/warmed`. It reads Python's own
+# We start where chapter 05 ended: a dense model with a warmed-up indexer, `data/warmed`. It reads Python's own
 # source code, as it did when it was trained, from files that were held out; and it is asked for needles. One
 # function for everything that follows: bits per byte of text, and the share of needles recalled.
 
@@ -90,7 +90,7 @@ guess.reveal(
     " of what it saw there.",
 )
 claim(
-    "C7.1",
+    "sparse-untrained",
     cost < 0.1 and sparse[1] > 0.9,
     f"untrained for it, sparse attention with 16 keys costs {cost:.2f} bits"
     f" and recalls {sparse[1]:.0%} of the needles",
@@ -98,7 +98,7 @@ claim(
 )
 
 # %% [markdown]
-# {C7.1} bits. That is not a catastrophe, and an honest chapter says so at once: with a good indexer and enough
+# {claim:sparse-untrained} bits. That is not a catastrophe, and an honest chapter says so at once: with a good indexer and enough
 # keys, there is little to adapt to. (The report does not tell what its switch cost before training.) To *see*
 # adaptation we must take away more. **Recorded**, a model for each of three seeds, each switched to K keys by four
 # choosers: `{source:sparse_training.command}`, {source:sparse_training.date}.
@@ -127,7 +127,7 @@ ours, best = ([seeds_at("warmed", who, "bits", k) for k in (1, 2, 4, 16)]
               for who in ("sparse", "oracle"))  # fmt: skip
 gap = max((a - b).max() for a, b in zip(ours, best, strict=True))
 claim(
-    "C7.2",
+    "indexer-near-oracle",
     gap < 0.15,
     f"for every K and seed the indexer is within {gap:.2f} bits of the"
     " oracle",
@@ -137,7 +137,7 @@ claim(
 # %%
 far = seeds_at("warmed", "window", "recall", 16).max()
 claim(
-    "C7.3",
+    "window-recall",
     far < 0.25,
     f"a window of 16 recalls {far:.0%} of the needles at most",
     kind="recorded",
@@ -145,7 +145,7 @@ claim(
 ours = seeds_at("warmed", "sparse", "recall", 2).min()
 best = seeds_at("warmed", "oracle", "recall", 2).min()
 claim(
-    "C7.31",
+    "two-keys-worst-seed",
     ours < best - 0.1,
     f"with two keys the indexer recalls {ours:.0%} of the needles with"
     f" the worst seed, the oracle {best:.0%}",
@@ -171,7 +171,7 @@ claim(
 # %%
 pupil = dsa.from_pretrained("../data/warmed")
 pupil.attention, pupil.top_k = "sparse", 2
-lesson = Needles(text, length=128, pairs=4, queries=4)  # chapter 06
+lesson = Needles(text, length=128, pairs=4, queries=4)  # chapter 05
 episodes = lesson.generate(torch.Generator().manual_seed(0), 4)
 
 
@@ -196,7 +196,7 @@ _, kl = pupil(episodes.tokens, indexer_loss=True)
 index_only = gradients(kl.sum())
 print(len(together), "gradients:", len(alone), "+", len(index_only))
 claim(
-    "C7.4",
+    "one-loss-per-weight",
     not set(alone) & set(index_only)
     and set(alone) | set(index_only) == set(together),
     "every weight gets its gradient from one of the two losses, and none"
@@ -207,7 +207,7 @@ claim(
 apart = alone | index_only
 same = [torch.allclose(together[n], apart[n], atol=1e-6) for n in together]
 claim(
-    "C7.5",
+    "one-backward-two-losses",
     all(same),
     "one backward pass of the sum leaves the gradients of two of its own",
 )
@@ -224,7 +224,7 @@ step = indexer.learn_both(lesson, 4)
 loss, _ = step(pupil, torch.Generator().manual_seed(0))
 theirs = gradients(loss)
 claim(
-    "C7.6",
+    "joint-step-is-packages",
     all(torch.allclose(together[n], theirs[n], atol=1e-6) for n in theirs)
     and len(theirs) == len(together),
     "mine is the package's: the same gradient for every weight",
@@ -251,7 +251,7 @@ share = float(adapting.norm(leaked, leaked) / adapting.norm(alone, leaked))
 print(f"reaches {len(leaked)} of the model's {len(alone)} tensors,"
       f" {share:.1f} times as strong as the language loss")  # fmt: skip
 claim(
-    "C7.7",
+    "attached-moves-model",
     len(leaked) > 20 and share > 0.05,
     "attached, the divergence moves the main model as well, and not by"
     " rounding errors",
@@ -267,7 +267,7 @@ claim(
 # the same weights we train three twins: one that sees everything, one that sees the 16 tokens the indexer
 # chooses, and one that sees the latest 16. The same batches in the same order, the same rates,
 # {source:sparse_training.options.rate} at first. Each batch is text in which 2 to 16 needles are hidden and asked,
-# as in chapter 06. Live: 60 steps of four sequences of 256 tokens, about ten seconds each.
+# as in chapter 05. Live: 60 steps of four sequences of 256 tokens, about ten seconds each.
 
 # %% tags=["nbval-ignore-output"]
 ways = {"dense": "dense", "sparse 16": "sparse", "window 16": "window"}
@@ -286,20 +286,20 @@ for name, (bits, right) in after.items():
     print(f"{name:10} {bits:.2f} bits, recall {right:.0%}")
 cost = after["sparse 16"][0] - after["dense"][0]
 claim(
-    "C7.8",
+    "equal-steps-equal-bits",
     abs(cost) < 0.1,
     f"after equal steps sparse is {cost:+.2f} bits per byte from dense",
     value=f"{cost:+.2f}",
 )
 claim(
-    "C7.9",
+    "recall-after-equal-steps",
     after["sparse 16"][1] > 0.95 and after["window 16"][1] < 0.25,
     f"sparse recalls {after['sparse 16'][1]:.0%} of the needles, the window"
     f" {after['window 16'][1]:.0%}",
 )
 
 # %% [markdown]
-# {C7.8} bits per byte. The window has had the same training, and has not learned to recall: what it may not see,
+# {claim:equal-steps-equal-bits} bits per byte. The window has had the same training, and has not learned to recall: what it may not see,
 # it cannot learn to use. (It is further behind in the figure than here, because the batches ask for needles and
 # these bits are of text alone. The dense twin itself may read a little *worse* than before: sixty steps of four
 # sequences at a high rate are noise as well as training. That is what a twin is for. It has had the same noise.)
@@ -337,14 +337,14 @@ guess.reveal(
     "measured against the dense twin, which has had the same sixty steps.",
 )
 claim(
-    "C7.10",
+    "two-keys-repaired",
     repaired > 0.25 and control[0] > before2[0] - 0.05,
     f"training with 2 keys repairs {repaired:.0%} of their damage; dense"
     " training gains less than 0.05 bits",
     value=f"{repaired:.0%}",
 )
 claim(
-    "C7.11",
+    "two-keys-recall",
     after2[1] > 0.95 > before2[1] and best[1][0] < best[0][0] - 0.1,
     f"recall with 2 keys goes from {before2[1]:.0%} to {after2[1]:.0%}, and"
     " where the oracle chooses, too, more than 0.1 bits are won",
@@ -370,7 +370,7 @@ show(*adapting.draw_held(kept, "best two keys"))
 before, trained = (torch.tensor(shares) for shares in kept.values())
 apart = (before - trained).abs().max()
 claim(
-    "C7.27",
+    "no-concentration",
     apart < 0.1,
     f"in no layer does the share of the best two keys change by more than"
     f" {100 * apart:.0f} points",
@@ -404,7 +404,7 @@ for name in ("dense", "sparse", "window"):
     print(f"{name:6} twin, bits:", *(f"{x:.3f}" for x in seeds))
 behind = (bits["sparse"] - bits["dense"]).max()
 claim(
-    "C7.12",
+    "sparse-within-dense",
     behind < 0.1,
     f"with every seed, sparse with 16 keys is at most {behind:.3f}"
     " bits per byte behind its dense twin",
@@ -415,7 +415,7 @@ claim(
 right = seeds_at("sparse", "sparse", "recall", 16).min()
 windowed = seeds_at("window", "window", "recall", 16).max()
 claim(
-    "C7.13",
+    "recall-every-seed",
     right > 0.95 and windowed < 0.25,
     f"it recalls at least {right:.0%} of the needles, the window at"
     f" most {windowed:.0%}",
@@ -433,7 +433,7 @@ whole = json.loads(path.read_text())
 recalls = [row["recall_indexer"] for row in whole["rows"]]
 blind = [row["recall_window_far"] for row in whole["rows"]]
 claim(
-    "C7.28",
+    "recall-long-training",
     min(recalls) > 0.95 and max(blind) < 0.25,
     f"after the long training 16 keys recall {min(recalls):.1%} of the"
     f" needles or more, through a window {max(blind):.0%} at most",
@@ -447,7 +447,7 @@ for name, pair in lines.items():
     damage[name] = seeds_at(*pair, "bits", 2) - floor
     print(f"{name:16} K = 2 costs", *(f"{x:.2f}" for x in damage[name]))
 claim(
-    "C7.14",
+    "damage-repaired-every-seed",
     (damage["trained with 2"] < 0.75 * damage["before"]).all()
     and (damage["dense twin"] > 0.75 * damage["before"]).all(),
     "with every seed, training with 2 keys takes away more than a quarter"
@@ -466,7 +466,7 @@ for name, (model, _) in lines.items():
     print(f"{name:16} all keys:", *(f"{x:.3f}" for x in found))
 lost = (seeds_at("sparse 2", "dense", "bits", 256) - floor).min()
 claim(
-    "C7.15",
+    "all-keys-read-worse",
     lost > 0.02,
     f"the model trained with 2 keys reads worse with all of them, by"
     f" {lost:.2f} bits or more",
@@ -539,7 +539,7 @@ guess.reveal(
     " judged: a rating, and a set whose months are not stated.",
 )
 claim(
-    "C7.16",
+    "shares-within-chance",
     not outside and len(known) == 12,
     f"all {len(known)} shares of known size lie within chance",
 )
@@ -548,7 +548,7 @@ claim(
 better = sum(b.difference > 0 for b in table)
 worse = sum(b.difference < 0 for b in table)
 claim(
-    "C7.17",
+    "ahead-and-behind",
     (better, worse) == (7, 6),
     f"sparse is ahead on {better}, behind on {worse}, equal on one",
     value=f"ahead on {better}, behind on {worse}",
@@ -557,7 +557,7 @@ claim(
 # %%
 widest = max(b.chance() for b in known)
 claim(
-    "C7.18",
+    "chance-on-30-questions",
     widest > 15,
     f"on AIME and HMMT, 30 questions each, chance alone reaches"
     f" ±{widest:.0f} points",
@@ -565,12 +565,12 @@ claim(
 )
 
 # %% [markdown]
-# Read this carefully, in both directions. **It does not show a loss**: {C7.17}, and nothing stands out. **It cannot
-# rule one out** either: a table in which {C7.18} points would be chance cannot see 2 points. What supports the
-# report's claim is the sum: thirteen small differences and a rating that scatter around nought. What would support it
-# better is not given: the number of runs, their spread, the same questions compared one by one, and benchmarks that
-# are made to ask far back in long texts. The report itself explains three of the losses (GPQA, HLE, HMMT) by shorter
-# reasoning.
+# Read this carefully, in both directions. **It does not show a loss**: {claim:ahead-and-behind}, and nothing stands
+# out. **It cannot rule one out** either: a table in which {claim:chance-on-30-questions} points would be chance
+# cannot see 2 points. What supports the report's claim is the sum: thirteen small differences and a rating that
+# scatter around nought. What would support it better is not given: the number of runs, their spread, the same
+# questions compared one by one, and benchmarks that are made to ask far back in long texts. The report itself
+# explains three of the losses (GPQA, HLE, HMMT) by shorter reasoning.
 #
 # ## Our fourteen
 #
@@ -600,7 +600,7 @@ show(*adapting.draw_suite(ours, theirs))
 quiet = sum(r["noise"] for r in ours)
 largest = max(abs(r["difference"]) for r in ours)
 claim(
-    "C7.19",
+    "our-fourteen-within-chance",
     len(ours) == 14 and quiet >= 12 and largest < 0.03,
     f"{quiet} of our 14 differences lie within chance, and the largest of"
     f" all is {100 * largest:.1f} points",
@@ -611,7 +611,7 @@ claim(
 # %%
 needles = [r for r in theirs if "needle" in r["benchmark"]]
 claim(
-    "C7.20",
+    "suite-convicts-window",
     all(not r["noise"] and r["difference"] < -0.5 for r in needles),
     f"the same suite convicts the window on all {len(needles)} needle"
     " benchmarks, by more than 50 points each",
@@ -622,7 +622,7 @@ claim(
 full = [r["benchmark"] for r in ours if r["dense"] > 0.98]
 empty = [r["benchmark"] for r in ours if r["dense"] < 0.05]
 claim(
-    "C7.21",
+    "ceilings-and-floor",
     len(full) >= 5 and len(empty) >= 1,
     f"{len(full)} of the 14 are at their ceiling and {len(empty)} at the"
     " floor",
@@ -631,14 +631,14 @@ claim(
 )
 
 # %% [markdown]
-# {C7.19} lie within chance. Three warnings, all of which apply to the report's table too.
+# {claim:our-fourteen-within-chance} lie within chance. Three warnings, all of which apply to the report's table too.
 #
-# **Ceiling and floor.** {C7.21} of ours are at 98% or more: there is *no* way to be better, and hardly one to be
-# worse. Random bytes are at the floor: neither model copies what is no key and no text, so both fail equally, and
-# "equal" means nothing. (The copying that the base model learned first is largely forgotten, in both.) **Fourteen
-# tests at 95%** raise 0.7 false alarms on average. One outside is no scandal, and none is no proof. **Three seeds**
-# see only what is large. An interval of ±1 point allows a loss of one point. And one of ±0.0 is no certainty: three
-# seeds with equal scores have no spread, and the nearest needles are 44 questions a seed.
+# **Ceiling and floor.** {claim:ceilings-and-floor} of ours are at 98% or more: there is *no* way to be better, and
+# hardly one to be worse. Random bytes are at the floor: neither model copies what is no key and no text, so both fail
+# equally, and "equal" means nothing. (The copying that the base model learned first is largely forgotten, in both.)
+# **Fourteen tests at 95%** raise 0.7 false alarms on average. One outside is no scandal, and none is no proof.
+# **Three seeds** see only what is large. An interval of ±1 point allows a loss of one point. And one of ±0.0 is no
+# certainty: three seeds with equal scores have no spread, and the nearest needles are 44 questions a seed.
 #
 # What it does show: where a model *can* fail, as the window proves, the sparse twin does not.
 #
@@ -667,7 +667,7 @@ for one in plain + leaky:
 gaps = [b["bits"] - a["bits"] for a, b in zip(plain, leaky, strict=True)]
 easier = 1 - sum(r["kl"] for r in leaky) / sum(r["kl"] for r in plain)
 claim(
-    "C7.29",
+    "attached-bits-alike",
     max(map(abs, gaps)) < 0.02 and easier > 0,
     "attached or not, the bits differ by less than 0.02; the divergence is"
     f" {easier:.0%} smaller attached",
@@ -677,7 +677,7 @@ claim(
 # %% [markdown]
 # The model has become a little easier to imitate, as feared. Harm is not to be seen: the two orders of the data
 # do not even agree which reads better. So no benchmark of ours would find a forgotten `detach`. The gradient
-# finds it at once (C7.7), which is why this package tests gradients. What it would do in 943.7 billion tokens,
+# finds it at once, which is why this package tests gradients. What it would do in 943.7 billion tokens,
 # nobody has shown.
 #
 # **From scratch.** Why not train sparse from the first step, and save the dense training? One seed: the copying
@@ -688,7 +688,7 @@ scratch = {k: ablation("scratch", k)[0] for k in ("dense", "sparse")}
 show(*adapting.draw_scratch(scratch))
 late = scratch["sparse"]["copy_steps"] / scratch["dense"]["copy_steps"]
 claim(
-    "C7.22",
+    "sparse-from-scratch",
     1 < late < 2,
     f"sparse from scratch, the transition comes after {late:.2f} times as"
     " many steps",
@@ -704,7 +704,7 @@ claim(
 # ## 943.7 billion tokens
 #
 # The report's sparse training: 15,000 steps of 480 sequences of 128K tokens. An article about the release
-# ([11](11_cost_curves.ipynb) weighs it) speaks of around 100 billion. Both numbers, in what they would cost,
+# ([09](09_cost_curves.ipynb) weighs it) speaks of around 100 billion. Both numbers, in what they would cost,
 # **modelled**: three forward passes a token, counted for the real configuration at 128K, on GPUs of 990 TFLOP/s in
 # bf16 of which 40% are used, at the report's $2 an hour. Then ours, in tokens for each weight that learns.
 
@@ -726,7 +726,7 @@ for name in ("sparse, report", "sparse, article"):
         f" {hours:9,.0f} GPU hours, ${2 * hours / 1e6:.2f} million"
     )
 claim(
-    "C7.23",
+    "sparse-stage-tokens",
     abs(tokens["sparse, report"] / 1e9 - 943.7) < 0.05,
     f"15,000 x 480 x 128K are {tokens['sparse, report'] / 1e9:.1f} billion",
     value="943.7 billion",
@@ -740,34 +740,35 @@ for name in read:
     print(f"{name:6} {read[name] / weights[name]:.2f} tokens a weight")
 ratio = tokens["sparse, report"] / tokens["warm-up"]
 claim(
-    "C7.24",
+    "stage-two-against-one",
     440 < ratio < 460,
     f"the sparse stage reads {ratio:.0f} times as much as the warm-up",
     value=f"{ratio:.0f} times",
 )
 
 # %% [markdown]
-# About one token a weight on both sides. (A coincidence, as in chapter 06, and no law.) Is {C7.23} much? A
-# sixteenth of the 14.8 trillion that the V3 report gives for the base model, and {C7.24} the warm-up. We have
-# seen that with enough keys the switch hardly hurts, and that 60 steps repair much of what two keys cost. So why
-# so many? The report does not say. Two readings: the last traces of a difference are the dearest; or it continues
-# a training that would have gone on anyway, this time on long texts. Neither can be decided from outside.
+# About one token a weight on both sides. (A coincidence, as in chapter 05, and no law.) Is
+# {claim:sparse-stage-tokens} much? A sixteenth of the 14.8 trillion that the V3 report gives for the base model, and
+# {claim:stage-two-against-one} the warm-up. We have seen that with enough keys the switch hardly hurts, and that 60
+# steps repair much of what two keys cost. So why so many? The report does not say. Two readings: the last traces of a
+# difference are the dearest; or it continues a training that would have gone on anyway, this time on long texts.
+# Neither can be decided from outside.
 #
 # ## Exercises
 #
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E7.1}
+# {exercise:adapting.my_gpu_hours}
 
 # %% [markdown]
-# {exercise:E7.2}
+# {exercise:adapting.my_sparse_loss}
 
 # %% [markdown]
-# {exercise:E7.3}
+# {exercise:adapting.my_interval}
 
 # %% [markdown]
-# {exercise:E7.4}
+# {exercise:adapting.my_longer}
 
 # %% [markdown]
 # The package has such a copy, too. With it: the training at 512 tokens, the length of the shipped models, and then at
@@ -799,7 +800,7 @@ one = [seeds_at(*lines[n], "bits", 1) for n in ("before", "trained with 2")]
 for name, found in zip(("before", "trained with 2"), one, strict=True):
     print(f"{name:16} K = 1:", *(f"{x:.2f}" for x in found))
 claim(
-    "C7.25",
+    "one-key-after-training",
     (one[1] - floor > 0.5).all(),
     "with one key more than 0.5 bits are missing even after training with"
     " two",
@@ -814,7 +815,7 @@ claim(
 # %%
 apart = (bits["window"] - bits["sparse"]).max()
 claim(
-    "C7.26",
+    "window-behind-indexer",
     apart < 0.1 and windowed < 0.25,
     f"the window is at most {apart:.3f} bits per byte behind the"
     " indexer, and cannot find a needle",
@@ -837,7 +838,7 @@ for name, found in zip(names, ways, strict=True):
         f"{name:22}", "{bits:.2f} bits, recall {recall:.0%}".format(**found)
     )
 claim(
-    "C7.30",
+    "longer-context",
     abs(dense["recall"] - sparse["recall"]) < 0.05
     and far["after"]["recall"] > sparse["recall"],
     f"at 1,024 tokens dense recalls {dense['recall']:.0%} and sparse"
@@ -849,11 +850,11 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# The switch to 16 keys costs {C7.1} bits before any training, and after it the model is within {C7.8} of its
-# dense twin (three seeds: C7.12). With two keys the training repairs {C7.10} of the damage, and dense training
-# none of it (C7.10, C7.14): the model adapts to what it no longer sees. Two losses share one backward pass and no
-# weight (C7.4 to C7.6). {C7.19} benchmarks lie within chance (C7.19), and so do all of the report's whose size is
-# known (C7.16).
+# The switch to 16 keys costs {claim:sparse-untrained} bits before any training, and after it the model is within
+# {claim:equal-steps-equal-bits} of its dense twin (with each of three seeds). With two keys the training repairs
+# {claim:two-keys-repaired} of the damage, and dense training none of it: the model adapts to what it no longer sees.
+# Two losses share one backward pass and no weight. {claim:our-fourteen-within-chance} benchmarks lie within chance,
+# and so do all of the report's whose size is known.
 #
 # **What the report does not say, and what we chose.** What the switch cost before training; whether K was 2,048
 # from the first step (ours is constant); the schedule of the rate (ours falls to a tenth); whether the indexer's
@@ -882,5 +883,5 @@ claim(
 # </details>
 #
 # **Next**: the model now needs K tokens instead of all. A formula with fewer terms is not yet less work:
-# [08](08_kernels.ipynb) is about the code that really does less. What is saved in the end, [11](11_cost_curves.ipynb)
-# counts.
+# [07](07_fp8.ipynb) is about scores in eight bits, [08](08_kernels.ipynb) about the code that really does less. What
+# is saved in the end, [09](09_cost_curves.ipynb) counts.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 09 The full model: what is around the attention, and what does it take to run it?
+# # 10 The full model: what is around the attention, and what does it take to run it?
 #
 # Sparse attention is a small part of a large machine. Of the 671 billion parameters of DeepSeek-V3.2-Exp less than
 # two in a hundred belong to attention, and nearly all of the rest sleep while a token passes. This chapter looks at
@@ -10,7 +10,7 @@
 # 2. account for 671 billion parameters, and say how much of them one token uses;
 # 3. say whether a model fits on some GPUs, how fast it could be there at best, and run it with this package.
 #
-# **You need** PyTorch and [02](02_multi_head_latent_attention.ipynb) for what a latent is. The indexer may stay a
+# **You need** PyTorch and [02](02_latent_attention.ipynb) for what a latent is. The indexer may stay a
 # black box that chooses tokens.
 #
 # The real weights, step by step, are at the end. Computing: **60 s** without a GPU, and 1.2 GB
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.full_model import check
 from course.figures import full_model
 from course.ui.claims import claim
 from course.ui.panel import Choice, Panel, twins
@@ -107,14 +107,14 @@ small = dsa.Config.v32_exp().replace(
 )
 theirs, their_weights = route(logits[None], bias, small)
 claim(
-    "C9.1",
+    "router-by-hand",
     torch.equal(chosen, theirs[0])
     and torch.allclose(weights, their_weights[0]),
     "experts and weights by hand are those of dsa's router",
 )
 
 # %% [markdown]
-# {exercise:E9.1}
+# {exercise:full_model.my_route}
 
 # %% [markdown]
 # ## The bias that keeps 256 experts busy
@@ -148,7 +148,7 @@ first = full_model.imbalance(unmoved[0])
 idle = int((unmoved[0] < unmoved[0].double().mean() / 4).sum())
 guess.reveal(first, "what all tokens have in common, some experts like.")
 claim(
-    "C9.2",
+    "experts-unbalanced",
     first > 4 and idle > 2,
     f"the fullest of 64 experts has {first:.1f} times its share, and"
     f" {idle} have less than a quarter of theirs",
@@ -173,7 +173,7 @@ history = {
 show(*full_model.draw_balance(history))
 last = {v: sum(line[-20:]) / 20 for v, line in history.items()}
 claim(
-    "C9.3",
+    "bias-balances",
     max(last[0.001], last[0.01]) < 2 < 2.4 < last[0.1] < last[0.0],
     "a bias that moves by 0.001 or 0.01 a step brings the fullest expert"
     " under twice its share; one that moves by 0.1 overshoots",
@@ -204,14 +204,14 @@ after, again = after.sort(-1)
 same = (before == after).all(-1)
 plain, moved = plain.gather(-1, order), moved.gather(-1, again)
 claim(
-    "C9.4",
+    "bias-keeps-experts",
     10 < int(same.sum()) < 90 and torch.allclose(plain[same], moved[same]),
     f"a random bias leaves {int(same.sum())} of 100 tokens their experts,"
     " and with them their weights",
 )
 
 # %% [markdown]
-# {exercise:E9.2}
+# {exercise:full_model.my_balance}
 
 # %% [markdown]
 # And in a model that was trained so? The course's own has 8 experts in two of its layers, of which a token takes 2.
@@ -276,7 +276,7 @@ guess.reveal(
 )
 norms = billions([full]) - total
 claim(
-    "C9.5",
+    "parts-add-up",
     round(total - parts["indexers"] + norms, 2) == 671.03
     and round(1000 * parts["indexers"], 1) == 851.5,
     "the parts add up to the published 671.03 billion, and 61 indexers of"
@@ -286,7 +286,7 @@ claim(
 # %%
 active = sum(used.values())
 claim(
-    "C9.6",
+    "active-share",
     round(active - parts["indexers"]) == 37,
     f"one token is multiplied with {active:.1f} billion,"
     f" {active / total:.1%} of all; without indexers"
@@ -295,15 +295,15 @@ claim(
 )
 
 # %% [markdown]
-# A token uses {C9.6} of what is stored. On the Hugging Face hub the model is listed with 685 billion: that counts one
-# more layer, for *multi-token prediction* (below), with copies of embedding and head. Let us see:
+# A token uses {claim:active-share} of what is stored. On the Hugging Face hub the model is listed with 685 billion:
+# that counts one more layer, for *multi-token prediction* (below), with copies of embedding and head. Let us see:
 
 # %%
 D = full.config.hidden_size
 extra = billions([layers[-1]]) + (2 * D * D + 3 * D) / 1e9
 hub = billions([full]) + extra + parts["embedding and head"]
 claim(
-    "C9.7",
+    "with-mtp-layer",
     round(hub) == 685,
     f"with that layer it is {hub:.0f} billion, as listed",
 )
@@ -331,7 +331,7 @@ size = sum(p.numel() for p in stack.parameters())
 print(f"{count} layer(s), {size / 1e9:.2f} billion parameters, {dtype}")
 first = sum(p.numel() for p in stack[0].parameters())
 claim(
-    "C9.8",
+    "one-dense-layer",
     round(first / 1e9, 2) == 0.60,
     f"one dense layer has {first / 1e9:.2f} billion parameters, its indexer"
     " included",
@@ -349,7 +349,7 @@ for attention in ("dense", "sparse"):
 change = outputs["dense"] - run.x[:, :24].float()
 gap = (outputs["dense"] - outputs["sparse"]).norm() / change.norm()
 claim(
-    "C9.9",
+    "real-shape-agrees",
     gap < 0.02,
     "on 24 tokens dense and sparse attention of the real shape give the"
     " same, up to 2% for rounding",
@@ -394,7 +394,7 @@ active = (c.num_experts_per_tok + c.n_shared_experts) * (
     c.moe_intermediate_size
 )
 claim(
-    "C9.16",
+    "expert-widths",
     active == c.intermediate_size == 18432,
     "eight experts and the shared one are together as wide as a dense"
     f" layer: {active}",
@@ -460,9 +460,13 @@ for start in ("    def ", "class ", "        return "):
 mean = sum(lengths_accepted) / 3
 guess.reveal(mean, "40 steps are enough for part of what is easy.")
 print("each prompt:", [f"{x:.1f}" for x in lengths_accepted])
-claim("C9.18", all(same), "the tokens are those of plain decoding")
 claim(
-    "C9.19",
+    "speculative-tokens-equal",
+    all(same),
+    "the tokens are those of plain decoding",
+)
+claim(
+    "accepted-per-pass",
     1.1 < mean <= 2,
     "and a pass writes more than 1.1 of them",
 )
@@ -489,7 +493,7 @@ partial = [
     for mine in gpus
 ]
 claim(
-    "C9.10",
+    "heads-add-up",
     torch.allclose(sum(partial), whole),
     "the sum of what two GPUs make of four heads each is what one makes of"
     " eight",
@@ -515,13 +519,13 @@ with torch.no_grad():
             half.experts[number] = None
         halves.append(half(x) - shared)
 claim(
-    "C9.11",
+    "experts-add-up",
     torch.allclose(sum(halves) + shared, whole),
     "two halves of the experts and the shared one add up to the mixture",
 )
 
 # %% [markdown]
-# {exercise:E9.3}
+# {exercise:full_model.my_partial}
 
 # %% [markdown]
 # In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by
@@ -538,7 +542,8 @@ for name, how in tensor_parallel.plan(layer).items():
 # **cache** is on every GPU, whole, because one latent serves all heads.
 #
 # Two processes on this machine can play two GPUs. That takes half a minute, so it waits for `FULL`; the tests do it
-# with two and four processes, and hold logits, tokens and choices against one (`tests/distributed/test_tensor_parallel.py`).
+# with two and four processes, and hold logits, tokens and choices against one
+# (`tests/distributed/test_tensor_parallel.py`).
 
 # %%
 if FULL:
@@ -574,20 +579,20 @@ guess.reveal(
     eight.largest_batch, "each GPU keeps the whole cache of every sequence."
 )
 claim(
-    "C9.12",
+    "what-8-h200-hold",
     eight.fits and eight.largest_batch == 7,
     f"8 H200 hold {eight.weights / 1e9:.0f} GB of FP8 weights each, and"
     f" {eight.largest_batch} sequences of 128K tokens",
     value=f"{eight.largest_batch}",
 )
 claim(
-    "C9.13",
+    "fp8-fits-bf16-not",
     eight.fits and not bf16.fits,
     "in FP8 the model fits on 8 H200, in bf16 it does not",
 )
 
 # %% [markdown]
-# {C9.12} is few, and the reason shows when weights and cache are drawn over the number of GPUs:
+# {claim:what-8-h200-hold} is few, and the reason shows when weights and cache are drawn over the number of GPUs:
 
 # %%
 numbers = [1, 2, 4, 8, 16, 32]
@@ -626,7 +631,7 @@ twins(
 )
 
 # %% [markdown]
-# {exercise:E9.4}
+# {exercise:full_model.my_bytes}
 
 # %% [markdown]
 # ## The real weights, step by step
@@ -664,7 +669,7 @@ held = [
     sum(t.nbytes for t in m.state_dict().values()) for m in (kept, expanded)
 ]
 claim(
-    "C9.17",
+    "fp8-kept-same-logits",
     gap < 1e-4 and held[0] < 0.5 * held[1],
     f"kept in FP8 the weights take {held[0] / 1e6:.1f} MB, expanded to fp32"
     f" {held[1] / 1e6:.1f}, and both give the same logits",
@@ -691,8 +696,8 @@ claim(
 # will be slow: FP8 matrices are expanded at every use, and every expert is a matrix product of its own.
 #
 # **5. Serve.** For many users take a server with fused kernels. What `dsa.save_pretrained` writes is the published
-# layout, `transformers` loads it (`tests/model/test_oracle.py`, `tests/checkpoint/test_checkpoint.py`), and these commands take the
-# same folder. They are from the servers' own documentation and *not tested here*:
+# layout, `transformers` loads it (`tests/model/test_oracle.py`, `tests/checkpoint/test_checkpoint.py`), and these
+# commands take the same folder. They are from the servers' own documentation and *not tested here*:
 #
 # ```sh
 # python -m sglang.launch_server --model v32 --tp 8 --dp 8 --enable-dp-attention
@@ -732,7 +737,7 @@ show(*full_model.draw_speedup(many, times))
 
 # %%
 claim(
-    "C9.14",
+    "replicated-indexer",
     gain[0] > 3 and gain[3] < 1.3 and gain[4] < 1,
     f"on one GPU sparse attention would read {gain[0]:.1f} times as fast as"
     f" dense, on 8 that share heads {gain[3]:.1f} times, on 16 not at all",
@@ -740,9 +745,9 @@ claim(
 )
 
 # %% [markdown]
-# So a gain of {C9.14} is what is left at eight. It is the second reason for data-parallel attention: there each GPU
-# scores for its own sequences, and nobody scores twice. V3's report deploys its model so (published): for reading
-# prompts four GPUs share the heads of a sequence, and eight such groups share the sequences.
+# So a gain of {claim:replicated-indexer} is what is left at eight. It is the second reason for data-parallel
+# attention: there each GPU scores for its own sequences, and nobody scores twice. V3's report deploys its model so
+# (published): for reading prompts four GPUs share the heads of a sequence, and eight such groups share the sequences.
 #
 # **A missing sum is not a crash.** One GPU's part looks like an answer. Here a mixture that lost half of its experts:
 
@@ -751,7 +756,7 @@ with torch.no_grad():
     alone = halves[0] + shared
 error = float((alone - whole).norm() / whole.norm())
 claim(
-    "C9.15",
+    "half-the-experts-missing",
     0.2 < error < 1.5 and bool(alone.isfinite().all()),
     f"without the other half the output is finite, plausible, and"
     f" {error:.0%} off",
@@ -762,10 +767,10 @@ claim(
 #
 # ## What you have proved
 #
-# The router by hand is the package's (C9.1), and a bias that moves by the sign of the load keeps experts busy (C9.3).
-# The parts add up to 671.03 billion (C9.5) and 685 with the extra layer (C9.7), of which a token uses {C9.6}. A layer
-# of true width runs here, and dense and sparse agree in it (C9.9). Heads and experts may be dealt out, because both
-# are summed anyway (C9.10, C9.11). In FP8 it fits on eight H200 (C9.13), for {C9.12} long sequences.
+# The router by hand is the package's, and a bias that moves by the sign of the load keeps experts busy.
+# The parts add up to 671.03 billion and 685 with the extra layer, of which a token uses {claim:active-share}. A layer
+# of true width runs here, and dense and sparse agree in it. Heads and experts may be dealt out, because both
+# are summed anyway. In FP8 it fits on eight H200, for {claim:what-8-h200-hold} long sequences.
 #
 # **What the report does not say, and what we chose.** How the model is dealt out to GPUs: by heads and experts, the
 # indexer on each, as the published inference code does. How long the bias moves in V3.2's training: V3's report has
@@ -792,4 +797,4 @@ claim(
 #
 # </details>
 #
-# **Next**: [10](10_post_training.ipynb), post-training, where specialists teach one student.
+# **Next**: [11](11_rl_when_attention_chooses.ipynb), post-training, where specialists teach one student.

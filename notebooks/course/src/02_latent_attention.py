@@ -27,7 +27,7 @@ import math
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.latent import check
 from course.figures import latent as mla
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -79,7 +79,7 @@ guess.reveal(
 # %%
 show(*mla.draw_caches(size, tokens=131_072))
 claim(
-    "C2.1",
+    "mla-against-mha-bytes",
     size["MHA"] == 4_997_120 and size["MLA"] == 70_272,
     f"a token leaves {size['MLA']:,} bytes with MLA"
     f" and {size['MHA']:,} with MHA",
@@ -87,7 +87,7 @@ claim(
 )
 groups = numbers["MLA"] / numbers["MQA"]
 claim(
-    "C2.2",
+    "mla-in-gqa-groups",
     groups == 1.8,
     f"MLA's cache is as large as GQA's with {groups:.1f} groups",
     value=f"{groups:.1f}",
@@ -97,7 +97,7 @@ claim(
 # Under MHA one long text would not fit into eight accelerators with 80 GB each. MLA's cache is *not* the smallest:
 # MQA at these head sizes keeps 320 numbers. What MLA keeps is bigger than one head's key and value, and much smaller
 # than all heads', and yet each head gets a key and a value of its own. In units of a head's 320 numbers that is
-# {C2.2} groups of GQA. (Published, DeepSeek-V2 report, Table 1: 2.25. It counts a head as 128 + 128 numbers, without
+# {claim:mla-in-gqa-groups} groups of GQA. (Published, DeepSeek-V2 report, Table 1: 2.25. It counts a head as 128 + 128 numbers, without
 # a rotary part.)
 #
 # ## Keys that are made, not kept
@@ -137,7 +137,9 @@ expanded = torch.einsum("hs,hsv->hv", weights, values)  # (h, v)
 rows = torch.cat([*keys, *values], dim=-1)  # (S, 27)
 rank = int(torch.linalg.matrix_rank(rows))
 claim(
-    "C2.3", rank == c, f"{rows.shape[1]} numbers a token, a rank of {rank}"
+    "rank-of-small-model",
+    rank == c,
+    f"{rows.shape[1]} numbers a token, a rank of {rank}",
 )
 
 # %% [markdown]
@@ -161,7 +163,7 @@ claim(
 absorbed = torch.einsum("hn,hnc->hc", q, W_k)  # (h, c), once a query
 scores_absorbed = absorbed @ latent.T  # (h, S), the cache untouched
 claim(
-    "C2.4",
+    "absorbed-queries",
     torch.allclose(scores_absorbed, scores, atol=1e-10, rtol=0),
     "absorbed queries give the scores of expanded keys",
 )
@@ -180,7 +182,7 @@ claim(
 mixed = weights @ latent  # (h, c): each head's mixture of latents
 absorbed_out = torch.einsum("hc,hvc->hv", mixed, W_v)
 claim(
-    "C2.5",
+    "expand-after-the-sum",
     torch.allclose(absorbed_out, expanded, atol=1e-10, rtol=0),
     "expanding after the sum gives what expanding before it gives",
 )
@@ -251,7 +253,7 @@ again = torch.einsum("shc,sc->hs", each.flip(0), latent)  # S queries
 once = torch.einsum("hc,sc->hs", each[0], latent)  # that of distance 0
 off = [float((x - true).norm() / true.norm()) for x in (again, once)]
 claim(
-    "C2.7",
+    "one-query-per-distance",
     off[0] < 1e-10 and off[1] > 0.5,
     "an absorbed query for each distance gives the scores; one for all"
     f" distances misses them by {off[1]:.0%} of their size",
@@ -281,7 +283,7 @@ weights_0, out_0 = rope_on_latent(0)
 weights_10, out_10 = rope_on_latent(10)
 moved = float((out_10 - out_0).norm() / out_0.norm())
 claim(
-    "C2.8",
+    "rope-on-latent-fails",
     torch.allclose(weights_0, weights_10, atol=1e-10) and moved > 0.2,
     "with RoPE on the latent a shift leaves the weights alone and changes"
     f" what is read by {moved:.0%} of its size",
@@ -327,7 +329,7 @@ q_rope = rotate(random(h, r), t)  # each head asks in its own way ...
 k_rope = rotate(random(S, r), at)  # ... one key
 tiny = q, q_rope, latent, k_rope, W_k, W_v
 claim(
-    "C2.9",
+    "modes-agree-with-positions",
     torch.allclose(my_mha(*tiny), my_mqa(*tiny), atol=1e-10, rtol=0),
     f"with {c} + {r} cached numbers both modes agree, positions included",
 )
@@ -367,7 +369,7 @@ def my_cache(x):
 # %%
 kv = attention.latents(x, rope)[0]  # (T, C + R)
 claim(
-    "C2.10",
+    "my-cache-is-dsas",
     torch.allclose(my_cache(x[0]), kv, atol=1e-4, rtol=0),
     "my cache is dsa's, latent and rotary key, within 1e-4",
 )
@@ -388,7 +390,7 @@ my_two = [mode(*mine, mini.softmax_scale) for mode in (my_mha, my_mqa)]
 its = attention.attend_mha, attention.attend_mqa
 its_two = [mode(asked, kv[None])[0, -1] for mode in its]
 claim(
-    "C2.11",
+    "modes-by-hand",
     all(torch.allclose(a, b, atol=1e-10, rtol=0)
         for a in my_two for b in its_two),
     "both modes by hand equal both modes of dsa, within 1e-10 in fp64",
@@ -401,11 +403,12 @@ print(inspect.getsource(Attention.absorb))
 # That is the package's own absorption. Next comes a layer at the *real* head sizes, 128 heads and C = 512, with
 # random weights. And then the whole model, all layers, from tokens to logits. Dense attention over a prompt runs in
 # MHA mode. Choosing *all* 256 tokens ("the last 256") runs the same model in MQA mode, because a selection always
-# does. (`between_modes` and `between_logits`, in `notebooks/course/figures/latent.py`, run both and return the largest difference.)
+# does. (`between_modes` and `between_logits`, in `notebooks/course/figures/latent.py`, run both and return the
+# largest difference.)
 
 # %%
 claim(
-    "C2.12",
+    "modes-at-real-sizes",
     mla.between_modes(real, torch.float64) < 1e-10
     and mla.between_modes(real, torch.float32) < 5e-5,
     "at the real head sizes the modes agree within 1e-10 in fp64"
@@ -415,7 +418,7 @@ claim(
 # %%
 small = dsa.from_pretrained("../data/base")  # fp32
 claim(
-    "C2.13",
+    "modes-to-logits",
     mla.between_logits(model, tokens) < 1e-10
     and mla.between_logits(small, tokens) < 5e-5,
     "from tokens to logits the modes agree within 1e-10 in fp64"
@@ -427,14 +430,14 @@ claim(
 #
 # Equal numbers, unequal work. For a pair of query and key, each head multiplies 192 numbers for the score and 128 for
 # the output in MHA mode, 576 and 512 in MQA mode. A multiplication and an addition are 2 FLOP.
-# ([Chapter 01](01_attention_at_length.ipynb) has PyTorch count the same.)
+# ([Chapter 09a](09a_attention_at_length.ipynb) has PyTorch count the same.)
 
 # %%
 mha_pair = 2 * H * ((N + R) + V)
 mqa_pair = 2 * H * ((C + R) + C)
 times = f"{mqa_pair / mha_pair:.1f}"
 claim(
-    "C2.14",
+    "pair-flop-of-modes",
     mha_pair == flops.mha_pair_flops(real)
     and mqa_pair == flops.mqa_pair_flops(real),
     f"a pair costs {mha_pair:,} FLOP in MHA mode, {mqa_pair:,} in MQA mode:"
@@ -443,15 +446,15 @@ claim(
 )
 
 # %% [markdown]
-# So the absorbed mode is the *dearer* one, {C2.14} times per pair: every head reads the whole shared vector instead of
-# a short one made for it. But expanding is not free, and neither is absorbing. Per token, one makes 128 keys and
-# values from a latent; the other takes 128 queries to the latent's side and 128 outputs back.
+# So the absorbed mode is the *dearer* one, {claim:pair-flop-of-modes} times per pair: every head reads the whole
+# shared vector instead of a short one made for it. But expanding is not free, and neither is absorbing. Per token,
+# one makes 128 keys and values from a latent; the other takes 128 queries to the latent's side and 128 outputs back.
 
 # %%
 expand = 2 * C * H * (N + V)  # one token's keys and values
 absorb = 2 * H * N * C + 2 * H * C * V  # one query in, its output back
 claim(
-    "C2.15",
+    "expanding-one-token",
     expand == absorb,
     f"expanding one token's keys and values costs {expand:,} FLOP, and so"
     " does absorbing one query and expanding its output",
@@ -484,7 +487,7 @@ def cost(new, cached=32_768):
 crossing = next(n for n in range(1, 32_768) if cost(n)[0] < cost(n)[1])
 show(*mla.draw_crossing(cost, [2**n for n in range(13)], crossing, 32_768))
 claim(
-    "C2.16",
+    "when-expanding-pays",
     crossing == 171,
     f"from {crossing} new tokens on, expanding 32,768 cached ones pays",
     value=f"{crossing}",
@@ -503,7 +506,7 @@ guess.reveal(
 mha_byte = mha_pair / (2 * H * (N + R + V))  # expanded cache
 mqa_byte = mqa_pair / (2 * (C + R))  # latents
 claim(
-    "C2.17",
+    "flop-per-cached-byte",
     mha_byte == 1 and round(mqa_byte) == 242,
     f"for one query, a byte of expanded keys serves {mha_byte:.0f} FLOP,"
     f" a byte of latents {mqa_byte:.0f}",
@@ -513,8 +516,9 @@ print(f"an H100: {989e12 / 3.35e12:.0f} FLOP in the time of one byte")
 
 # %% [markdown]
 # The last line is what an NVIDIA H100 can do while it reads one byte (published in its data sheet: 989 TFLOP/s in
-# bf16, 3.35 TB/s). With 1 FLOP per byte it would stand idle nearly all the time. With {C2.17}, memory and arithmetic
-# are about balanced: the dearer pairs cost little time, since the arithmetic would otherwise wait for memory.
+# bf16, 3.35 TB/s). With 1 FLOP per byte it would stand idle nearly all the time. With {claim:flop-per-cached-byte},
+# memory and arithmetic are about balanced: the dearer pairs cost little time, since the arithmetic would otherwise
+# wait for memory.
 #
 # So prefill takes the MHA mode and decode the MQA mode. And sparse attention takes MQA, in prefill too: it is
 # defined on rows that are fetched once for all heads, and with 2,048 keys for each query it can afford the pair.
@@ -538,7 +542,7 @@ series = mla.swings(mini, distance=5)
 show(*mla.draw_swing(series, distance=5))
 swing = {name: float(x.max() - x.min()) for name, x in series.items()}
 claim(
-    "C2.18",
+    "distances-only",
     swing["both neighbours"] < 1e-3
     and swing["both halves"] < 1e-3
     and swing["halves meet neighbours"] > 1,
@@ -559,7 +563,7 @@ show(*mla.draw_turns(real))
 plain = frequencies(R, real.rope_theta, None)
 yarn = frequencies(R, real.rope_theta, real.yarn)
 claim(
-    "C2.19",
+    "yarn-slows-some-pairs",
     torch.equal(yarn[:11], plain[:11])
     and torch.allclose(yarn[23:] * 163_840, plain[23:] * 4096),
     "with YaRN the slowest 9 pairs turn as far in 163,840 tokens as they"
@@ -576,7 +580,7 @@ mscale = 0.1 * math.log(real.yarn.factor) + 1
 usual = (N + R) ** -0.5
 scale = usual * mscale**2
 claim(
-    "C2.20",
+    "yarn-softmax-scale",
     round(scale, 6) == 0.135234 and math.isclose(scale, real.softmax_scale),
     f"the softmax scale is {scale:.6f}, not {usual:.4f}: each score is"
     f" {scale / usual:.2f} times the usual one",
@@ -585,7 +589,7 @@ claim(
 
 # %% [markdown]
 # To multiply by mscale once instead of twice is an easy mistake, and nothing would crash: scores would still be larger
-# than usual, only not {C2.20}.
+# than usual, only not {claim:yarn-softmax-scale}.
 #
 # ## How many numbers do the heads need?
 #
@@ -618,13 +622,13 @@ guess.reveal(
 
 # %%
 claim(
-    "C2.21",
+    "half-the-rank",
     cut[24].recall > 0.8 and cut[24].bits < cut[48].bits + 1,
     "at half the rank more than 80% of the needles are found, and prose"
     " costs less than one bit more",
 )
 claim(
-    "C2.27",
+    "two-thirds-of-the-rank",
     cut[32].recall > 0.95 and cut[32].bits < cut[48].bits + 0.25,
     "at two thirds of it more than 95%, and less than a quarter of a bit",
 )
@@ -649,16 +653,16 @@ by_layer = [
     compare(low_rank(small, 8, f"layer {n}")).recall for n in (0, 2)
 ]
 claim(
-    "C2.22",
+    "rank-8-by-layer",
     by_layer[0] > 0.9 and by_layer[1] < 0.75,
     f"cut to 8, layer 0 leaves {by_layer[0]:.0%} of the needles, layer 2"
     f" {by_layer[1]:.0%}",
 )
 
 # %% [markdown]
-# Two things to notice. Down to two thirds of the rank little happens (C2.27); then prose pays bit by bit, while the
-# needles go from nearly all to few between rank 24 and rank 8. And layers differ: layer 0 hardly minds, layer 2 does
-# (C2.22). One C for all layers, as in the published model, must do for the neediest.
+# Two things to notice. Down to two thirds of the rank little happens; then prose pays bit by bit, while the needles
+# go from nearly all to few between rank 24 and rank 8. And layers differ: layer 0 hardly minds, layer 2 does. One C
+# for all layers, as in the published model, must do for the neediest.
 #
 # A model *trained* at a smaller C may well do better than ours cut down afterwards. The slider shows what the numbers
 # are for, not what the best C is.
@@ -668,19 +672,19 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E2.1}
+# {exercise:latent.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:E2.2}
+# {exercise:latent.my_scores}
 
 # %% [markdown]
-# {exercise:E2.3}
+# {exercise:latent.my_output}
 
 # %% [markdown]
-# {exercise:E2.4}
+# {exercise:latent.my_partners}
 
 # %% [markdown]
-# {exercise:E2.5}
+# {exercise:latent.my_for_halves}
 
 # %% [markdown]
 # ## Where it fails
@@ -690,7 +694,7 @@ claim(
 
 # %%
 claim(
-    "C2.23",
+    "quarter-of-the-rank",
     cut[12].recall < 0.5 and cut[12].bits < 6,
     f"at a quarter of the rank {cut[12].recall:.0%} of the needles are"
     f" found, and prose costs {cut[12].bits:.1f} bits, not"
@@ -711,13 +715,13 @@ with mistake.apply():
 
 # %%
 claim(
-    "C2.24",
+    "wrong-pairing-costs",
     wrong.moved > 0.2 and wrong.bits > cut[48].bits + 0.3,
     "with halves turned instead of neighbours more than a fifth of the"
     " attention goes elsewhere, and prose costs at least 0.3 bits more",
 )
 claim(
-    "C2.25",
+    "wrong-pairing-still-finds",
     wrong.recall > 0.8,
     f"and yet {wrong.recall:.0%} of the needles are still found",
     value=f"{wrong.recall:.0%}",
@@ -727,20 +731,19 @@ claim(
 # The needles forgive a lot here: a test that asks for 80% of them would let this mistake pass. A symbol can be
 # looked up by *content* alone, in the part of the key that never turns.
 #
-# **RoPE on the latent** failed above already (C2.8): the scores survive, and what is read depends on where it
+# **RoPE on the latent** failed above already: the scores survive, and what is read depends on where it
 # stood.
 #
-# **The wrong mode.** Reading a prompt in MQA mode costs {C2.14} times as much for each pair, and writing in MHA mode
-# expands the whole cache for every token (C2.14, C2.16). The numbers are right either way, so no test of *results* can
-# tell. That is why exercises 2.2 and 2.3 count multiplications.
+# **The wrong mode.** Reading a prompt in MQA mode costs {claim:pair-flop-of-modes} times as much for each pair, and
+# writing in MHA mode expands the whole cache for every token. The numbers are right either way, so no test of
+# *results* can tell. That is why exercises 2.2 and 2.3 count multiplications.
 #
 # ## What you have proved
 #
-# A token leaves {C2.1} (C2.1). Absorbed and expanded
-# attention are one (C2.4, C2.5), positions included once they travel apart (C2.9), by hand and in the package, from
-# tokens to logits (C2.11 to C2.13). In MQA mode a pair costs {C2.14} times as much (C2.14). Expanding a key or
-# absorbing a query costs {C2.15} (C2.15), and after 32,768 cached tokens it pays to expand from {C2.16} new
-# ones on (C2.16).
+# A token leaves {claim:mla-against-mha-bytes}. Absorbed and expanded attention are one, positions included once they
+# travel apart, by hand and in the package, from tokens to logits. In MQA mode a pair costs {claim:pair-flop-of-modes}
+# times as much. Expanding a key or absorbing a query costs {claim:expanding-one-token}, and after 32,768 cached
+# tokens it pays to expand from {claim:when-expanding-pays} new ones on.
 #
 # **What the report does not say, and what we chose.** It says that DSA is built on the MQA mode, and shows both
 # modes in an appendix; it does not give the crossing. This package expands for any dense chunk of more than one

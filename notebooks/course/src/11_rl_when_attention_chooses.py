@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10 Post-training: what is there to learn when nobody writes the answers?
+# # 11 Post-training: what is there to learn when nobody writes the answers?
 #
 # Until now there was always a text to imitate. After pre-training there is none: nobody has written down how *this
 # model* should work out a sum, repair a program or search. What one does have is a way to tell whether it worked.
@@ -14,7 +14,7 @@
 # 3. recognise the runs that look fine and are not: a leaky checker, groups without variance, a rate too high.
 #
 # **You need** PyTorch, cross-entropy, and top-k selection ([04](04_token_selection.ipynb)).
-# [06](06_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
+# [05](05_training_the_indexer.ipynb) says how an indexer learns, which goes on here.
 #
 # **Afterwards**: the run on all five domains (set `FULL`), `dsa/training/grpo.py`, and the record's
 # `notebooks/course/experiments/post_training.py`. Computing: about **60 s**.
@@ -32,7 +32,7 @@ from random import Random
 
 import dsa
 import torch
-from course.exercises.catalogue import check
+from course.exercises.post_training import check
 from course.figures import rl_rewards
 from course.figures.grpo_groups import across, averaged
 from course.ui.claims import claim
@@ -106,7 +106,7 @@ for name in DOMAINS:
                 fooled += rl_domains.correct(problem, changed)
                 refused += not rl_domains.correct(problem, changed)
 claim(
-    "C10.1",
+    "answers-checked",
     accepted == 15 and fooled == 0,
     f"all {accepted} right answers are accepted, all {refused:,} answers"
     " with one token changed are refused",
@@ -138,7 +138,7 @@ show(*rl_rewards.draw_careless(ways))
 best, drawn = (sum(found.values()) / 5 for found in ways.values())
 guess.reveal(drawn, "it imitates the mistakes as faithfully as the rest.")
 claim(
-    "C10.2",
+    "likeliest-against-sampled",
     best > 0.85 and 0.45 < drawn < 0.7,
     f"the likeliest tokens are right in {best:.0%}, sampled ones in"
     f" {drawn:.0%}",
@@ -163,7 +163,7 @@ for name in names:
         f" own tokens {spoken[0]:.1f}, {spoken[1]:.1f}"
     )
 claim(
-    "C10.21",
+    "thinking-helps",
     helps["maths"] > 0.06,
     "thinking helps at maths by more than chance, for twice the tokens",
 )
@@ -200,7 +200,7 @@ for name, r in (("hard", hard), ("easy", easy)):
 both = grpo.advantages(torch.cat([hard, easy]), 4)
 mine = torch.cat([my_advantage(hard), my_advantage(easy)])
 claim(
-    "C10.3",
+    "advantages-by-hand",
     torch.allclose(mine, both) and bool(mine[0] > 2 * mine[4]),
     "by hand and in the package the same; a right answer counts"
     f" {float(mine[0] / mine[4]):.0f} times as much where it is rare",
@@ -268,7 +268,7 @@ for place in range(logits.numel()):
     finite.view(-1)[place] = rise / 2e-6
 gaps = [float((auto - other).abs().max()) for other in (hand, finite)]
 claim(
-    "C10.4",
+    "grpo-gradient",
     max(gaps) < 1e-8 and bool((auto[0, 3] == 0).all()),
     "the gradient by hand, by autograd and by finite differences is one",
 )
@@ -319,7 +319,7 @@ problems = rl_transcripts.draw(generator, names, 40)
 written = rollout.sample(base, problems, generator)
 same = rollout.selections_agree(base, written.tokens)
 claim(
-    "C10.5",
+    "sampler-agrees",
     same > 0.999 and rollout.gap(base, written)["logprob"] < 1e-3,
     "token by token and all at once, more than 99.9% of the queries choose"
     " the same keys, and log-probabilities agree to 0.001",
@@ -339,7 +339,7 @@ gaps["dense"] = rollout.gap(base, written)["ratio"]
 base.attention = "sparse"
 print({name: round(gap, 3) for name, gap in gaps.items()})
 claim(
-    "C10.6",
+    "other-k-ratio",
     gaps["same"] < 1e-4 and min(gaps["K = 4"], gaps["dense"]) > 0.05,
     "written with K = 8 and read with K = 4 or densely, the ratio is off by"
     " more than 5% on average",
@@ -355,7 +355,7 @@ claim(
 # Three domains, sparse attention, 30 steps of 16 prompts with 8 answers each. Nothing is shown to the model but its
 # own samples, and a 0 or 1 for each. Every batch of samples is used for one update, so $\rho$ stays 1 and the clip
 # never acts: it is there for those who set `num_iterations` higher. The indexers go on learning beside it from Eq.
-# 4 (chapter 06): no reward reaches them, since selecting passes no gradient. The exam before and after is 120
+# 4 (chapter 05): no reward reaches them, since selecting passes no gradient. The exam before and after is 120
 # freshly drawn problems a domain; chance alone moves such a mean of three by about three points.
 
 # %%
@@ -376,7 +376,7 @@ guess.reveal(
     "the right answers were there; they only had to become likelier.",
 )
 claim(
-    "C10.7",
+    "grpo-learns",
     rose > 0.1 and max(row["clip_ratio"] for row in run.rows) < 0.01,
     f"on freshly drawn problems the share of right answers rises by"
     f" {100 * rose:.0f} points",
@@ -461,7 +461,7 @@ lessons = sft.rejection_sample(
     trained, three, num_prompts=192, num_generations=2
 )
 claim(
-    "C10.8",
+    "student-reads-right",
     all(one.correct for one in lessons) and len(lessons) > 150,
     "what the student reads is right, all of it",
 )
@@ -477,7 +477,7 @@ for name in three:
     )
 behind = sum(after[name] - learned[name] for name in three) / 3
 claim(
-    "C10.9",
+    "student-near-teacher",
     abs(behind) < 0.15
     and sum(learned.values()) > sum(sampled[name] for name in three),
     f"the student is within 15 points of its teacher: {-100 * behind:+.0f}",
@@ -528,7 +528,7 @@ guess.reveal(
     " the carelessness away.",
 )
 claim(
-    "C10.10",
+    "student-against-specialists",
     right > best - 0.05,
     f"one student has {right:.0%} right, the five specialists, each in its"
     f" own domain, {best:.0%}",
@@ -545,7 +545,7 @@ claim(
 # %%
 more = (rows["student, then mixed"] - rows["student"]).mean(1)  # by seed
 claim(
-    "C10.19",
+    "mixed-after-student",
     more.abs().max() < 0.05,
     "20 mixed steps after the student change less than 5 points (seeds:"
     f" {', '.join(f'{x:+.2f}' for x in more)})",
@@ -570,7 +570,7 @@ show(*rl_rewards.draw_row(stages.transpose(0, 1), rows["mixed"], names))
 # %%
 gained = (rows["mixed"] - rows["base"]).mean(1)  # by seed
 claim(
-    "C10.11",
+    "mixed-raises-base",
     gained.mean() > 0.2,
     f"one mixed stage raises the base by {gained.mean():.2f} (seeds:"
     f" {', '.join(f'{x:.2f}' for x in gained)})",
@@ -583,7 +583,7 @@ steps = record["options"]["steps"]
 in_a_row = 5 * steps["specialist"]
 ahead = (rows["mixed"] - rows["sequential"]).mean(1)
 claim(
-    "C10.12",
+    "mixed-against-stages",
     ahead.mean() > 0 and in_a_row > 2 * steps["mixed"],
     f"{steps['mixed']} mixed steps end {ahead.mean():.2f} ahead of"
     f" {in_a_row} steps in a row, which read about as many samples (seeds:"
@@ -593,16 +593,16 @@ claim(
 )
 
 # %% [markdown]
-# The mixed stage ends {C10.12}. That is not thrift: its steps are twice as large, and both have written about
-# 16,000 samples. The row lags at `maths` and `brackets`; at `repair` and `search`, its last two stages, it is level
-# or a little ahead. (One order was tried, this one.) And in the row something wears off. How much does a domain
-# lose between the end of its own stage and the end of the row?
+# The mixed stage ends {claim:mixed-against-stages}. That is not thrift: its steps are twice as large, and both have
+# written about 16,000 samples. The row lags at `maths` and `brackets`; at `repair` and `search`, its last two stages,
+# it is level or a little ahead. (One order was tried, this one.) And in the row something wears off. How much does a
+# domain lose between the end of its own stage and the end of the row?
 
 # %%
 then = torch.stack([stages[n + 1, :, n] for n in range(4)], dim=1)
 worn = (then - rows["sequential"][:, :4]).mean()
 claim(
-    "C10.20",
+    "domain-loses-after",
     0 < worn < 0.1,
     f"on average a domain loses {100 * worn:.0f} points after its own"
     " stage",
@@ -611,7 +611,7 @@ claim(
 )
 
 # %% [markdown]
-# {C10.20}: no collapse. What the mixed stage buys is plainer than the stories about forgetting: one
+# {claim:domain-loses-after}: no collapse. What the mixed stage buys is plainer than the stories about forgetting: one
 # run to watch instead of five, and no order to choose. Stop it halfway, and every domain has had its turn.
 #
 # ## What is forgotten
@@ -629,7 +629,7 @@ found = {
 show(*rl_rewards.draw_domains(found, names))
 lost = (found["mixed"] - found["then maths alone"])[:, 1:].mean()
 claim(
-    "C10.13",
+    "maths-alone-costs",
     abs(lost) < 0.05,
     f"25 steps on maths alone cost the other four domains {100 * lost:.1f}"
     " points on average: nothing that could be told from chance",
@@ -657,7 +657,7 @@ for rate in (0.002, 0.005):
     print(f"rate {rate}:", "; ".join(each))
     lost[rate] = sum(after[name] - left[name] for name in three) / 3
 claim(
-    "C10.18",
+    "imitation-forgets",
     lost[0.005] > 0.05 and lost[0.005] > lost[0.002],
     "imitating sums alone at a rate of 0.005 costs the three other domains"
     f" {100 * lost[0.005]:.0f} points, at 0.002 {100 * lost[0.002]:.0f}",
@@ -679,7 +679,7 @@ show(*rl_rewards.draw_learning(runs, both))
 sparse, dense = (across(runs, name, "reward") for name in both.values())
 apart = (sparse - dense).abs().max()  # of (seeds, 12)
 claim(
-    "C10.14",
+    "dense-sparse-rewards",
     apart < 0.15,
     f"with no seed are the two reward curves more than {apart:.2f} apart",
     kind="recorded",
@@ -691,16 +691,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E10.1}
+# {exercise:post_training.my_advantages}
 
 # %% [markdown]
-# {exercise:E10.2}
+# {exercise:post_training.my_gain}
 
 # %% [markdown]
-# {exercise:E10.3}
+# {exercise:post_training.my_checker}
 
 # %% [markdown]
-# {exercise:E10.4}
+# {exercise:post_training.my_divergence}
 
 # %% [markdown]
 # ## Where it fails
@@ -724,7 +724,7 @@ paid = averaged([row["reward"] for row in hack.rows])
 honest = rollout.accuracy(hacked, ["brackets"], 150)["brackets"]
 guess.reveal(honest, "it did what it was paid for.")
 claim(
-    "C10.15",
+    "leaky-checker",
     paid[-1] > paid[0] + 0.05 and honest < sampled["brackets"] - 0.1,
     f"the reward rises from {paid[0]:.0%} to {paid[-1]:.0%}, the right"
     f" answers fall from {sampled['brackets']:.0%} to {honest:.0%}",
@@ -750,7 +750,7 @@ still = grpo.grpo(calm, ["search"], steps=3, config=settings, show=False)
 share = [row["frac_reward_zero_std"] for row in still.rows]
 high = [row["reward"] for row in still.rows]
 claim(
-    "C10.16",
+    "groups-teach-nothing",
     sum(share) / 3 > 0.75 and min(high) > 0.85,
     "the reward is above 85%, and more than three quarters of the groups"
     " teach nothing",
@@ -772,7 +772,7 @@ show(
     )
 )
 claim(
-    "C10.17",
+    "ten-times-the-rate",
     fast[-1] < 0.1 < 0.4 < fast[0],
     f"at ten times the rate the reward falls to {fast[-1]:.0%}",
 )
@@ -780,18 +780,18 @@ claim(
 # %% [markdown]
 # ## What you have proved
 #
-# GRPO's advantage and gradient by hand are the package's (C10.3, C10.4). Sampling and training select the same keys
-# (C10.5). Half a minute of reward on three domains gives {C10.7} more right answers, on freshly drawn problems
-# (C10.7); one mixed stage on five raises their share by {C10.11}, with three seeds (C10.11). A student of the
-# specialists' right answers has {C10.10} right, and is no worse than they are (C10.10). Dense and sparse learn
-# alike (C10.14). And a rising reward proves nothing by itself (C10.15).
+# GRPO's advantage and gradient by hand are the package's. Sampling and training select the same keys. Half a minute
+# of reward on three domains gives {claim:grpo-learns} more right answers, on freshly drawn problems; one mixed stage
+# on five raises their share by {claim:mixed-raises-base}, with three seeds. A student of the specialists' right
+# answers has {claim:student-against-specialists} right, and is no worse than they are. Dense and sparse learn alike.
+# And a rising reward proves nothing by itself.
 #
 # **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
 # and 0.001 falling to a tenth. Updates from one batch of samples: one, so that the clip never acts. Whether
 # advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO. Whether the indexers go on
 # learning in this phase, and from what: we train them on, by Eq. 4. How many samples a specialist gives: what is
 # right of 128 prompts with four answers each, one for each prompt. What we could not show: that stages in a row
-# collapse. At this size they lose {C10.20}.
+# collapse. At this size they lose {claim:domain-loses-after}.
 #
 # **Five questions**
 # 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G
@@ -816,5 +816,4 @@ claim(
 #
 # </details>
 #
-# **Next**: what a token costs, with sparse attention and without, and what is left of the saving at your sizes:
-# [11](11_cost_curves.ipynb).
+# **Next**: [12](12_one_year_later.ipynb) leaves DSA behind and sets it beside other ways of making attention cheaper.

@@ -11,8 +11,8 @@
 # 2. compute what its proxy costs, and from which length on that is more than the attention it saves;
 # 3. say when you would choose something else than DSA, and show it.
 #
-# **You need** [02](02_multi_head_latent_attention.ipynb) (latents), [04](04_token_selection.ipynb) (how a selection
-# is judged) and [06](06_training_the_indexer.ipynb) (how an indexer learns).
+# **You need** [02](02_latent_attention.ipynb) (latents), [04](04_token_selection.ipynb) (how a selection
+# is judged) and [05](05_training_the_indexer.ipynb) (how an indexer learns).
 #
 # **Afterwards**: write a fifth square into `notebooks/course/experiments/attention_variants/`, and record it with
 # `{source:alternatives.command}`. Computing: **40 s**.
@@ -28,7 +28,7 @@ from pathlib import Path
 import dsa
 import matplotlib.pyplot as plt
 import torch
-from course.exercises.catalogue import check
+from course.exercises.alternatives import check
 from course.experiments import variant_bench as bench
 from course.experiments.attention_variants import blocks, delta
 from course.experiments.attention_variants.choosing import Budget
@@ -101,7 +101,7 @@ guess.reveal(
     int(means.argmax()), "a single key has a share of 1 / Z in the mean."
 )
 claim(
-    "C12.1",
+    "mean-misses-best",
     int(means.argmax()) == 2 and int(best.argmax()) == 1,
     "the mean prefers the tepid block, the best key is in another",
 )
@@ -138,7 +138,7 @@ top = exact.unflatten(-1, (5, 4)).amax(-1)
 mean = exact.unflatten(-1, (5, 4)).mean(-1)
 bound = quest.bounds(q, keys, size, scale)
 claim(
-    "C12.2",
+    "bound-and-mean-by-hand",
     torch.allclose(my_bounds(q, keys), bound, atol=1e-5)
     and torch.allclose(
         mean, moba.mean_logits(q, keys, size, scale), atol=1e-5
@@ -146,7 +146,7 @@ claim(
     "the bound and the mean by hand are the package's",
 )
 claim(
-    "C12.3",
+    "bound-never-beaten",
     bool((bound >= top - 1e-5).all() and (mean <= top + 1e-5).all()),
     "no key beats its block's bound, and no mean beats the best key",
 )
@@ -167,7 +167,7 @@ print(inspect.getsource(msa.best_token))
 # %%
 full = sparq.short_products(q, keys, 8, scale)
 claim(
-    "C12.4",
+    "all-components",
     torch.allclose(full, exact, atol=1e-5),
     "with all components, short products are the products",
 )
@@ -187,7 +187,7 @@ for t in (3, 9, 18):
     print(f"query {t:2} reads blocks", sorted(set(chosen[0, t].tolist())))
 tokens = blocks.tokens_of(chosen, S=20, size=4)
 claim(
-    "C12.5",
+    "no-future",
     bool((tokens[0] <= torch.arange(20)[:, None]).all()),
     "no query reads a token of its future",
 )
@@ -227,7 +227,7 @@ found = {
 }
 guess.reveal(found["moba"][0], "the needle is one key in a block of 8.")
 claim(
-    "C12.6",
+    "far-needles-by-design",
     min(found[who][0] for who in ("dsa", "sparq", "msa")) > 0.95
     and found["moba"][0] < 0.9
     and found["window"][0] == found["sinks"][0] == 0,
@@ -235,13 +235,13 @@ claim(
     " means less than 90%, places alone none",
 )
 claim(
-    "C12.7",
+    "window-mass-no-needle",
     found["window"][1] > 0.8 and found["window"][0] == 0,
     "the window keeps more than 80% of the attention and no far needle",
 )
 
 # %% [markdown]
-# C12.7 is why "attention kept" alone is a poor examination: most attention is near, and what matters may be far.
+# The window is why "attention kept" alone is a poor examination: most attention is near, and what matters may be far.
 #
 # DSA's index, which MSA borrows here, was taught by this very model's attention. That SparQ is as good *without*
 # being taught should make you curious, all the more as the two proxies cost the same here:
@@ -251,7 +251,7 @@ config = warmed.config
 learned = 2 * config.index_n_heads * config.index_head_dim
 derived = 2 * config.num_attention_heads * Budget().components
 claim(
-    "C12.30",
+    "proxy-flop",
     learned == derived,
     f"DSA's and SparQ's proxies need {learned} FLOP each to compare a query"
     " with a key",
@@ -270,7 +270,7 @@ for who in ("msa", "quest", "moba", "dsa"):
     if who == "moba":
         small, large = line[0], line[-1]
 claim(
-    "C12.8",
+    "larger-blocks-find-fewer",
     small > large + 0.2,
     "with blocks of 16 instead of 4 the best mean finds far fewer needles",
 )
@@ -310,7 +310,7 @@ twins(
 oracle = baselines.oracle(layers[0].mass, 32)
 kept = baselines.mass_kept(layers[0].mass, oracle)[:, 32:].mean()
 claim(
-    "C12.9",
+    "layer-0-is-diffuse",
     kept < 0.7,
     "in layer 0 the best 32 tokens hold less than 70% of the attention",
 )
@@ -344,7 +344,7 @@ always, never = torch.ones(1, 4, 1), torch.zeros(1, 4, 1)
 out = delta.recurrent(ask, key, value, never, always)
 print("what the memory holds for key 1:", out.flatten().tolist())
 claim(
-    "C12.10",
+    "delta-overwrites",
     out.flatten().tolist() == [0, 2, 2, 7],
     "key 1 is written as 2, survives key 2, and is overwritten with 7",
 )
@@ -365,7 +365,7 @@ writes = torch.rand(shape, generator=draws)
 one_by_one = delta.recurrent(asked, k, v, fades, writes)
 by_chunk = delta.chunked(asked, k, v, fades, writes, chunk=16)
 claim(
-    "C12.11",
+    "delta-chunks",
     torch.allclose(one_by_one, by_chunk, atol=1e-5),
     "chunks of 16 compute what 70 single steps do",
 )
@@ -425,7 +425,7 @@ guess.reveal(
 )
 last = {name: float(line[:8].mean()) for name, line in age.items()}
 claim(
-    "C12.12",
+    "delta-reads-back",
     share["delta rule"][1] > 0.95
     and share["delta rule"][-1] < share["adding"][-1] < 0.75
     and last["delta rule"] > 0.9 > last["adding"],
@@ -437,7 +437,7 @@ claim(
 # %% [markdown]
 # Did you expect the delta rule to hold *more*? With random keys it holds less. By correcting it makes what is
 # newest exact, at the expense of what is old; adding treats all ages alike and blurs them all. In text keys come
-# back and their values change, and there exactness pays (C12.10). Either way a new
+# back and their values change, and there exactness pays. Either way a new
 # key disturbs all that are not orthogonal to it, and no more than W keys can all be orthogonal.
 #
 # Attention has no such limit: it can read any of a million keys, because it has kept a million. That is what one
@@ -467,7 +467,7 @@ print(f"needles before {before:.0%}, after 150 steps {after:.0%}")
 full, was = grown.model.layers[-1], warmed.model.layers[-1].state_dict()
 untouched = all(torch.equal(x, was[n]) for n, x in full.named_parameters())
 claim(
-    "C12.13",
+    "hybrid-needs-warm-up",
     before < 0.3 and after > 0.7 and untouched,
     "without the warm-up the hybrid recalls less than 30% of the needles,"
     " after 150 steps more than 70%, its full layer untouched",
@@ -516,14 +516,14 @@ for design in bench.DESIGNS:
 least = {d: min(bench.of(runs, d, "recall", steps)) for d in bench.DESIGNS}
 most = {d: max(bench.of(runs, d, "recall", steps)) for d in bench.DESIGNS}
 claim(
-    "C12.14",
+    "recall-by-design",
     min(least[d] for d in ("dense", "dsa", "sparq", "msa")) > 0.95,
     "with every seed DSA, SparQ and MSA recall more than 95%, as dense"
     " attention does",
     kind="recorded",
 )
 claim(
-    "C12.15",
+    "worst-against-best",
     max(most[d] for d in ("moba", "nsa", "window", "sinks"))
     < min(least[d] for d in ("dsa", "sparq", "msa", "delta")),
     "the worst seed of DSA, SparQ, MSA and the hybrid is better than the"
@@ -556,14 +556,14 @@ def mean_bits(design):
 
 gap = mean_bits("window") - mean_bits("dsa")
 claim(
-    "C12.16",
+    "window-costs-little",
     0 < gap < 0.1,
     f"a window of 32 costs {gap:.2f} bits per byte against DSA",
     value=f"{gap:.2f}",
     kind="recorded",
 )
 claim(
-    "C12.17",
+    "hybrid-recalls",
     mean_bits("delta") > mean_bits("window") and least["delta"] > 0.9,
     "the hybrid finds more than 90% of the needles and reads plain text"
     " worse than the window does",
@@ -571,9 +571,9 @@ claim(
 )
 
 # %% [markdown]
-# By the bits alone, a window of 32 tokens loses {C12.16} to DSA, and nobody would build an indexer for that. By the
-# needles it loses all that lies beyond it. The hybrid is the other way round: its new layers have learned in a few
-# hundred steps what the lookup needs, and not yet all that the dense layers knew of text.
+# By the bits alone, a window of 32 tokens loses {claim:window-costs-little} to DSA, and nobody would build an indexer
+# for that. By the needles it loses all that lies beyond it. The hybrid is the other way round: its new layers have
+# learned in a few hundred steps what the lookup needs, and not yet all that the dense layers knew of text.
 #
 # ## The bill
 #
@@ -593,30 +593,30 @@ show(*pictures.draw_split(real, 131_072))
 long = {d: bill(d, real, 131_072) for d in bench.DESIGNS}
 share = long["dsa"].scoring / (long["dsa"].scoring + long["dsa"].attention)
 claim(
-    "C12.18",
+    "choosing-share",
     0.78 < share < 0.8,
     f"at 128 Ki, choosing takes {share:.0%} of DSA's FLOP",
     value=f"{share:.0%}",
 )
 claim(
-    "C12.19",
+    "same-scoring-flop",
     long["dsa"].scoring == long["sparq"].scoring == long["msa"].scoring,
     "DSA, MSA with DSA's indexer, and SparQ with 64 components need exactly"
     " the same FLOP for scoring",
 )
 ratio = long["dsa"].flops / long["moba"].flops
 claim(
-    "C12.20",
+    "block-means-cost-less",
     3 < ratio < 5,
     f"a mean for each block of 128 costs {ratio:.1f} times less in all",
     value=f"{ratio:.1f}",
 )
 
 # %% [markdown]
-# C12.19 is a coincidence of sizes, 64 heads of width 128 against 128 heads of 64 components, and a useful one: on
-# paper the learned proxy is no cheaper than the derived one. DSA's advantage is elsewhere: its index keys are 128
-# numbers that lie together and are read in FP8, where SparQ picks other components of each latent for each query.
-# No memory likes that, and we have counted it as if memory did.
+# That three designs need the same FLOP is a coincidence of sizes, 64 heads of width 128 against 128 heads of 64
+# components, and a useful one: on paper the learned proxy is no cheaper than the derived one. DSA's advantage is
+# elsewhere: its index keys are 128 numbers that lie together and are read in FP8, where SparQ picks other components
+# of each latent for each query. No memory likes that, and we have counted it as if memory did.
 #
 # And MSA? MiniMax's own indexer has 4 heads, not 64: a sixteenth of the products. Blocks are then chosen by their
 # best token, and read in one piece. What that saves is in no FLOP:
@@ -629,7 +629,7 @@ for design in ("dsa", "msa", "moba", "sparq"):
         f" reads {one.places:>5,} places"
     )
 claim(
-    "C12.21",
+    "places-read",
     long["dsa"].places == 128 * long["msa"].places,
     "DSA reads from 2,048 places what MSA reads from 16",
 )
@@ -665,7 +665,7 @@ guess.reveal(
     meets["delta"], "a quarter of full attention still grows with S."
 )
 claim(
-    "C12.22",
+    "dsa-pays-from",
     2_000 < meets["dense"] < 2_500 and 8_000 < meets["delta"] < 20_000,
     f"DSA costs less than dense attention from {meets['dense']:,} visible"
     f" tokens on, and less than the hybrid from {meets['delta']:,}",
@@ -674,19 +674,20 @@ claim(
 # %%
 prompt = flops.crossover(real, "prefill")
 claim(
-    "C12.31",
+    "roofline-agrees",
     abs(meets["dense"] - flops.crossover(real, "decode")) < 64
     and 9_000 < prompt < 9_200,
-    f"the roofline of chapter 01 agrees, and says {prompt:,.0f} for reading"
+    f"the count of chapter 09a agrees, and says {prompt:,.0f} for reading"
     " a prompt",
 )
 
 # %% [markdown]
 # (A prompt is read with dense attention's cheaper mode, MHA, so there sparse attention pays later.)
 #
-# Four kinds of curve. Dense grows with S, and the hybrid a quarter as fast. DSA grows {C12.27} times slower than
-# dense, and means of blocks {C12.28} times slower than DSA. A window does not grow. *Everything that chooses
-# among all tokens is linear in S for each token*, quadratic for a text; the constant is what differs:
+# Four kinds of curve. Dense grows with S, and the hybrid a quarter as fast. DSA grows {claim:slope-against-dense}
+# times slower than dense, and means of blocks {claim:slope-of-means} times slower than DSA. A window does not grow.
+# *Everything that chooses among all tokens is linear in S for each token*, quadratic for a text; the constant is what
+# differs:
 
 
 # %%
@@ -698,13 +699,13 @@ def slope(design):
 
 ratios = (slope("dense") / slope("dsa"), slope("dsa") / slope("moba"))
 claim(
-    "C12.27",
+    "slope-against-dense",
     ratios[0] == 17,
     f"DSA's slope is {ratios[0]:.0f} times less than dense attention's",
     value=f"{ratios[0]:.0f}",
 )
 claim(
-    "C12.28",
+    "slope-of-means",
     14 < ratios[1] < 14.5,
     f"the slope of means of 128 is {ratios[1]:.0f} times less than DSA's",
     value=f"{ratios[1]:.0f}",
@@ -713,7 +714,7 @@ claim(
 # %% [markdown]
 # In memory the order is another one. Whoever may read any token must keep them all, and DSA (like MSA) keeps an index
 # key besides: the most of any design here. Only those that forget save memory, and what the hybrid remembers instead
-# is not small: its matrices are as large as {C12.29} latents, in a short text and in a long one.
+# is not small: its matrices are as large as {claim:hybrid-memory} latents, in a short text and in a long one.
 #
 # ## One table
 #
@@ -743,16 +744,16 @@ for design in bench.DESIGNS:
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:E12.1}
+# {exercise:alternatives.my_bound}
 
 # %% [markdown]
-# {exercise:E12.2}
+# {exercise:alternatives.my_blocks}
 
 # %% [markdown]
-# {exercise:E12.3}
+# {exercise:alternatives.my_step}
 
 # %% [markdown]
-# {exercise:E12.4}
+# {exercise:alternatives.my_meeting}
 
 # %% [markdown]
 # ## Where DSA loses
@@ -763,7 +764,7 @@ for design in bench.DESIGNS:
 short_text = {d: bill(d, real, 1024).flops for d in bench.DESIGNS}
 more = short_text["dsa"] / short_text["dense"] - 1
 claim(
-    "C12.23",
+    "dearer-at-1024",
     more > 0.1,
     f"at 1,024 tokens DSA needs {more:.0%} more FLOP than dense attention",
     value=f"{more:.0%}",
@@ -777,7 +778,7 @@ claim(
 million = {d: bill(d, real, 2**20) for d in bench.DESIGNS}
 asking = million["dsa"].scoring / million["dsa"].flops
 claim(
-    "C12.24",
+    "million-scoring",
     asking > 0.95 and million["dsa"].flops > 5 * million["quest"].flops,
     f"at a million tokens {asking:.0%} of DSA's work is scoring, and it"
     " needs more than five times the FLOP of Quest's bounds",
@@ -789,7 +790,7 @@ claim(
 # %%
 kept = {d: million[d].memory(2**20) / 1e6 for d in bench.DESIGNS}
 claim(
-    "C12.25",
+    "million-memory",
     max(kept, key=kept.get) in ("dsa", "msa")
     and kept["delta"] < 0.3 * kept["dsa"],
     f"a million tokens: DSA keeps {kept['dsa']:,.0f} million numbers a"
@@ -798,15 +799,15 @@ claim(
 )
 same = million["delta"].state / million["dense"].stored
 claim(
-    "C12.29",
+    "hybrid-memory",
     2_000 < same < 4_000,
     f"the hybrid's memories are as large as {same:,.0f} latents",
     value=f"{same:,.0f}",
 )
 
 # %% [markdown]
-# **On plain local text** a window is nearly as good (C12.16), and on a model that must not be touched SparQ or
-# Quest need no training at all. **Where attention is diffuse** (C12.9) every choice loses, DSA's too.
+# **On plain local text** a window is nearly as good, and on a model that must not be touched SparQ or
+# Quest need no training at all. **Where attention is diffuse** every choice loses, DSA's too.
 #
 # And one loss that no table here shows: DSA, as it was published, needs a dense model first, and then two more stages
 # of training. A design that is trained so from the beginning needs neither.
@@ -815,13 +816,13 @@ claim(
 #
 # | your situation | choose | because |
 # | --- | --- | --- |
-# | texts below a few thousand tokens | dense | nothing to save (C12.22, C12.23) |
-# | a trained model, no training possible | SparQ or Quest | derived proxies work at once (C12.6; *before* above) |
-# | a trained dense model, long texts, far facts | **DSA** | recall of dense (C12.14), {C12.27} times less slope |
-# | the same, and hardware that wants blocks | MSA | same recall here, 16 places instead of 2,048 (C12.21) |
-# | a million tokens, training from the start | blocks by summary | a far cheaper proxy (C12.24) |
-# | memory is what runs out | Gated DeltaNet with some full layers | a quarter of the cache (C12.25) |
-# | only what is near matters | window | (C12.16) |
+# | texts below a few thousand tokens | dense | nothing to save |
+# | a trained model, no training possible | SparQ or Quest | derived proxies work at once (*before* above) |
+# | a trained dense model, long texts, far facts | **DSA** | recall of dense, {claim:slope-against-dense} times less slope |
+# | the same, and hardware that wants blocks | MSA | same recall here, 16 places instead of 2,048 |
+# | a million tokens, training from the start | blocks by summary | a far cheaper proxy |
+# | memory is what runs out | Gated DeltaNet with some full layers | a quarter of the cache |
+# | only what is near matters | window | |
 #
 # The right column is what this course's small model and counted costs support. Quality at 100 billion parameters
 # is a matter for those who can train them; each of these designs has authors who report that it works.
@@ -848,7 +849,7 @@ for design in ("moba", "quest", "nsa"):
         f" {min(ends[design]):.2f}-{max(ends[design]):.2f}",
     )
 claim(
-    "C12.32",
+    "longer-summaries",
     max(max(found) for found in ends.values()) < min(least["dsa"], 0.95),
     f"after {more} steps no summary recalls as DSA does after {steps}",
     kind="recorded",
@@ -857,7 +858,7 @@ claim(
 # %%
 read = {d: sum(bench.of(longer["runs"], d, "bits", more)) / 3 for d in ends}
 claim(
-    "C12.33",
+    "longer-prose",
     all(read[d] < mean_bits(d) for d in ends),
     "plain text is read better meanwhile, by each of the three",
     kind="recorded",
@@ -865,7 +866,7 @@ claim(
 
 # %% [markdown]
 # It did not. What was learned, it seems, was the text, which fills most of each sequence. One reason may be the one
-# of chapter 06: the language loss passes through the tokens that were read, so a key that its block hides gets no
+# of chapter 05: the language loss passes through the tokens that were read, so a key that its block hides gets no
 # gradient that would make it stand out. (We have not tested that.) NSA's compressed branch is a way round, since
 # every block is attended to a little; in so few steps it did not help. Try it live with `FULL = True`, about two
 # minutes for each design.
@@ -884,20 +885,11 @@ if FULL:
 # %% [markdown]
 # ## What you have proved
 #
-# A mean hides a single key, a bound never does (C12.1, C12.3). On one bench, with no lesson to the model, designs
-# that look at tokens find the needles and those that look at summaries lose some, the more the larger the block
-# (C12.6, C12.8); after equal lessons the order is the same (C12.14, C12.15). A fixed memory loses or blurs what is
-# written beyond its width (C12.12), and with one full layer it can take over from attention by imitation (C12.13).
-# Choosing is {C12.18} of DSA's work at 128 Ki (C12.18), and there are lengths, memories and texts for which it is
-# the wrong choice.
-#
-# **What is said, and what stands.** Every statement of the article and of the report on V3.2-Exp, and how it fares in
-# this course. *Reproduced*: cells measure it, at our size. *In part*: they measure some of it, or find it weaker than
-# said; the note says what. *Modelled*: it follows from counts that a cell asserts.
-# *Contradicted*: a cell shows the opposite. *Published*: only the published figure can be shown. The links lead to
-# the cells.
-#
-# {table:ledger}
+# A mean hides a single key, a bound never does. On one bench, with no lesson to the model, designs that look at
+# tokens find the needles and those that look at summaries lose some, the more the larger the block; after equal
+# lessons the order is the same. A fixed memory loses or blurs what is written beyond its width, and with one full
+# layer it can take over from attention by imitation. Choosing is {claim:choosing-share} of DSA's work at 128 Ki, and
+# there are lengths, memories and texts for which it is the wrong choice.
 #
 # **What the sources do not say, and what we chose.** How MoBA, Quest, SparQ or NSA would sit on MLA: they are
 # defined for heads with keys of their own, which choose for themselves. We let one choice serve all heads, by the
@@ -911,7 +903,7 @@ if FULL:
 # 3. MSA with DSA's indexer needs the same FLOP as DSA. Name two things it saves, and one it wastes.
 # 4. A head of width 128 has read a million tokens. About how many keys can it still tell apart? Why may that be
 #    enough?
-# 5. DSA's slope is {C12.27} times less than dense attention's. Which of its sizes would you change to make it
+# 5. DSA's slope is {claim:slope-against-dense} times less than dense attention's. Which of its sizes would you change to make it
 #    forty times less, and what would you measure first?
 #
 # <details><summary>Answers</summary>
@@ -926,10 +918,11 @@ if FULL:
 # 4. About as many as it is wide, a hundred or so. Most of a text need not be told apart; it fades, and the gates
 #    decide what is written at all.
 # 5. J: 27 heads instead of 64 would do (MSA's own indexer has 4). Measure the needles by distance at that J, with
-#    several seeds: in chapter 06 one head was a gamble.
+#    several seeds: in chapter 05 one head was a gamble.
 #
 # </details>
 #
-# **Next**: your own square. Everything you need is in `notebooks/course/experiments/attention_variants/choosing.py`: one class, one
-# method. And when you ask "where was that?": [13 Reference](13_reference.ipynb) leads from each equation of the report
-# to code, test and cell, lists what was chosen where the report is silent, and says every term in a sentence.
+# **Next**: your own square. Everything you need is in `notebooks/course/experiments/attention_variants/choosing.py`:
+# one class, one method. And when you ask "where was that?": [13 Reference](13_reference.ipynb) leads from each
+# equation of the report to code, test and cell, holds every statement of the report and the article against what was
+# found, and says every term in a sentence.
