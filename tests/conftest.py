@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import chdir
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -25,6 +26,13 @@ if OFFLINE not in known:  # make test has it there, for notebooks too
     import sitecustomize  # noqa: F401 - for this process
 ours = [OFFLINE, str(ROOT / "tests/support"), str(NOTEBOOKS), str(ROOT)]  # for the processes that tests start
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*ours, *filter(None, known)]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Tests run in an empty folder, so that none finds the project's files by luck: `project` says where they are."""
+    with chdir(tmp_path_factory.mktemp("elsewhere")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
@@ -182,6 +183,10 @@ def test_the_jobs_of_the_workflow_are_targets_that_together_do_what_make_test_do
     [suite] = together - apart
     assert apart - together == {f"{suite} --ignore tests/browser", f"{suite}/browser"}
     assert suite == "$(PYTEST) tests"
+
+
+def test_no_test_depends_on_the_folder_it_is_started_from():
+    assert not Path.cwd().is_relative_to(ROOT)  # conftest moves to an empty folder, where no relative path leads on
 
 
 def test_commands_of_the_makefile_exist():

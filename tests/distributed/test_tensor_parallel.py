@@ -18,6 +18,7 @@ import small
 from dsa.analysis.serving_fit import held_parameters
 from dsa.distributed import tensor_parallel
 from dsa.generation import chat, cli
+from project import DATA
 
 SIZES = {
     "sparse": {"n_routed_experts": 12},  # by four processes: three experts each, and 61 words unevenly
@@ -144,7 +145,7 @@ def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name)
 
 
 def test_the_command_prints_once_what_it_prints_on_one_process(capsys):
-    arguments = ["data/sparse", "--prompt", "def ", "--max-new-tokens", "12", "--device", "cpu"]
+    arguments = [str(DATA / "sparse"), "--prompt", "def ", "--max-new-tokens", "12", "--device", "cpu"]
     cli.main(arguments)
     alone = capsys.readouterr().out
     assert alone.startswith("def ") and len(alone) > 8

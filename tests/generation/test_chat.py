@@ -13,6 +13,7 @@ import dsa
 import small
 from dsa.datasets import byte_tokenizer, tokenizers
 from dsa.generation import chat, cli
+from project import DATA
 
 TEMPLATE = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\n"
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
     trainer = library.trainers.BpeTrainer(
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=bytewise.alphabet(), show_progress=False
     )
-    made.train(["data/texts/lighthouse.txt"], trainer)
+    made.train([str(DATA / "texts/lighthouse.txt")], trainer)
     made.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": {"__type": "AddedToken", "content": "<|begin|>"},
@@ -123,7 +124,7 @@ def test_what_memory_refuses_is_not_remembered_either(folder, monkeypatch):
 
 
 def test_the_courses_own_models_go_on_with_bytes():
-    told = chat.open_chat("data/sparse", max_new_tokens=8)
+    told = chat.open_chat(DATA / "sparse", max_new_tokens=8)
     answer = "".join(told.say("def main():"))
     [whole] = dsa.generate(told.model, [byte_tokenizer.encode("def main():\n")], 8)
     assert answer == byte_tokenizer.decode(whole[len(byte_tokenizer.encode("def main():\n")) :])
@@ -174,7 +175,7 @@ def test_a_tokenizer_of_another_model_and_none_at_all_are_refused(folder, tmp_pa
     with pytest.raises(SystemExit, match=r"error: .* has no tokenizer\.json, and vocab_size=61 is not"):
         cli.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])
     with pytest.raises(SystemExit, match="the prompt is empty"):
-        cli.main(["data/sparse", "--prompt", "", "--device", "cpu"])
+        cli.main([str(DATA / "sparse"), "--prompt", "", "--device", "cpu"])
 
 
 def test_drawn_answers_follow_the_seed_and_top_p(folder):

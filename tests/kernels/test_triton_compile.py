@@ -3,6 +3,7 @@
 The calls are those of one layer at the real shape, made with tensors that have no numbers.
 """
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -164,7 +165,6 @@ def test_what_triton_cannot_do_names_a_backend_that_can(call, reason):
 
 def test_interpreted_kernels_cannot_be_compiled_and_say_so():
     program = "from dsa.kernels.triton import compile as aot; aot.compile_call(*aot.calls('top-k')[0], 'sm_90')"
-    made = subprocess.run(
-        [sys.executable, "-c", program], env={"TRITON_INTERPRET": "1", "PATH": ""}, capture_output=True, text=True
-    )
+    environment = {"TRITON_INTERPRET": "1", "PATH": "", "PYTHONPATH": os.environ["PYTHONPATH"]}
+    made = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "a process that started without it" in made.stderr

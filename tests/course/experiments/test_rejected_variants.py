@@ -3,7 +3,6 @@ what the course tells of it.
 """
 
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -16,6 +15,7 @@ from dsa.bench import cpu
 from dsa.kernels import ops, reference
 from dsa.kernels.fp8 import Codes, quantise_int8
 from dsa.record import as_of_today
+from project import DATA
 
 T, S = 12, 1024
 S2 = cpu.SHAPES["s1"]()  # the smaller of the two shapes
@@ -96,7 +96,7 @@ def test_rows_are_held_against_ours_and_the_command_writes_them(tmp_path, monkey
 
 
 def test_the_record_says_what_the_course_tells():
-    found = json.loads(Path("data/measurements/cpu_tried.json").read_text())
+    found = json.loads((DATA / "measurements/cpu_tried.json").read_text("utf-8"))
     times = {(row["attention"], row["tried"]): row["times"] for row in found["rows"]}
     assert list(times) == [("sparse", name) for name in ideas.SPARSE] + [("dense", name) for name in ideas.DENSE]
     ours = found["rows"][0]["seconds"]

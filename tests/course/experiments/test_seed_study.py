@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from course.experiments import seed_study
 from dsa.io.files import UnreadableFile
+from project import DATA
 
-DATA = Path("data")
 STAGES = ("base", "warmed", "sparse")
 
 

@@ -20,13 +20,14 @@ from course.ui.panel import Choice, Html, Panel, Slider
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
 from dsa.datasets import byte_tokenizer
 from dsa.datasets.recall_tasks import hide
+from project import DATA, NOTEBOOKS
 
 TEXT = "The keeper wrote one line a day.\n    if fog: ring(bell)  # 霧\n" * 3
 
 
 @pytest.fixture(scope="module")
 def model():
-    return dsa.from_pretrained("data/sparse")
+    return dsa.from_pretrained(DATA / "sparse")
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,8 @@ def test_colours_leave_the_text_as_it_is(draw):
         ({"text": "a"}, "1 of at least 2 tokens"),
         ({"text": "a\0b"}, "character 1 is the control code 0"),
         ({"text": "file:no/such/file"}, "no file 'no/such/file'"),
-        ({"text": "file:tests"}, "cannot be read"),
-        ({"text": "file:data/sparse/model.safetensors"}, "not a text file"),
+        ({"text": f"file:{DATA}"}, "cannot be read"),
+        ({"text": f"file:{DATA / 'sparse/model.safetensors'}"}, "not a text file"),
         ({"text": "\ud800"}, "lone surrogate"),
         ({"top_k": 0}, "top-k = 0 lies outside 1 to 512"),
         ({"top_k": -3}, "top-k = -3 lies outside 1 to 512"),
@@ -158,7 +159,7 @@ def test_every_callback_draws_over_its_grid(model, kind):
 
 
 def test_a_needle_is_asked_in_every_run_and_found_by_those_who_see_it(model):
-    text = read_file("data/texts/lighthouse.txt")
+    text = read_file(DATA / "texts/lighthouse.txt")
     answers = ask(model, hide(text, 256, 0.25, key=7, value=11), top_k=16)
     assert list(answers) == list(RUNS)
     assert answers["dense"].right and answers["indexer"].right and answers["indexer"].found
@@ -168,14 +169,14 @@ def test_a_needle_is_asked_in_every_run_and_found_by_those_who_see_it(model):
 
 def test_a_dense_model_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match="has no indexer: load 'warmed' or 'sparse'"):
-        reader(dsa.from_pretrained("data/base"))
+        reader(dsa.from_pretrained(DATA / "base"))
 
 
 def test_the_environment_is_one_line_and_names_the_models():
-    line = environment("data")
+    line = environment(DATA)
     assert "\n" not in line and "base, novice, sparse, warmed" in line
     with pytest.raises(ValueError, match="no models under"):
-        environment("notebooks")
+        environment(NOTEBOOKS)
 
 
 def test_curves_are_said_for_one_k():
