@@ -289,6 +289,7 @@ claim(
 #
 # You have seen *what* is kept. The course goes on to *how* and *why*:
 #
+# * 01 Sparse attention by hand is still to come;
 # * [02 Multi-head latent attention](02_latent_attention.ipynb) is the attention that is made sparse here;
 # * [03 Lightning indexer](03_lightning_indexer.ipynb) builds the scorer, and a museum of its mistakes;
 # * [04 Token selection](04_token_selection.ipynb) builds the choice by hand and measures what it keeps;
