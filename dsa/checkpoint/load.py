@@ -13,7 +13,6 @@ from its file. So the most that is needed at any time is the model and what is m
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -61,7 +60,9 @@ def from_pretrained(
             keep_codes(model, stored)
     set_dtype(model, dtype)
     if mesh is not None:
-        tensor_parallel().split(model, mesh)
+        from dsa.distributed import tensor_parallel  # here, as the import alone takes a second
+
+        tensor_parallel.split(model, mesh)
     model.to_empty(device=device)
     for gate in model.gates():
         gate.load.zero_()
@@ -77,13 +78,6 @@ def main_model(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """What a module's checkpoint must hold."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def tensor_parallel() -> ModuleType:
-    """The module for models that are split over processes, imported by who needs it: that takes a second."""
-    from dsa.distributed import tensor_parallel
-
-    return tensor_parallel
 
 
 def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
@@ -150,7 +144,9 @@ def _expand(target: Tensor, codes: Tensor, scale: Tensor) -> None:
 def _put(target: Tensor, whole: Tensor) -> None:
     """Copy a tensor to its place; of a model that is split over processes, the part that belongs here."""
     if here(target) is not target:
-        whole = tensor_parallel().own_part(whole, target)
+        from dsa.distributed import tensor_parallel
+
+        whole = tensor_parallel.own_part(whole, target)
     here(target).copy_(whole)
 
 
