@@ -6,6 +6,7 @@ nothing is written over without being asked, and a file is written whole or not 
 
 import argparse
 import platform
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,20 @@ def check_free(options: argparse.Namespace) -> None:
     """Raise FileExistsError if the file to write exists and may not be replaced: before the work, not after it."""
     if options.out and options.out.exists() and not options.replace:
         raise FileExistsError(f"{options.out} exists: choose another --out, or --replace it")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, str]:
+    """Parse a command that may record: its options, and the command line to be written down.
+
+    A file that exists and may not be replaced ends the program with a sentence, before the work.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(given)
+    try:
+        check_free(options)
+    except FileExistsError as error:
+        parser.error(str(error))
+    return options, command(parser.prog, given)
 
 
 def origin(command: str, machine: str, **versions: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -39,3 +40,22 @@ def test_the_origin_is_told():
     assert found["command"] == "python -m some.benchmark --out a.json --keys 8"
     assert found["versions"]["torch"] == torch.__version__ and {"python", "cuda"} < set(found["versions"])
     assert found["machine"] == "a processor" and len(found["date"]) == len("2025-09-29")
+
+
+def test_a_command_is_told_before_it_works_that_its_file_exists(tmp_path, capsys):
+    parser = argparse.ArgumentParser("python -m some.benchmark")
+    record.add_options(parser, required=False)
+    out = tmp_path / "record.json"
+    options, line = record.parse(parser, ["--out", str(out)])
+    assert options.out == out and line == f"python -m some.benchmark --out {out}"
+    assert record.parse(parser, [])[0].out is None
+    out.write_text("{}")
+    with pytest.raises(SystemExit):
+        record.parse(parser, ["--out", str(out)])
+    assert "exists: choose another --out, or --replace it" in capsys.readouterr().err
+
+
+def test_a_recorded_command_is_given_with_today_s_names_and_each_of_them_can_be_run():
+    old = "python -m dsa.training.twins --work runs/seeds --out data/measurements/sparse_training.json"
+    assert record.as_of_today(old) == old.replace("dsa.training.twins", "course.experiments.matched_runs")
+    assert all(find_spec(name) for name in record.MOVED.values())

@@ -135,24 +135,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
     record.add_options(parser, required=False)
-    options = parser.parse_args(argv)
+    options, command = record.parse(parser, argv)
     longest = options.longest or (QUICK if options.quick else LONGEST[options.shape])
     if longest < SHORTEST:
         parser.error(f"--longest {longest}: give {SHORTEST} or more")
-    try:
-        record.check_free(options)
-    except FileExistsError as error:
-        parser.error(str(error))
     lengths = [SHORTEST << n for n in range((longest // SHORTEST).bit_length())]
     config = SHAPES[options.shape]()
     config = replace(config, index_topk=options.top_k or config.index_topk)
     found = measure(config, lengths, 1 if options.quick else options.repeats)
     print(table(found))
     if options.out:
-        words = record.command(parser.prog, sys.argv[1:] if argv is None else argv)
         shape = f"shape {options.shape} with K {config.index_topk}"
         what = f"CPU seconds of one token in one layer, {shape}, fp32 where nothing else is said"
-        record.write(options.out, provenance(found, words, what))
+        record.write(options.out, provenance(found, command, what))
 
 
 if __name__ == "__main__":

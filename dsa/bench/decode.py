@@ -8,7 +8,6 @@ hide the effect. The dense baselines are as fast as PyTorch makes them: on laten
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -100,20 +99,15 @@ def rows(table: dict[int, dict[str, float]]) -> list[dict[str, float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
-    given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser("python -m dsa.bench.decode", description="Time one decoded token by length.")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="cached tokens")
     parser.add_argument("--repeats", type=int, default=15)
     record.add_options(parser, required=False)
-    options = parser.parse_args(given)
-    try:
-        record.check_free(options)
-    except FileExistsError as error:
-        parser.error(str(error))
+    options, command = record.parse(parser, argv)
     table = measure(options.lengths, repeats=options.repeats)
     print(words(table))
     if options.out:
-        about = record.origin(record.command(parser.prog, given), record.processor())
+        about = record.origin(command, record.processor())
         record.write(options.out, about | {"what": "CPU milliseconds, medians; top-k 256", "rows": rows(table)})
 
 

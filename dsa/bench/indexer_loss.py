@@ -9,7 +9,6 @@ the allocator handed out beyond the inputs. The two rivals are the five-line way
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,22 +118,17 @@ def rows(table: dict[int, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
-    given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         "python -m dsa.bench.indexer_loss", description="Time the indexer's loss by length."
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="tokens")
     parser.add_argument("--repeats", type=int, default=5)
     record.add_options(parser, required=False)
-    options = parser.parse_args(given)
-    try:
-        record.check_free(options)
-    except FileExistsError as error:
-        parser.error(str(error))
+    options, command = record.parse(parser, argv)
     table = measure(options.lengths, repeats=options.repeats)
     print(words(table))
     if options.out:
-        about = record.origin(record.command(parser.prog, given), record.processor())
+        about = record.origin(command, record.processor())
         what = (
             f"CPU seconds, medians, and peak megabytes over the inputs; {HEADS} heads of {WIDTH}, "
             f"{INDEX_HEADS} index heads of {INDEX_WIDTH}"

@@ -146,7 +146,7 @@ def _put(target: Tensor, whole: Tensor) -> None:
     if here(target) is not target:
         from dsa.distributed import tensor_parallel
 
-        whole = tensor_parallel.own_part(whole, target)
+        whole = tensor_parallel.own_part(whole, target)  # type: ignore[arg-type]  # a DTensor, then
     here(target).copy_(whole)
 
 

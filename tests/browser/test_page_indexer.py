@@ -1,8 +1,9 @@
 """A reader of chapter 03 runs it and looks into the scores of another layer and token, with and without the ReLU."""
 
 import pytest
-from harness import Panel
 from playwright.sync_api import expect
+
+from harness import Panel
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """Chapter 08 in a browser: a smaller top-k and shorter tiles, the figure and the sentence follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow

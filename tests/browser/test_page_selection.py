@@ -1,8 +1,9 @@
 """Chapter 04 in a browser: one more token is kept by one key press, another chooser is taken, all follow."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.mark.slow

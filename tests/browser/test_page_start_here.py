@@ -1,8 +1,9 @@
 """What the course promises first: open notebook 00, run it, move the top-k slider, type a text, see both change."""
 
 import pytest
-from harness import Panel, Reader
 from playwright.sync_api import expect
+
+from harness import Panel, Reader
 
 
 @pytest.fixture

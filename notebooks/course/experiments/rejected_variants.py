@@ -10,7 +10,6 @@ latents; dense attention for 1,024 queries of one head.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -89,21 +88,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--keys", type=int, default=KEYS)
     parser.add_argument("--repeats", type=int, default=5)
     record.add_options(parser, required=False)
-    options = parser.parse_args(argv)
-    try:
-        record.check_free(options)
-    except FileExistsError as error:
-        parser.error(str(error))
+    options, command = record.parse(parser, argv)
     found = measure(SHAPES["s2"](), options.keys, options.repeats)
     for row in found:
         print(
             f"{row['attention']:6} {row['tried']:26} {row['seconds'] * 1e3:8.3f} ms a token {row['times']:6.2f}x ours"
         )
-    what = (
-        f"CPU seconds of one token that sees {options.keys} keys in one layer, shape s2, fp32; page faults of one call"
-    )
-    words = record.command(parser.prog, sys.argv[1:] if argv is None else argv)
-    record.write(options.out, {**record.origin(words, record.processor()), "what": what, "rows": found})
+    if options.out:
+        what = (
+            f"CPU seconds of a token that sees {options.keys} keys in one layer, shape s2, fp32; page faults of a call"
+        )
+        record.write(options.out, {**record.origin(command, record.processor()), "what": what, "rows": found})
 
 
 if __name__ == "__main__":
