@@ -7,10 +7,10 @@ from playwright.sync_api import expect
 OPEN = "path => window.jupyterapp.shell.currentWidget?.context?.path === path && window.jupyterapp.shell.currentWidget"
 
 
-def follow(page, link, notebook):
-    """Click a link on the reference and wait for the notebook it opens."""
+def follow(page, row, link, notebook):
+    """Click a link in a row of the reference and wait for the notebook it opens."""
     page.get_by_role("tab", name="13_reference.ipynb").click()
-    page.get_by_role("link", name=link, exact=True).first.click()
+    page.get_by_role("row", name=row).get_by_role("link", name=link, exact=True).first.click()
     page.wait_for_function(f"{OPEN}.content.widgets.length > 20", arg=f"notebooks/{notebook}.ipynb")
 
 
@@ -19,11 +19,17 @@ def test_links_open_a_notebook_at_the_cell(reader):
     reader.open("13_reference")
     reader.run_all()
     expect(page.get_by_text("def sparse_attention(").first).to_be_attached()
-    for link, notebook, seen in (
-        ("03 five-ways-agree", "03_lightning_indexer", page.get_by_text(re.compile(r"✓ \[live\] einsum, tiles "))),
-        ("02 latent attention", "02_latent_attention", page.get_by_role("heading", name="Absorption: the key")),
+    for row, link, notebook, seen in (
+        ("Eq. 1 ", "03 five-ways-agree", "03_lightning_indexer", page.get_by_text("✓ [live] einsum, tiles")),
+        (
+            "absorption ",
+            "02 latent attention",
+            "02_latent_attention",
+            page.get_by_role("heading", name="the key's side"),
+        ),
     ):
-        follow(page, link, notebook)  # too early to scroll, as these tests keep all cells in the page; readers do not
-        follow(page, link, notebook)
+        row = re.compile(f"^{re.escape(row)}")
+        follow(page, row, link, notebook)  # too early to scroll: these tests keep all cells in the page, readers do not
+        follow(page, row, link, notebook)
         expect(seen.last).to_be_in_viewport()
     assert reader.complaints == []
