@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1
 OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline:$(CURDIR)/tests/support:$(CURDIR)/notebooks  # no process gets off this machine
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
-PYTEST := $(ONE_THREAD) $(OFFLINE) $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := $(ONE_THREAD) $(OFFLINE) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Limits by the clock, for what hangs; what computes too long is noticed by processor time (watch_notebooks).
 HANGS := --nbval-cell-timeout 900 --nbval-kernel-startup-timeout 300
 NBVAL := -p watch_notebooks --nbval --nbval-current-env $(HANGS) --nbval-sanitize-with tests/sanitize.cfg

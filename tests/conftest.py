@@ -35,6 +35,11 @@ def elsewhere(tmp_path_factory):
         yield
 
 
+def pytest_collection_modifyitems(items):
+    """Browser tests first: a file of theirs has few tests and takes long, and one that came last would run alone."""
+    items.sort(key=lambda item: "browser" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """A small corpus of one's own: `small.LINES`."""

@@ -1,8 +1,9 @@
 """A real JupyterLab in a real browser, as a reader has it: fixtures for tests that press keys and look.
 
-`lab` starts one server for a test file, on a copy of the course (JupyterLab saves what it opens) with folders of its
-own for settings, data and workspaces, a random token and a free port. `reader` gives a page in Chromium that collects
-what the browser's console complains about. What tests are written with is in `harness`.
+`lab` starts one server for a run (the second notebook opens three times as fast as the first), on a copy of the course
+(JupyterLab saves what it opens) with folders of its own for settings, data and workspaces, a random token and a free
+port. `reader` gives a page in Chromium that collects what the browser's console complains about, and shuts the kernels
+down that were started. What tests are written with is in `harness`.
 """
 
 import json
@@ -58,7 +59,7 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def course_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a reader clones, as far as notebooks need it."""
     folder = tmp_path_factory.mktemp("lab") / "course"
@@ -68,7 +69,7 @@ def course_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab(course_folder: Path) -> Iterator[Lab]:
     running = Lab(f"http://127.0.0.1:{_free_port()}", secrets.token_hex(16))
     log = course_folder.parent / "server.log"
@@ -89,6 +90,8 @@ def reader(browser: Browser, lab: Lab) -> Iterator[Reader]:
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     yield Reader(context.new_page(), lab)
     context.close()
+    for session in json.loads(_ask(lab, "sessions")):
+        _ask(lab, f"sessions/{session['id']}", "DELETE")
 
 
 def _command(lab: Lab, folder: Path) -> list[str]:
@@ -127,10 +130,16 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _ask(lab: Lab, what: str, method: str = "GET") -> bytes:
+    """What the server's API says."""
+    request = urllib.request.Request(f"{lab.address}/api/{what}?token={lab.token}", method=method)
+    with urllib.request.urlopen(request, timeout=CLOCK) as reply:
+        return reply.read()
+
+
 def _answers(lab: Lab) -> bool:
     try:
-        with urllib.request.urlopen(f"{lab.address}/api/status?token={lab.token}", timeout=10) as reply:
-            return reply.status == 200
+        return bool(_ask(lab, "status"))
     except OSError:
         return False
 
