@@ -11,6 +11,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 import small
 from dsa.datasets.corpus import own_text
@@ -38,6 +39,20 @@ def elsewhere(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Browser tests first: a file of theirs has few tests and takes long, and one that came last would run alone."""
     items.sort(key=lambda item: "browser" not in item.path.parts)
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """The course as pages, written once in a run, whichever worker needs them first."""
+    from course.builder.book import build_book  # for these tests alone
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared / "book.lock"):
+        if not (shared / "book").exists():
+            build_book(NOTEBOOKS, shared / "book.partial")
+            (shared / "book.partial").rename(shared / "book")
+    return shared / "book"
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from harness import Panel, Reader
 @pytest.mark.slow
 def test_a_reader_takes_shorter_tiles(reader: Reader):
     reader.open("08_kernels")
-    reader.run_all()
+    reader.run_to("heads in a tile")
     panel, keyboard = Panel(reader.page, "heads in a tile"), reader.page.keyboard
 
     expect(panel.sentence).to_contain_text("top-k 2048 and 64 heads a tile")

@@ -9,7 +9,7 @@ from harness import Panel
 @pytest.mark.slow
 def test_a_reader_takes_keys_away(reader):
     reader.open("06_sparse_training")
-    reader.run_all(seconds=300)
+    reader.run_to("your text, or file:PATH", seconds=300)
     panel, keyboard = Panel(reader.page, "top-k"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("K = 2, chooser: indexer")
     before = panel.pictures()

@@ -9,7 +9,7 @@ from harness import Panel
 @pytest.mark.slow
 def test_a_reader_moves_through_the_training(reader):
     reader.open("05_training_the_indexer")
-    reader.run_all()
+    reader.run_to("step")
     panel, keyboard = Panel(reader.page, "step"), reader.page.keyboard
     expect(panel.sentence).to_contain_text("After 20 steps, layer 2, token 95")
     before = panel.pictures()

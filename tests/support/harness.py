@@ -23,15 +23,21 @@ DRAWN = """panel => {
     for (const image of drawn.querySelectorAll('img')) image.removeAttribute('alt');
     return drawn.innerHTML;
 }"""
-HAS_RUN = f"""() => {{
-    const prompts = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt');
-    return prompts[prompts.length - 1].textContent === `[${{prompts.length}}]:` && ({IDLE})();
-}}"""
-RUN_ALL = """async () => {
+RUN = """async label => {
     const run = (command) => window.jupyterapp.commands.execute(command);
     await run('notebook:clear-all-cell-outputs');  // so that what is seen afterwards is new
-    void run('notebook:run-all-cells');
+    const notebook = window.jupyterapp.shell.currentWidget.content;
+    const code = notebook.widgets.filter(cell => cell.model.type === 'code');
+    const shows = (cell) => ['Panel(', `"${label}"`].every(word => cell.model.sharedModel.source.includes(word));
+    const count = label ? 1 + code.findLastIndex(shows) : code.length;
+    if (label) notebook.activeCellIndex = notebook.widgets.indexOf(code[count - 1]) + 1;
+    void run(label ? 'notebook:run-all-above' : 'notebook:run-all-cells');
+    return count;
 }"""
+HAS_RUN = f"""count => {{
+    const prompts = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt');
+    return prompts[count - 1].textContent === `[${{count}}]:` && ({IDLE})();
+}}"""
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,19 @@ class Reader:
 
     def run_all(self, seconds: int = SECONDS) -> None:
         """Run every cell, and wait until the last one has; a chapter that trains needs more `seconds` than others."""
-        self.page.evaluate(RUN_ALL)
-        patiently(lambda: self._sees(HAS_RUN), "all cells have run", seconds)
+        count = self.page.evaluate(RUN)
+        patiently(lambda: self._sees(HAS_RUN, count), "all cells have run", seconds)
 
-    def _sees(self, condition: str) -> bool:
+    def run_to(self, label: str, seconds: int = SECONDS) -> None:
+        """Run the cells down to the panel that has a control with this label: all that a long chapter needs here."""
+        count = self.page.evaluate(RUN, label)
+        assert count, f"no cell has a panel with the control {label!r}"
+        patiently(lambda: self._sees(HAS_RUN, count), f"the panel with {label!r} has run", seconds)
+
+    def _sees(self, condition: str, argument: object = None) -> bool:
         """Whether a condition comes true in the page within five seconds."""
         try:
-            self.page.wait_for_function(condition, timeout=5000, polling=100)
+            self.page.wait_for_function(condition, arg=argument, timeout=5000, polling=100)
         except NotYet:
             return False
         return True

@@ -14,9 +14,8 @@ FETCHED = re.compile(r"<(?:script|link|iframe)|(?:src|srcset)=\"(?!data:)|@impor
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    written = build_book(FOLDER, tmp_path_factory.mktemp("book"))
-    return {page.name: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in written}
+def pages(book):
+    return {page.name: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in sorted(book.glob("*.html"))}
 
 
 def test_every_notebook_has_a_page_and_a_place_in_the_contents(pages):
