@@ -165,6 +165,24 @@ def test_a_trace_through_the_cache_is_the_last_rows(shared):
         assert gap(a.mass, b.mass[:, 20:]) < 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sparse", "window"])
+def test_a_decoded_token_is_traced_under_an_fp8_cache_too(attention):
+    """A decode otherwise fetches its K latents only, but a trace has the mass of every key."""
+    model, tokens = set_to(small.model().double(), attention), small.tokens(2, T)  # in fp64 no code flips
+    model.cache_precision = "fp8"
+    logits, whole = model(tokens, trace=True)
+    cache = model.new_cache(2, T)
+    model(tokens[:, :-2], cache, trace=True)
+    for t in (T - 2, T - 1):
+        found, part = model(tokens[:, t : t + 1], cache, trace=True)
+        assert gap(found, logits[:, t : t + 1]) < 1e-9
+        for a, b in zip(part, whole, strict=True):
+            seen = slice(t, t + 1), slice(t + 1)
+            assert gap(a.scores, b.scores[:, *seen]) < 1e-9 and gap(a.mass, b.mass[:, *seen]) < 1e-9
+            assert torch.equal(membership(a.selected, T), membership(b.selected, T)[:, seen[0]])
+
+
 def test_a_trace_that_would_not_fit_is_refused_with_its_size():
     with torch.device("meta"):
         model = Transformer(small.config(max_position_embeddings=100_000))
@@ -192,6 +210,54 @@ def test_in_half_precision_the_residual_stream_and_norms_stay_wide(tmp_path):
         assert model(small.tokens(2, T)).isfinite().all()
     model.attention = wide.attention = "dense"  # a flipped selection would be no rounding error
     assert F.cosine_similarity(model(small.tokens(2, T)), wide(small.tokens(2, T)), dim=-1).mean() > 0.99
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A model as it is loaded in bf16, and a hidden state (2, T, D)."""
+    dsa.save_pretrained(small.model(), tmp_path)
+    x = torch.randn(2, T, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return dsa.from_pretrained(tmp_path, dtype=torch.bfloat16), x
+
+
+@torch.no_grad()
+def test_in_half_precision_the_index_keys_norm_is_fp32(half):
+    model, x = half
+    index = model.model.layers[1].self_attn.indexer
+    norm, still = index.k_norm, rope.Rope(torch.ones(T, 4), torch.zeros(T, 4))  # turns nothing
+    assert norm.weight.dtype == norm.bias.dtype == torch.float32
+    expected = F.layer_norm(index.wk(x).double(), (16,), norm.weight.double(), norm.bias.double(), 1e-6)
+    assert_rounded_once(index._key(x, still), expected)
+
+
+@torch.no_grad()
+def test_in_half_precision_the_router_is_fp32(half):
+    model, x = half
+    gate = model.model.layers[1].mlp.gate
+    tokens = x.flatten(0, 1)
+    logits = tokens.double() @ gate.weight.double().T
+    chosen, weights = gate(tokens)
+    expected, expected_weights = moe.route(logits, gate.e_score_correction_bias.double(), model.config)
+    assert torch.equal(chosen, expected)
+    assert weights.dtype == torch.float32 and gap(weights, expected_weights) < 1e-5
+
+
+@torch.no_grad()
+def test_in_half_precision_experts_are_summed_in_fp32(half):
+    model, x = half
+    layer = model.model.layers[1].mlp
+    tokens = x.flatten(0, 1)
+    chosen, weights = layer.gate(tokens)
+    every = torch.stack([expert(tokens) for expert in layer.experts], dim=1).double()  # (n, E, D), each in bf16
+    picked = every.gather(1, chosen[..., None].expand(-1, -1, 48))
+    expected = (picked * weights[..., None]).sum(1) + layer.shared_experts(tokens).double()
+    assert_rounded_once(layer(x).flatten(0, 1), expected)
+
+
+def assert_rounded_once(found, exact):
+    """As near to the exact numbers as bf16 comes: within half a unit in its eighth bit."""
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
 def test_rotary_and_norm_keep_fp32_under_half_inputs():
