@@ -169,6 +169,67 @@ def test_tests_of_the_selection_are_accepted_however_they_compare(top_k):
         assert verdict("indexer.my_test", answer).state == "right"
 
 
+def log_q(scores):
+    return scores.log_softmax(-1).masked_fill(scores == float("-inf"), 0)
+
+
+def by_kl_div(p, scores):
+    seen = p > 0
+    logs = scores.log_softmax(-1)[seen], p[seen].log()
+    return torch.nn.functional.kl_div(*logs, reduction="sum", log_target=True)
+
+
+def by_kl_div_of_shares(p, scores):
+    return torch.nn.functional.kl_div(log_q(scores), p, reduction="sum")
+
+
+def by_xlogy(p, scores):
+    return torch.special.xlogy(p, p).sum() - (p * log_q(scores)).sum()
+
+
+def by_entr(p, scores):
+    return -torch.special.entr(p).sum() - (p * log_q(scores)).sum()
+
+
+def by_nan_to_num(p, scores):
+    return (p * (p.log() - scores.log_softmax(-1))).nan_to_num().sum()
+
+
+def by_logsumexp(p, scores):
+    seen = p > 0
+    return (p[seen] * (p[seen].log() - scores[seen])).sum() + scores.logsumexp(-1)
+
+
+def in_fp32(p, scores):
+    return by_kl_div(p.float(), scores.float())
+
+
+RIGHT = [by_kl_div, by_kl_div_of_shares, by_xlogy, by_entr, by_nan_to_num, by_logsumexp, in_fp32]
+
+
+@pytest.mark.parametrize("answer", RIGHT, ids=lambda answer: answer.__name__)
+def test_a_divergence_may_be_written_in_many_ways(answer):
+    found = verdict("teaching.my_safe_kl", answer)
+    assert found.state == "right", found.words
+
+
+@pytest.mark.parametrize("least", [1e-6, 1e-8, 1e-9])
+@pytest.mark.parametrize("clip", [torch.add, torch.clamp], ids=["added", "clamped"])
+def test_a_clipped_logarithm_is_refused_with_what_it_costs(clip, least):
+    def both(p, scores):
+        return (p * (clip(p, least).log() - clip(scores.softmax(-1), least).log())).sum()
+
+    def of_p(p, scores):
+        return (p * (clip(p, least).log() - log_q(scores))).sum()
+
+    def of_q(p, scores):
+        return torch.special.xlogy(p, p).sum() - (p * clip(scores.softmax(-1), least).log()).sum()
+
+    for answer in (both, of_q):
+        assert "the divergence is 101.1, yours is" in verdict("teaching.my_safe_kl", answer).words
+    assert "the divergence is 0, yours is" in verdict("teaching.my_safe_kl", of_p).words
+
+
 def test_a_checker_that_accepts_everything_would_be_found_out():
     lenient = dataclasses.replace(SAMPLE, check=lambda answer: None)
     with pytest.raises(AssertionError):
