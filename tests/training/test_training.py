@@ -13,9 +13,9 @@ import torch
 from dsa.datasets.recall_tasks import Needles
 from dsa.training import checkpointing, evaluate, indexer, pretrain, run_folder
 from dsa.training.losses import bits_per_byte, language_loss
-from dsa.training.optimizers import adamw
+from dsa.training.optimizers import adamw, muon_and_adamw
 from dsa.training.trainer import Phase, generator, train, until, write_table
-from tiny_training import tiny, trained
+from tiny_training import copy_phases, tiny, trained
 
 
 @pytest.fixture
@@ -85,6 +85,9 @@ def test_another_run_or_a_damaged_state_is_refused(tmp_path):
     for other in ({"seed": 1}, {"label": "other corpus"}):
         with pytest.raises(ValueError, match="holds another run"):
             trained(tmp_path, resume=True, **other)
+    model = tiny(dense=True)
+    with pytest.raises(ValueError, match="holds another run"):  # the same seed and label, one step more
+        train(model, muon_and_adamw(model, 0.01, 0.01), copy_phases(steps=11), work=tmp_path, resume=True, show=False)
     path = tmp_path / checkpointing.FILE
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be resumed"):
@@ -95,6 +98,7 @@ def test_stop_rule_ends_a_phase_early():
     rule = until("score", 0.95, over=3)
     rows = [{"score": x} for x in (1.0, 0.9, 0.96)]
     assert rule(rows) and not rule(rows[:2]) and not rule([*rows, {"score": 0.9}])
+    assert not until("score", 0.5, over=2)([{"score": 0.5}] * 2)  # it has to be more
     model = tiny(dense=True)
 
     def learn(model, chance):
@@ -127,6 +131,44 @@ def test_rates_warm_up_and_follow_a_cosine():
     factors = [phase.factor(step) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0] and factors[-1] == pytest.approx(0.2)
     assert factors[2:] == sorted(factors[2:], reverse=True) and factors[6] == pytest.approx(0.6)
+
+
+def test_steps_are_as_long_as_rate_and_clipping_say():
+    """By plain gradient descent: Adam would divide both a missing rate's and a missing clip's trace away."""
+    model, sizes = torch.nn.Linear(4, 1, bias=False), []
+    before = [model.weight.detach().clone()]
+
+    def measure(model):
+        sizes.append((model.weight - before.pop()).norm().item())
+        before.append(model.weight.detach().clone())
+
+    learn = lambda model, chance: (100 * model.weight.sum(), {})  # noqa: E731  a gradient of length 200
+    phase = Phase("a", 4, learn, rates=(1.0, 0.2), warmup=2)
+    train(model, [torch.optim.SGD(model.parameters(), lr=0.5)], [phase], clip=3.0, after=measure, show=False)
+    assert sizes == pytest.approx([0.5 * 3 * factor for factor in (0.5, 1.0, 1.0, 0.2)], rel=1e-4)
+
+
+def test_a_run_resumed_in_its_first_phase_goes_through_the_second_from_its_start(tmp_path):
+    def learn(model, chance):
+        if stop and len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return model(torch.zeros(1, 2, dtype=torch.long)).sum(), {}
+
+    seen, stop = [], True
+    model = tiny(dense=True)
+    optimizers, phases = adamw(model.parameters(), 0.0), [Phase("a", 5, learn), Phase("b", 4, learn)]
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizers, phases, work=tmp_path, every=1, show=False)
+    stop = False
+    run = train(model, optimizers, phases, work=tmp_path, resume=True, every=1, show=False)
+    assert [(row["phase"], row["step"]) for row in run.rows] == [
+        *(("a", s) for s in range(5)),
+        *(("b", s) for s in range(4)),
+    ]
+    again = train(model, optimizers, phases, work=tmp_path, resume=True, show=False)  # has nothing left to do
+    assert again.rows == run.rows
+    assert again.seconds > run.seconds / 2 and again.processor_seconds > run.processor_seconds / 2
 
 
 def test_each_step_has_chance_of_its_own():
