@@ -255,6 +255,40 @@ def test_accepted_lengths_count_right_guesses(right, monkeypatch):
         assert {0, 1, 3} <= set(full) and 1.3 < found.accepted_length < 2.7
 
 
+def guesses_by_hand(model, mtp, text, count):
+    """What the extra layer guesses after text (1, n), without caches: the first token from the model's normed states,
+    each further one from its own last state under `shared_head.norm`, as deployed systems have it.
+    """
+    states, following, guesses = model.run_layers(text[:, :-1]).hidden, text[:, 1:], []
+    for _ in range(count):
+        last = mtp.forward_mtp(states, following, model.context(0, following.shape[1], text.device)).hidden[:, -1:]
+        last = last / (last.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
+        last = last * mtp.shared_head.norm.weight
+        guesses.append((last @ model.lm_head.weight.T).argmax(-1))
+        states, following = torch.cat([states, last], dim=1), torch.cat([following, guesses[-1]], dim=1)
+    return torch.cat(guesses, dim=1)[0].tolist()
+
+
+@torch.no_grad()
+def test_each_guess_goes_on_from_the_right_state_and_is_kept_if_it_is_right(monkeypatch):
+    model, mtp = with_mtp(24, vocab_size=5)  # so few tokens that guesses are right now and then
+    mtp.shared_head.norm.weight.normal_(generator=torch.Generator().manual_seed(0))  # a norm that is not to be missed
+    made, guess = [], Drafter.guess
+    monkeypatch.setattr(Drafter, "guess", lambda *a: made.append(guess(*a)) or made[-1])
+    prompt = small.tokens(1, 9, vocab=5)
+    truth = dsa.generate(model, prompt, 40)[0].tolist()
+    found = speculate(model, mtp, prompt, 40, drafts=3)
+    read, expected, kept = 10, [], []  # the prompt and the first token, which needs no guess
+    while read < 49:
+        guesses = guesses_by_hand(model, mtp, torch.tensor([truth[:read]]), min(3, 49 - read - 1)) if read < 48 else []
+        right = [a == b for a, b in zip(guesses, truth[read:], strict=False)]
+        kept.append([*right, False].index(False))
+        expected += [guesses] * bool(guesses)
+        read += kept[-1] + 1
+    assert [one[0].tolist() for one in made] == expected
+    assert found.accepted == kept and set(kept) == {0, 1, 2, 3}
+
+
 def test_stop_tokens_end_it_where_they_end_generate():
     model, mtp = with_mtp(5)
     prompt = small.tokens(3, 10)
