@@ -727,7 +727,7 @@ for piece in chat.say("def main(self):\n        return self."):
 many = [1, 2, 4, 8, 16]
 times = {
     kind: [
-        fit(real, h200, n, 131_072, 1, "deployed", kind).prompt
+        fit(real, h200, n, 131_072, 1, "deployed", kind).prefill_seconds
         for n in many
     ]
     for kind in ("dense", "sparse")
