@@ -73,7 +73,7 @@ def shard(model: Transformer) -> Transformer:
         return model
     for module in model.modules():
         if isinstance(module, MoE):
-            module.idle_experts_run = True  # every rank must reduce the same gradients: see above
+            module.run_idle_experts = True  # every rank must reduce the same gradients: see above
     mesh = init_device_mesh("cpu", (world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

@@ -85,14 +85,14 @@ class MoE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         width, hidden = config.hidden_size, config.moe_intermediate_size
-        self.idle_experts_run = False  # on no tokens: for a gradient of zero instead of none
+        self.run_idle_experts = False  # on no tokens: for a gradient of zero instead of none
         self.gate = Gate(config)
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
             self.shared_experts = FeedForward(width, hidden * config.n_shared_experts)
         self.all_experts = nn.Identity()  # where `tensor_parallel` adds what experts on other ranks have found
 
-    def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    def dispatch(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.
 
         The counts are read from the device once for all experts; asking each for its rows would halt it E times.
@@ -102,16 +102,16 @@ class MoE(nn.Module):
             counts = [len(part) for part in pairs.tensor_split(len(self.experts))]
         else:
             counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
-        for expert, mine in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
-            if expert is not None and (len(mine) or self.idle_experts_run):
-                yield expert, mine // per_token, mine % per_token
+        for expert, routed in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
+            if expert is not None and (len(routed) or self.run_idle_experts):  # None: it is on another rank
+                yield expert, routed // per_token, routed % per_token
 
     def forward(self, x: Tensor) -> Tensor:
         """Send each token through its own experts only."""
         tokens = x.flatten(0, -2)  # (n, D)
         chosen, weights = self.gate(tokens)
         out = torch.zeros_like(tokens, dtype=weights.dtype)
-        for expert, rows, slots in self.visits(chosen):
+        for expert, rows, slots in self.dispatch(chosen):
             out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
         if hasattr(self, "shared_experts"):
             out = out + self.shared_experts(tokens)
