@@ -111,7 +111,7 @@ def pretrain(
     Raises ValueError for a corpus too short for one sequence.
     """
     config = config or dense_config()
-    corpus.require(config.max_position_embeddings)
+    corpus.require_length(config.max_position_embeddings)
     model = Transformer(config)
     model.reset_parameters(seed)
     fsdp.shard(model).train()
