@@ -83,7 +83,7 @@ def read_costs(path: str | Path) -> dict[tuple[str, str], Curve]:
     for row in csv.DictReader(_lines(path)):
         corner = int(row["position"]), float(row["usd_per_million"])
         corners.setdefault((row["phase"], row["model"]), []).append(corner)
-    return {key: Curve(*zip(*sorted(found), strict=True)) for key, found in corners.items()}
+    return {key: Curve(*zip(*sorted(points), strict=True)) for key, points in corners.items()}
 
 
 def _lines(path: str | Path) -> list[str]:

@@ -127,30 +127,25 @@ def report(summary: FolderSummary) -> Iterator[str]:
     dtypes = Counter(info.dtype for info in stored).most_common()
     contents = ", ".join(f"{count:,} tensors in {dtype}" for dtype, count in dtypes)
     yield f"{len({info.path for info in stored})} files, {_gib(sum(info.nbytes for info in stored))}: {contents}"
-    yield from _parameter_lines(summary.parameters())
-    yield from _memory_lines(summary)
-    yield "it will load" if summary.problem is None else f"it will NOT load: {summary.problem}"
 
-
-def _parameter_lines(parameters: dict[str, int]) -> Iterator[str]:
+    parameters = summary.parameters()
+    mtp_parameters = parameters.pop(MTP_PART, None)
     yield "\nparameters"
-    main = {part: count for part, count in parameters.items() if part != MTP_PART}
-    for part, count in sorted(main.items(), key=lambda item: -item[1]):
+    for part, count in sorted(parameters.items(), key=lambda item: -item[1]):
         yield f"  {part:<24}{count:>20,}"
-    yield f"  {'the model':<24}{sum(main.values()):>20,}"
-    if MTP_PART in parameters:
-        yield f"  {MTP_PART:<24}{parameters[MTP_PART]:>20,}  (its copies of embedding and head included)"
+    yield f"  {'the model':<24}{sum(parameters.values()):>20,}"
+    if mtp_parameters is not None:
+        yield f"  {MTP_PART:<24}{mtp_parameters:>20,}  (its copies of embedding and head included)"
 
-
-def _memory_lines(summary: FolderSummary) -> Iterator[str]:
     yield "\nmemory on each GPU     " + "".join(f"{n:>12}" for n in GPUS) + "  GPUs"
     for title, keep in (("weights, FP8 kept", True), ("weights in BF16", False)):
         yield f"  {title:<21}" + "".join(f"{_gib(summary.weight_bytes(n, keep)):>12}" for n in GPUS)
-    length = summary.config.max_position_embeddings
+    length = config.max_position_embeddings
     for title, precision in (("deployed", "deployed"), ("BF16", "bf16")):
-        size = _gib(cache_bytes(summary.config, precision) * length)
+        size = _gib(cache_bytes(config, precision) * length)
         yield f"  cache, {title:<14}{size:>12}  on each, for one sequence of {length:,} tokens"
     yield ""
+    yield "it will load" if summary.problem is None else f"it will NOT load: {summary.problem}"
 
 
 def _gib(size: float) -> str:

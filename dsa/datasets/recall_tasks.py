@@ -133,7 +133,10 @@ class Needles:
             torch.randint(byte_tokenizer.VALUES, (size, self.pairs), generator=generator) + byte_tokenizer.FIRST_VALUE
         )
         asked = torch.rand(size, self.pairs, generator=generator).argsort(1)[:, : self.queries]  # (B, n)
-        slots = _slots(generator, size, self.pairs + self.queries, self.length)
+        # starts of two-token slots, in order and without overlap: distinct places among fewer, each moved by its rank
+        count = self.pairs + self.queries
+        free = torch.rand(size, self.length - count, generator=generator)
+        slots = free.argsort(1)[:, :count].sort(1).values + torch.arange(count)
         defined, query = slots[:, : self.pairs], slots[:, self.pairs :]
         tokens.scatter_(1, defined, keys[:, : self.pairs]).scatter_(1, defined + 1, values)
         tokens.scatter_(1, query, keys.gather(1, asked)).scatter_(1, query + 1, values.gather(1, asked))
@@ -145,12 +148,6 @@ class Needles:
         """``recall``: share of all questions answered right; ``recall_far``: of those more than 32 back."""
         right, far = episodes.correct(logits).float(), episodes.distance > 32
         return {"recall": right.mean().item(), "recall_far": right[far].mean().item()}
-
-
-def _slots(generator: torch.Generator, size: int, count: int, length: int) -> torch.Tensor:
-    """Starts of ``count`` slots of two tokens each, in order, without overlap: (B, count)."""
-    free = torch.rand(size, length - count, generator=generator)
-    return free.argsort(1)[:, :count].sort(1).values + torch.arange(count)
 
 
 @dataclass(frozen=True)

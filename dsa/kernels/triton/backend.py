@@ -44,19 +44,19 @@ def unsupported_reason(operation: str, *tensors: Tensor) -> str:
 
 
 def _unsupported_shape_or_gradient(operation: str, *tensors: Tensor) -> str:
-    if operation == "dense_attention" and (tensors[0].shape[1] > 1 or tensors[1].shape[2] > 1 or not _shares(*tensors)):
-        return "its dense attention is for one query a sequence whose values are the first numbers of one shared key"
-    if operation == "dense_attention" and (width := tensors[2].shape[-1]) > MAX_VALUE_WIDTH:
-        return f"values of {width} numbers do not fit its registers, at most {MAX_VALUE_WIDTH}"
+    if operation == "dense_attention":
+        q, k, v = tensors
+        in_keys = v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[-1] <= k.shape[-1]  # as in MLA
+        if q.shape[1] > 1 or k.shape[2] > 1 or not in_keys:
+            return (
+                "its dense attention is for one query a sequence whose values are the first numbers of one shared key"
+            )
+        if v.shape[-1] > MAX_VALUE_WIDTH:
+            return f"values of {v.shape[-1]} numbers do not fit its registers, at most {MAX_VALUE_WIDTH}"
     differentiable = operation in ("index_scores", "dense_attention")
     if differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return f"its {operation} has no gradient"
     return ""
-
-
-def _shares(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether values are a view of the keys' first numbers, as in MLA."""
-    return v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.shape[-1] <= k.shape[-1]
 
 
 def _supports_fp8(x: Tensor) -> bool:
