@@ -326,8 +326,8 @@ needed = keys / per_token / H800.bandwidth
 claim(
     "two-tokens-a-pass",
     error > 0.25 and needed > 1.5,
-    f"with one token a pass the model is {error:.0%} too high, and the figure's"
-    f" slope would need {needed:.0%} of the memory's bandwidth",
+    f"with one token a pass the model is {error:.0%} too high, and the"
+    f" figure's slope would need {needed:.0%} of the memory's bandwidth",
 )
 
 # %% [markdown]
