@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import dsa
 from dsa.datasets import byte_tokenizer, corpus
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 from dsa.training import evaluate, indexer, pretrain
 from project import DATA
 
@@ -86,6 +86,7 @@ def test_one_needle_is_found_in_texts_of_other_scripts():
     ]
     right = []
     for number, text in enumerate(texts):
-        hidden = hide(text * 20, model.config.max_position_embeddings, depth=0.3, key=5 + number, value=3 * number)
+        length = model.config.max_position_embeddings
+        hidden = insert_needle(text * 20, length, depth=0.3, key=5 + number, value=3 * number)
         right.append(int(model(hidden.tokens[None])[0, hidden.query].argmax()) == hidden.answer)
     assert all(right), right

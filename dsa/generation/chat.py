@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from dsa.checkpoint.load import from_pretrained
 from dsa.datasets import tokenizers
-from dsa.datasets.tokenizers import Stream, Vocabulary
+from dsa.datasets.tokenizers import Detokenizer, Tokenizer
 from dsa.distributed import tensor_parallel
 from dsa.generation import cli
 from dsa.generation.generate import stream
@@ -40,7 +40,7 @@ class Chat:
     """
 
     model: Transformer
-    words: Vocabulary
+    words: Tokenizer
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -89,7 +89,7 @@ class Chat:
 
     def _pieces(self, prompt: list[int]) -> Iterator[str]:
         """The answer as text, as it comes."""
-        text = Stream(self.words)
+        text = Detokenizer(self.words)
         for token in self._tokens(prompt):
             if token in self.words.stops:
                 break
@@ -107,7 +107,7 @@ class Chat:
 def open_chat(folder: str | Path, **settings) -> Chat:
     """Load a folder to talk to; `settings` are those of `Chat`, errors those of both loaders."""
     model = from_pretrained(folder)
-    return Chat(model, tokenizers.of(folder, model.config.vocab_size), **settings)
+    return Chat(model, tokenizers.load_tokenizer(folder, model.config.vocab_size), **settings)
 
 
 def talk(chat: Chat, read: Callable[[], str | None], write: Callable[[str], object]) -> None:
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with tensor_parallel.processes(arguments.device) as mesh:
             model = cli.load(arguments, mesh)
-            words = tokenizers.of(arguments.folder, model.config.vocab_size)
+            words = tokenizers.load_tokenizer(arguments.folder, model.config.vocab_size)
             names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
             settings = {name: getattr(arguments, name) for name in names}
             talk(Chat(model, words, **settings), lambda: heard_by_all(_listen), _print)

@@ -54,7 +54,7 @@ def load(arguments: argparse.Namespace, mesh=None) -> Transformer:
 def answer(arguments: argparse.Namespace, mesh) -> str:
     """What the model writes after the prompt."""
     model = load(arguments, mesh)
-    words = tokenizers.of(arguments.folder, model.config.vocab_size)
+    words = tokenizers.load_tokenizer(arguments.folder, model.config.vocab_size)
     prompt = words.prompt(arguments.prompt)
     settings = (arguments.max_new_tokens, arguments.temperature, arguments.seed)
     [tokens] = generate(model, [prompt], *settings, top_p=arguments.top_p, stop=words.stops)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.precision import FULL_PRECISION, Precision, index_codec, quantize_index_query
@@ -30,12 +30,12 @@ class IndexFactors(NamedTuple):
 
     Attributes:
         q: index queries (B, T, J, W); in eight bits codes, whose scale is in `w` too.
-        k: index keys (B, S, W), one for all heads; in eight bits `fp8.Codes`.
+        k: index keys (B, S, W), one for all heads; in eight bits `fp8.QuantizedTensor`.
         w: head weights (B, T, J), with J^-0.5 * W^-0.5 included.
     """
 
     q: Tensor
-    k: Tensor | Codes
+    k: Tensor | QuantizedTensor
     w: Tensor
 
 

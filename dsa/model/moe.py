@@ -91,7 +91,7 @@ class MoE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         width, hidden = config.hidden_size, config.moe_intermediate_size
-        self.idle_experts_run = False  # on no tokens: for a gradient of zero instead of none
+        self.run_idle_experts = False  # on no tokens: for a gradient of zero instead of none
         self.gate = Gate(config)
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
@@ -105,7 +105,7 @@ class MoE(nn.Module):
         chosen, weights = self.gate(tokens)
         if self.is_packed and x.is_cuda and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             out = self.grouped(tokens, chosen, weights)
-        elif len(tokens) == 1 and x.device.type == "cpu" and not self.idle_experts_run:
+        elif len(tokens) == 1 and x.device.type == "cpu" and not self.run_idle_experts:
             out = self.one_token(tokens, chosen, weights)
         else:
             out = self.expert_by_expert(tokens, chosen, weights)
@@ -116,11 +116,11 @@ class MoE(nn.Module):
     def expert_by_expert(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Loop over experts: tokens (n, D), chosen and weights (n, per token) -> weighted sums (n, D) in fp32."""
         out = torch.zeros_like(tokens, dtype=weights.dtype)
-        for expert, rows, slots in self.visits(chosen):
+        for expert, rows, slots in self.dispatch(chosen):
             out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
         return out
 
-    def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    def dispatch(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.
 
         The counts are read from the device once for all experts; asking each for its rows would halt it E times.
@@ -130,9 +130,9 @@ class MoE(nn.Module):
             counts = [len(part) for part in pairs.tensor_split(len(self.experts))]
         else:
             counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
-        for expert, mine in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
-            if expert is not None and (len(mine) or self.idle_experts_run):
-                yield expert, mine // per_token, mine % per_token
+        for expert, routed in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
+            if expert is not None and (len(routed) or self.run_idle_experts):  # None: it is on another rank
+                yield expert, routed // per_token, routed % per_token
 
     def one_token(self, token: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The same for a single token (1, D), as decoding has it; in the order of experts, so with the same sums."""

@@ -93,9 +93,9 @@ def cost(config: Config, lengths: Sequence[int]) -> list[Row]:
     rows = []
     for length in sorted(set(lengths)):
         read, write = f"FLOP per token, reading {length:,} tokens", f"FLOP per token, writing with {length:,} visible"
-        dense, sparse = (flops.prompt_work(config, length, kind).total / length for kind in flops.KINDS)
+        dense, sparse = (flops.prompt_flops(config, length, kind).total / length for kind in flops.ATTENTIONS)
         rows.append(_row(read, dense, sparse, "counted"))
-        dense, sparse = (flops.token_work(config, length, kind, "decode").total for kind in flops.KINDS)
+        dense, sparse = (flops.token_flops(config, length, kind, "decode").total for kind in flops.ATTENTIONS)
         rows.append(_row(write, dense, sparse, "counted"))
     for phase, what in (("prefill", "reading"), ("decode", "writing")):
         least = flops.crossover(config, phase)

@@ -236,7 +236,9 @@ def grpo(
     config = config or GRPOConfig()
     reference = copy.deepcopy(model).eval().requires_grad_(False) if config.beta else None
     reward = rewards.total(reward_funcs, reward_weights)
-    objective = Objective(config, lambda g, n: rl_transcripts.draw(g, names, n, level), reward, reference, watch)
+    objective = Objective(
+        config, lambda g, n: rl_transcripts.sample_problems(g, names, n, level), reward, reference, watch
+    )
     model.eval()  # routers keep their biases
     optimizers = adamw(model.parameters(), config.learning_rate)
     plan = [Phase("grpo", steps, objective, rates=(1.0, 0.1), warmup=min(5, steps // 4))]

@@ -85,7 +85,7 @@ def imitate(task: Task, size: int) -> Learn:
     """Eq. 3 (dense attention) or Eq. 4 (sparse), summed over layers; ``kl`` is their mean."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        _, losses = model(fsdp.own_rows(task.generate(chance, size)).tokens, indexer_loss=True)
+        _, losses = model(fsdp.local_batch(task.generate(chance, size)).tokens, indexer_loss=True)
         return losses.sum(), _by_layer(losses)
 
     return step
@@ -95,7 +95,7 @@ def learn_both(task: Task, size: int) -> Learn:
     """The language loss for the model and Eq. 4 for its indexers, in one backward pass."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(chance, size))
+        episodes = fsdp.local_batch(task.generate(chance, size))
         logits, losses = model(episodes.tokens, indexer_loss=True)
         loss = language_loss(logits, episodes)
         measures = {"language": loss.item(), **_by_layer(losses), **task.score(logits.detach(), episodes)}

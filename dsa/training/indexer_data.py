@@ -67,17 +67,17 @@ def read(folder: Path, vocab_size: int, path: Path | None, length: int) -> Readi
 
     Raises ValueError for text that the model has no ids for, ids that it does not have, and too little of either.
     """
-    stored = bool(token_ids.files(path))
+    stored = bool(token_ids.token_files(path))
     in_bytes = not stored and vocab_size == byte_tokenizer.VOCAB
     if stored:
         assert path is not None
-        corpus = token_ids.stored(path)
+        corpus = token_ids.load_token_ids(path)
     elif in_bytes:
         corpus = texts.load(path)
     else:
-        corpus = token_ids.encoded(*_text_and_encoder(folder, vocab_size, path))
+        corpus = token_ids.retokenize(*_text_and_encoder(folder, vocab_size, path))
     _check_ids(corpus, vocab_size)
-    corpus.require(length)
+    corpus.require_length(length)
     return Reading(corpus, length, in_bytes)
 
 

@@ -17,7 +17,7 @@ def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
     counts = episodes.counts[:, 1:]
     own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
-    return own * fsdp.share(int(counts.sum()))
+    return own * fsdp.token_weight(int(counts.sum()))
 
 
 def read(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:

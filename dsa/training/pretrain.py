@@ -54,7 +54,7 @@ def learn(task: Task, size: int) -> Learn:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
     def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(chance, size))
+        episodes = fsdp.local_batch(task.generate(chance, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -92,7 +92,7 @@ def balance(model: nn.Module) -> None:
     """Move the routers' biases by what the step has loaded on the experts, on all ranks together."""
     assert isinstance(model, Transformer)
     for gate in model.gates():
-        fsdp.add_up(gate.load)
+        fsdp.all_reduce_sum(gate.load)
         gate.balance(ROUTER_SPEED)
 
 
@@ -111,7 +111,7 @@ def pretrain(
     Raises ValueError for a corpus too short for one sequence.
     """
     config = config or dense_config()
-    corpus.require(config.max_position_embeddings)
+    corpus.require_length(config.max_position_embeddings)
     model = Transformer(config)
     model.reset_parameters(seed)
     fsdp.shard(model).train()

@@ -76,7 +76,7 @@ class _Row:
             return self.waiting.pop(0), False
         self.said.append(sampled)
         self.done = sampled == END
-        self.waiting = list(rl_domains.reply(self.problem, tuple(self.said)))
+        self.waiting = list(rl_domains.tool_reply(self.problem, tuple(self.said)))
         return sampled, True
 
 
@@ -173,7 +173,7 @@ def accuracy(
     found = {}
     for name in names:
         generator = torch.Generator().manual_seed(seed)
-        problems = rl_transcripts.draw(generator, [name], size, level)
+        problems = rl_transcripts.sample_problems(generator, [name], size, level)
         rollout = sample(model, problems, generator, temperature=temperature)
         found[name] = sum(one.correct for one in rollout.transcripts()) / size
     return found

@@ -38,7 +38,7 @@ def rejection_sample(
 ) -> list[Transcript]:
     """Sample ``num_generations`` completions of each prompt; of each prompt's, the first ``per_prompt`` to be kept."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = rl_transcripts.draw(generator, names, num_prompts)
+    drawn = rl_transcripts.sample_problems(generator, names, num_prompts)
     found = sample(
         model, [p for p in drawn for _ in range(num_generations)], generator, temperature=temperature
     ).transcripts()

@@ -183,7 +183,7 @@ def _step(
 ) -> Row:
     optim.set_rates(optimizers, phase.factor(step))
     loss, found = phase.learn(model, chance)
-    measures = fsdp.mean({"loss": loss.item(), **found})
+    measures = fsdp.all_reduce_mean({"loss": loss.item(), **found})
     if not math.isfinite(measures["loss"]):
         raise FloatingPointError(f"the loss is {measures['loss']} in step {step} of phase {phase.name}: lower the rate")
     for optimizer in optimizers:

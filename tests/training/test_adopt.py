@@ -124,7 +124,7 @@ def test_the_table_says_what_was_measured_and_what_was_counted(home):
     config = dsa.from_pretrained(home / "warmed").config
     for length in (64, 128, 2**17):
         row = rows[f"FLOP per token, reading {length:,} tokens"]
-        work = [flops.prompt_work(config, length, kind).total / length for kind in ("dense", "sparse")]
+        work = [flops.prompt_flops(config, length, kind).total / length for kind in ("dense", "sparse")]
         assert [row["before"], row["after"]] == work and row["kind"] == "counted"
 
 
@@ -166,7 +166,8 @@ def test_a_model_with_its_own_vocabulary_is_taught_on_token_ids(kind, home, tmp_
         path.mkdir()
         np.save(path / "0.npy", ids[:1000].numpy().astype(np.uint16))
         np.save(path / "1.npy", ids[1000:].reshape(40, 50).numpy())
-    assert torch.equal(torch.cat([token_ids.stored(path).train, token_ids.stored(path).held_out]), ids.int())
+    corpus = token_ids.load_token_ids(path)
+    assert torch.equal(torch.cat([corpus.train, corpus.held_out]), ids.int())
     if kind != "folder":
         return
     command(home / "foreign", "--corpus", path, "--out", tmp_path / "out", *QUICK)
@@ -192,9 +193,9 @@ def test_a_tokenizer_beside_the_weights_reads_text(home, tmp_path):
 
 def test_arrays_among_texts_are_not_taken_for_the_corpus(home, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(5))
-    assert token_ids.files(tmp_path) == [tmp_path / "a.npy"]
+    assert token_ids.token_files(tmp_path) == [tmp_path / "a.npy"]
     (tmp_path / "a.txt").write_text("text")
-    assert token_ids.files(tmp_path) == [] == token_ids.files(home / "text")
+    assert token_ids.token_files(tmp_path) == [] == token_ids.token_files(home / "text")
 
 
 def test_raw_bytes_undo_the_folding():

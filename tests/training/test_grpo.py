@@ -10,7 +10,7 @@ from course.experiments import rl_base_model
 from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
 from dsa.datasets.rl_domains import DOMAINS
 from dsa.datasets.rl_symbols import DIGITS, PAD, read, write
-from dsa.datasets.rl_transcripts import LENGTH, PROMPT, play, worked
+from dsa.datasets.rl_transcripts import LENGTH, PROMPT, demonstration, run_with_tool
 from dsa.model.transformer import DecoderOutput
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig, Objective, advantages, averaged, divergence, token_losses
@@ -108,7 +108,7 @@ def test_the_divergence_estimate_is_right_on_average_and_never_negative():
 
 def test_samples_are_what_the_model_and_the_tool_said():
     model = small()
-    problems = rl_transcripts.draw(seeded(), ALL, 25)
+    problems = rl_transcripts.sample_problems(seeded(), ALL, 25)
     found = rollout.sample(model, problems, seeded(4), temperature=1.5)
     assert torch.equal(found.tokens[:, :PROMPT], rl_transcripts.prompts(problems))
     assert not found.own[:, :PROMPT].any() and found.tokens.shape[1] <= LENGTH
@@ -119,12 +119,12 @@ def test_samples_are_what_the_model_and_the_tool_said():
             assert mine != bool(waiting), "the tool speaks at once, and nobody else meanwhile"
             if mine:
                 said.append(token)
-                waiting = list(rl_domains.reply(one.problem, tuple(said)))
+                waiting = list(rl_domains.tool_reply(one.problem, tuple(said)))
             else:
                 assert token == waiting.pop(0)
         after = PROMPT + len(one.tokens)
         assert (tokens[after:] == PAD).all() and not own[after:].any()
-    assert (found.lengths == torch.tensor([len(one.spoken) for one in found.transcripts()])).all()
+    assert (found.lengths == torch.tensor([len(one.completion) for one in found.transcripts()])).all()
 
 
 class Scripted(torch.nn.Module):
@@ -132,7 +132,7 @@ class Scripted(torch.nn.Module):
 
     def __init__(self, problems):
         super().__init__()
-        self.rows = [[*worked(problem).tokens, *[PAD] * LENGTH] for problem in problems]
+        self.rows = [[*demonstration(problem).tokens, *[PAD] * LENGTH] for problem in problems]
 
     def new_cache(self, batch, capacity):
         self.turn = -1
@@ -147,16 +147,16 @@ class Scripted(torch.nn.Module):
 
 
 def test_a_right_script_is_recognised_as_right():
-    problems = rl_transcripts.draw(seeded(5), ALL, 30)
+    problems = rl_transcripts.sample_problems(seeded(5), ALL, 30)
     found = rollout.sample(Scripted(problems), problems, seeded())
-    assert [one.spoken for one in found.transcripts()] == [rl_domains.solve(p) for p in problems]
-    assert [one.tokens for one in found.transcripts()] == [worked(p).tokens for p in problems]
+    assert [one.completion for one in found.transcripts()] == [rl_domains.solve(p) for p in problems]
+    assert [one.tokens for one in found.transcripts()] == [demonstration(p).tokens for p in problems]
     assert all(one.correct for one in found.transcripts()) and found.ended.all()
 
 
 def test_sampling_is_repeatable_and_leaves_the_model_as_it_was():
     model = small().train()
-    problems = rl_transcripts.draw(seeded(), ALL, 6)
+    problems = rl_transcripts.sample_problems(seeded(), ALL, 6)
     first, again, other = (rollout.sample(model, problems, seeded(s)) for s in (1, 1, 2))
     assert torch.equal(first.tokens, again.tokens) and not torch.equal(first.tokens, other.tokens)
     assert model.training
@@ -169,7 +169,7 @@ def test_training_reads_what_sampling_wrote(attention):
     """The known trap: the same keys are selected token by token and all at once."""
     model = small()
     model.attention = attention
-    found = rollout.sample(model, rl_transcripts.draw(seeded(), ALL, 20), seeded(1))
+    found = rollout.sample(model, rl_transcripts.sample_problems(seeded(), ALL, 20), seeded(1))
     same = rollout.gap(model, found)
     assert same["logprob"] < 1e-4 and same["ratio"] < 1e-5
     if attention == "sparse":
@@ -187,9 +187,9 @@ def test_impossible_settings_are_refused():
         with pytest.raises(ValueError, match=words):
             GRPOConfig(**settings)
     with pytest.raises(ValueError, match="temperature=-1"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), temperature=-1)
+        rollout.sample(small(), rl_transcripts.sample_problems(seeded(), ALL, 1), seeded(), temperature=-1)
     with pytest.raises(ValueError, match="max_completion_length=0"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), max_completion_length=0)
+        rollout.sample(small(), rl_transcripts.sample_problems(seeded(), ALL, 1), seeded(), max_completion_length=0)
     with pytest.raises(ValueError, match="no transcript"):
         sft.sft(small(), [])
 
@@ -199,7 +199,7 @@ def test_impossible_settings_are_refused():
 
 def sorting(text):
     problem = rl_domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
-    return play(problem, write(text))
+    return run_with_tool(problem, write(text))
 
 
 def test_rewards_by_hand():
@@ -210,7 +210,7 @@ def test_rewards_by_hand():
     assert rubric.grades(sorting("= 2 4 .")) == {"digits only": 1, "in order": 1, "same items": pytest.approx(2 / 3)}
     assert rubric(sorting("= 2 4 8")) == 0, "who does not end has not answered"
     problem = rl_domains.Problem("brackets", 1, False, write("§ D ( [ ]"), {})
-    found = [play(problem, write(text)) for text in ("= ) .", "= ( .", "= ] .", "= ) ) .")]
+    found = [run_with_tool(problem, write(text)) for text in ("= ) .", "= ( .", "= ] .", "= ) ) .")]
     assert [rewards.nothing_closed_wrongly(one) for one in found] == [1, 1, 0, 0]
     assert [rewards.verified(one) for one in found] == [1, 0, 0, 0]
     penalty = rewards.LengthPenalty(free=3, per_token=0.1, most=0.15)
@@ -224,14 +224,15 @@ def test_rewards_by_hand():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_mode_is_kept_by_solutions_and_by_no_others(name):
-    for problem in rl_transcripts.draw(seeded(), [name], 20):
-        assert rewards.mode_kept(worked(problem)) == 1
+    for problem in rl_transcripts.sample_problems(seeded(), [name], 20):
+        assert rewards.mode_kept(demonstration(problem)) == 1
     direct, thinking = (
         rl_domains.Problem("sorting", 1, t, write(f"↓ {m} 4 8 2"), {}) for t, m in ((False, "D"), (True, "T"))
     )
     thought = write("4 : 2 8 = 2 4 8 .")
-    assert rewards.mode_kept(play(thinking, thought)) == 1 and rewards.mode_kept(play(direct, thought)) == 0
-    assert not play(direct, thought).correct and play(thinking, write("= 2 4 8 .")).correct
+    assert rewards.mode_kept(run_with_tool(thinking, thought)) == 1
+    assert rewards.mode_kept(run_with_tool(direct, thought)) == 0
+    assert not run_with_tool(direct, thought).correct and run_with_tool(thinking, write("= 2 4 8 .")).correct
 
 
 # learning -----------------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def test_the_mode_is_kept_by_solutions_and_by_no_others(name):
 
 def says_one(one):
     """Rewards the digit 1 anywhere: easy to find for a random model."""
-    return float(DIGITS[1] in one.spoken)
+    return float(DIGITS[1] in one.completion)
 
 
 @pytest.mark.parametrize("attention", ["sparse", "dense"])
@@ -258,7 +259,7 @@ def test_samples_are_used_as_often_as_asked_and_the_reference_holds_back():
 
     def draw(generator, count):
         drawn.append(count)
-        return rl_transcripts.draw(generator, ALL, count)
+        return rl_transcripts.sample_problems(generator, ALL, count)
 
     config = GRPOConfig(num_prompts=3, num_generations=8, num_iterations=3, beta=0.5, epsilon=0.01)
     model = small()
@@ -297,7 +298,7 @@ def test_a_killed_run_goes_on_between_two_batches_with_the_same_bits(tmp_path, m
 def test_only_the_divergence_teaches_the_indexers():
     model = small()
     objective = Objective(
-        GRPOConfig(num_prompts=3, num_generations=3), lambda g, n: rl_transcripts.draw(g, ALL, n), says_one
+        GRPOConfig(num_prompts=3, num_generations=3), lambda g, n: rl_transcripts.sample_problems(g, ALL, n), says_one
     )
     graded = objective.collect(model, seeded())
     loss, _ = objective.loss(model, graded)
@@ -310,8 +311,8 @@ def test_only_the_divergence_teaches_the_indexers():
 
 
 def test_rejection_keeps_right_answers_only_and_a_student_learns_them():
-    problems = rl_transcripts.draw(seeded(2), ["search"], 16)
-    written = [worked(problem) for problem in problems]
+    problems = rl_transcripts.sample_problems(seeded(2), ["search"], 16)
+    written = [demonstration(problem) for problem in problems]
     model = small()
     before = sft.Reader(written)(model, seeded())[1]["language"]
     run = sft.sft(model, written, steps=15, size=16, learning_rate=1e-2, show=False)

@@ -27,7 +27,7 @@ from typing import Any
 from course.experiments.rl_base_model import BATCH, Generated
 from dsa.checkpoint.load import from_pretrained
 from dsa.datasets.rl_domains import DOMAINS
-from dsa.datasets.rl_transcripts import Exercises
+from dsa.datasets.rl_transcripts import Demonstrations
 from dsa.io.files import read_json, write_json
 from dsa.model.transformer import Transformer
 from dsa.record import add_options, check_free, write
@@ -66,7 +66,7 @@ def dense_twin(base: Transformer) -> Transformer:
     """A copy under dense attention, after as much more reading as the base had under sparse attention."""
     twin = copy.deepcopy(base).train()
     twin.attention = "dense"
-    plan = [Phase("dense", STEPS["dense"], learn(Exercises(), BATCH), rates=(1.0, 0.1), warmup=10)]
+    plan = [Phase("dense", STEPS["dense"], learn(Demonstrations(), BATCH), rates=(1.0, 0.1), warmup=10)]
     train(twin, main_optimizers("muon", twin, SPARSE_RATE), plan, show=False)
     return twin.eval()
 

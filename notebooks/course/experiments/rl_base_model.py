@@ -18,7 +18,7 @@ from typing import Any
 from dsa.datasets.recall_tasks import Copy
 from dsa.datasets.rl_domains import DOMAINS
 from dsa.datasets.rl_symbols import DIGITS, NAMES, VOCAB
-from dsa.datasets.rl_transcripts import LENGTH, Exercises
+from dsa.datasets.rl_transcripts import LENGTH, Demonstrations
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 from dsa.training import run_folder
@@ -34,8 +34,8 @@ COPY_CAP, STEPS, WARM_STEPS, SPARSE_STEPS, BATCH = 600, 900, 100, 150, 64
 EXAM = 300  # problems of each domain
 
 SOURCE: dict[str, object] = {
-    "source": "generated: dsa.datasets.rl_transcripts.Exercises",
-    "mistakes": Exercises().mistakes,
+    "source": "generated: dsa.datasets.rl_transcripts.Demonstrations",
+    "mistakes": Demonstrations().noise,
 }
 
 
@@ -60,7 +60,7 @@ def make(
     seed: int = 0, *, work: Path | None = None, resume: bool = False, show: bool = True
 ) -> tuple[Transformer, Run]:
     """Train it, with the steps and sizes above."""
-    task, size = Exercises(), BATCH
+    task, size = Demonstrations(), BATCH
     copy = Copy(LENGTH, first=DIGITS[0], symbols=len(DIGITS) + len(NAMES))
     plan = [
         Phase("copy", COPY_CAP, learn(copy, size // 2), warmup=20, done=until("copy", 0.95)),

@@ -223,7 +223,7 @@ def draw_published(table: Sequence[Benchmark]) -> Drawn:
     fig, ax = plt.subplots(figsize=(6.8, 3.4))
     shares = [row for row in table if row.dense <= 100]
     for n, row in enumerate(shares):
-        if (half := row.chance()) is not None:
+        if (half := row.noise_margin()) is not None:
             ax.barh(-n, 2 * half, left=-half, height=0.7, color="#dddddd")
     ax.plot([row.difference for row in shares], [-n for n in range(len(shares))], "s", color=COLOURS[3])
     ax.axvline(0, color="#8a8a8a", linewidth=1)
@@ -232,7 +232,7 @@ def draw_published(table: Sequence[Benchmark]) -> Drawn:
     words = ";\n".join(
         f"{row.name} {row.difference:+.1f}"
         + (" (a rating, not drawn)" if row.dense > 100 else "")
-        + ("" if row.chance() is None else f" (chance ±{row.chance():.1f})")
+        + ("" if row.noise_margin() is None else f" (chance ±{row.noise_margin():.1f})")
         for row in table
     )
     return fig, f"Published, V3.2-Exp minus V3.1-Terminus:\n{words}."

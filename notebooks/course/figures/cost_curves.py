@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis.flops import PHASES
 from dsa.analysis.published import Curve, crossing
-from dsa.analysis.roofline import DENSE, LAST, SPARSE, Costs, gap
+from dsa.analysis.roofline import DENSE, MAX_POSITION, SPARSE, Curves, relative_error
 
 Drawn = tuple[Figure, str]
 SAID = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}
@@ -45,7 +45,7 @@ def ki(ax: Axes) -> None:
     ax.set(xlabel="position, Ki tokens")
 
 
-def draw_said(published: Costs) -> Drawn:
+def draw_said(published: Curves) -> Drawn:
     """Both phases' curves with the article's prices on them, and the ratio with the article's ratios."""
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), width_ratios=[1, 1, 1.15])
     for ax, phase in zip(axes[:2], PHASES, strict=True):
@@ -61,40 +61,41 @@ def draw_said(published: Costs) -> Drawn:
     return fig, _said_in_words(published)
 
 
-def _ratios(ax: Axes, published: Costs) -> None:
+def _ratios(ax: Axes, published: Curves) -> None:
     """Dense over sparse by position, and the bands of the article's claims."""
-    places = np.linspace(0, LAST, 400)
+    places = np.linspace(0, MAX_POSITION, 400)
     for number, phase in enumerate(PHASES):
         ratio = [published[phase, DENSE].at(p) / published[phase, SPARSE].at(p) for p in places]
         look: dict[str, Any] = {"color": COLOURS[2 + number], "marker": MARKERS[2 + number], "markevery": 60}
         ax.plot(places, ratio, label=phase, **look | provenance("published"))
     for low, high, start, height, words in FASTER:
-        ax.fill_between([start, LAST], low, high, color="#bbbbbb", alpha=0.5, linewidth=0)
-        ax.text(LAST * 0.99, height, words, ha="right", va="bottom", fontsize=8)
+        ax.fill_between([start, MAX_POSITION], low, high, color="#bbbbbb", alpha=0.5, linewidth=0)
+        ax.text(MAX_POSITION * 0.99, height, words, ha="right", va="bottom", fontsize=8)
     ax.axhline(1, color="black", linewidth=0.8)
     ki(ax)
     ax.set(title="V3.1-Terminus / V3.2-Exp", ylim=(0, 9))
     ax.legend(loc="upper left", fontsize=8)
 
 
-def _said_in_words(published: Costs) -> str:
+def _said_in_words(published: Curves) -> str:
     words = []
     for phase in PHASES:
         dense, sparse = published[phase, DENSE], published[phase, SPARSE]
         known = [f"{times} times from {at_least(dense, sparse, times) / 1000:.0f} thousand" for times in (2, 3)]
-        ends = f"{dense.at(0) / sparse.at(0):.2f} at the start, {dense.at(LAST) / sparse.at(LAST):.2f} at the end"
+        start, end = (dense.at(place) / sparse.at(place) for place in (0, MAX_POSITION))
+        ends = f"{start:.2f} at the start, {end:.2f} at the end"
         words.append(f"{phase} {ends}, 1 from {crossing(dense, sparse) / 1000:.1f} thousand, {', '.join(known)}")
     return f"Published cost of dense over sparse by position: {'; '.join(words)}."
 
 
-def draw_fit(published: Costs, models: Mapping[str, Costs]) -> Drawn:
+def draw_fit(published: Curves, models: Mapping[str, Curves]) -> Drawn:
     """How far each model's curves are off the published ones, in per cent, at every position."""
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 3), sharey=True)
     for ax, phase in zip(axes, PHASES, strict=True):
         lines = [(name, made, model) for name, made in models.items() for model in (DENSE, SPARSE)]
         for number, (name, made, model) in enumerate(lines):
             theirs, ours = published[phase, model], made[phase, model]
-            places = sorted({*ours.positions, *theirs.positions, *range(0, LAST, 4096)})
+            places = sorted({*ours.positions, *theirs.positions, *range(0, MAX_POSITION, 4096)})
             off = [100 * (ours.at(p) / theirs.at(p) - 1) for p in places]
             look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markevery": (number, 8)}
             ax.plot(places, off, label=f"{model}, {name}", **look | provenance("modelled"))
@@ -105,10 +106,10 @@ def draw_fit(published: Costs, models: Mapping[str, Costs]) -> Drawn:
     return fig, _fit_in_words(published, models)
 
 
-def _fit_in_words(published: Costs, models: Mapping[str, Costs]) -> str:
+def _fit_in_words(published: Curves, models: Mapping[str, Curves]) -> str:
     words = []
     for name, made in models.items():
-        off = ", ".join(f"{phase} of {model} {gap(made[phase, model], curve):+.1%}"
+        off = ", ".join(f"{phase} of {model} {relative_error(made[phase, model], curve):+.1%}"
                         for (phase, model), curve in published.items())  # fmt: skip
         words.append(f"{name}: {off}")
     return f"Largest distance from the figure at any position. {'. '.join(words)}."

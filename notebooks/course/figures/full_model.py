@@ -162,7 +162,7 @@ def draw_fit(config: Config) -> Draw:
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.9), width_ratios=[1.15, 1])
         _draw_memory(left, sparse)
         for attention, colour, marker in (("dense", COLOURS[1], "s"), ("sparse", COLOURS[0], "o")):
-            rates = [1 / plan(n, attention).step for n in CONTEXTS]
+            rates = [1 / plan(n, attention).decode_seconds for n in CONTEXTS]
             look = {"color": colour, "marker": marker} | provenance("modelled")
             right.plot([n / 1024 for n in CONTEXTS], rates, label=attention, **look)
         right.axvline(context, color="#444444", linewidth=0.8)
@@ -196,8 +196,8 @@ def _sentence(machine: str, context: int, sparse: Fit, dense: Fit) -> str:
     return (
         f"{machine}, {sparse.batch} x {context}K tokens: {weights:.0f} GB of weights, {cache:.1f} GB of cache and "
         f"{reserve:.0f} GB of reserve on each, of {memory:.0f}: {verdict}; {room}. By the roofline a sequence gets at "
-        f"most {1 / sparse.step:.0f} tokens/s (dense: {1 / dense.step:.0f}), and reading its prompt takes at least "
-        f"{sparse.prompt:.1f} s (dense: {dense.prompt:.1f} s)."
+        f"most {1 / sparse.decode_seconds:.0f} tokens/s (dense: {1 / dense.decode_seconds:.0f}), "
+        f"and reading its prompt takes at least {sparse.prefill_seconds:.1f} s (dense: {dense.prefill_seconds:.1f} s)."
     )
 
 

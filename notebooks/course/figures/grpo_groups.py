@@ -123,7 +123,7 @@ def draw_group(models: Mapping[str, Transformer], size: int = 8) -> Draw:
         found, given, advantage = group_of(models[model], domain, level, mode == "think", size)
         words = (
             f"{model}, {domain}, level {level}, {mode}: {int(given.sum())} of {size} answers are right, mean length "
-            f"{sum(len(one.spoken) for one in found) / size:.1f}. The prompt is: {read(found[0].problem.prompt)}."
+            f"{sum(len(one.completion) for one in found) / size:.1f}. The prompt is: {read(found[0].problem.prompt)}."
         )
         return _table(found, given, advantage), words
 

@@ -95,7 +95,7 @@ def _chosen(scores: Tensor, top_k: int) -> list[int]:
 
 
 def _piece(found: Factors, t: int) -> str:
-    return byte_tokenizer.pieces([found.ids[t]])[0]
+    return byte_tokenizer.token_labels([found.ids[t]])[0]
 
 
 def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> Figure:

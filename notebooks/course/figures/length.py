@@ -16,7 +16,7 @@ from course.figures.flop_counts import LENGTHS, work_lines
 from course.ui.panel import Draw
 from course.ui.reading import checked
 from course.ui.style import COLOURS
-from dsa.analysis.flops import Work, crossover, decode_traffic, token_work
+from dsa.analysis.flops import FlopCount, crossover, decode_traffic, token_flops
 from dsa.analysis.memory import PRECISIONS, cache_bytes
 from dsa.bench.timing import cpu_seconds
 from dsa.kernels import ops
@@ -75,7 +75,7 @@ def _draw_flops(ax: Axes, config: Config, keys: int) -> None:
     for phase, colour in (("prefill", COLOURS[0]), ("decode", COLOURS[1])):
         meet = crossover(config, phase)
         if meet <= LENGTHS[-1]:
-            cost = token_work(config, max(1, round(meet)), "sparse", phase).total / 1e9
+            cost = token_flops(config, max(1, round(meet)), "sparse", phase).total / 1e9
             ax.plot([meet], [cost], marker="o", markersize=11, fillstyle="none", color=colour, linestyle="")
     ax.axvline(keys, color="#444444", linewidth=0.8)
     ax.set(ylim=(50, 5000), title="work; circles mark the crossovers")
@@ -98,8 +98,8 @@ def _draw_bytes(ax: Axes, config: Config, keys: int, precision: str) -> None:
 
 
 def _sentence(config: Config, keys: int, precision: str) -> str:
-    dense = [token_work(config, keys, "dense", phase).total / 1e9 for phase in ("prefill", "decode")]
-    sparse = token_work(config, keys, "sparse", "decode")
+    dense = [token_flops(config, keys, "dense", phase).total / 1e9 for phase in ("prefill", "decode")]
+    sparse = token_flops(config, keys, "sparse", "decode")
     meets = [_place(crossover(config, phase)) for phase in ("prefill", "decode")]
     held, bare = (keys * cache_bytes(config, precision, indexer=kind) / 1e9 for kind in (True, False))
     read = decode_traffic(config, keys, "sparse", precision)
@@ -111,7 +111,7 @@ def _sentence(config: Config, keys: int, precision: str) -> str:
     )
 
 
-def scoring_share(work: Work) -> float:
+def scoring_share(work: FlopCount) -> float:
     """What share of a pass is index scoring."""
     return work.scoring / work.total
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis import roofline
 from dsa.analysis.flops import PHASES
-from dsa.analysis.roofline import DENSE, SPARSE, Costs, Rates
+from dsa.analysis.roofline import DENSE, SPARSE, Curves, Rates
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]
@@ -41,7 +41,7 @@ def meeting(seconds: Seconds) -> float | None:
     return None
 
 
-def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
+def draw_machine(published: Curves, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
     """Measured (or recorded) seconds of each phase, rescaled onto the published curves."""
     fig, axes = plt.subplots(1, len(measured), figsize=(7.4, 2.6), squeeze=False)
     words: list[str] = []

@@ -87,7 +87,7 @@ def sentence(reading: Reading, layer: int, t: int, top_k: int, kept: list[int]) 
         notes.append(
             f"Only {t + 1} tokens are visible from here and top-k is {top_k}: nothing is dropped until it is smaller."
         )
-    piece = byte_tokenizer.pieces(reading.ids)[t]
+    piece = byte_tokenizer.token_labels(reading.ids)[t]
     notes.append(
         f"From token {t + 1} of {len(reading.ids)} ({piece}), layer {layer} keeps {len(kept)} of {t + 1} tokens "
         f"and {shares['indexer']:.0%} of the attention; the best {len(kept)} would keep {shares['oracle']:.0%}, "

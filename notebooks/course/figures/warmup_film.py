@@ -118,7 +118,7 @@ def _sentence(film: Film, picture: int, layer: int, t: int, top_k: int) -> str:
     p, guess = film.mass[layer, t], film.shares[picture][layer, t]
     most, found = int(p.argmax()), film.kl(layer, t)
     ours, best = film.kept(picture, layer, t, top_k)
-    names = byte_tokenizer.pieces(film.ids)
+    names = byte_tokenizer.token_labels(film.ids)
     return (
         f"After {film.steps[picture]} steps, layer {layer}, token {t} ({names[t]}): KL {found[picture]:.2f}, at first "
         f"{found[0]:.2f}. Attention's favourite is token {most} ({names[most]}) with {float(p[most]):.0%}; the indexer "

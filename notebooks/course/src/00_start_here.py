@@ -184,10 +184,10 @@ panel
 
 # %%
 import torch
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 
 needles = [
-    hide(text, 512, depth, key=7, value=v)
+    insert_needle(text, 512, depth, key=7, value=v)
     for depth in (0.0, 0.25, 0.5, 0.75)
     for v in range(16)
 ]

@@ -36,7 +36,7 @@ from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 from dsa.kernels import loops, ops, reference, tiled
 from torch import Tensor
 
@@ -77,7 +77,7 @@ claim(
 # %%
 model = dsa.from_pretrained("../data/warmed")
 text = read_file("../data/texts/lighthouse.txt").strip()
-needle = hide(text, length=96, depth=0.25, key=7, value=11)
+needle = insert_needle(text, length=96, depth=0.25, key=7, value=11)
 tokens = needle.tokens[None]  # (1, T)
 model.attention = "dense"
 with torch.no_grad():

@@ -266,10 +266,10 @@ claim(
 
 # %%
 from course.ui.reading import head_weights, read_file
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 
 story = read_file("../data/texts/lighthouse.txt").strip()
-needle = hide(story, length=96, depth=0.25, key=7, value=11)
+needle = insert_needle(story, length=96, depth=0.25, key=7, value=11)
 seen = head_weights(base, needle.tokens.tolist())  # (layers, T, H, T)
 
 

@@ -531,8 +531,8 @@ guess = predict(
 show(*adapting.draw_published(table))
 
 # %%
-known = [b for b in table if b.chance() is not None]
-outside = [b.name for b in known if abs(b.difference) > b.chance()]
+known = [b for b in table if b.noise_margin() is not None]
+outside = [b.name for b in known if abs(b.difference) > b.noise_margin()]
 guess.reveal(
     len(outside),
     f"none of the {len(known)} whose size is known. The other two cannot be"
@@ -555,7 +555,7 @@ claim(
 )
 
 # %%
-widest = max(b.chance() for b in known)
+widest = max(b.noise_margin() for b in known)
 claim(
     "chance-on-30-questions",
     widest > 15,
@@ -718,7 +718,7 @@ tokens = {
     "sparse, report": 15_000 * 480 * length,
     "sparse, article": 100e9,
 }
-forward = flops.prompt_work(real, length, "sparse").total / length
+forward = flops.prompt_flops(real, length, "sparse").total / length
 for name in ("sparse, report", "sparse, article"):
     hours = 3 * forward * tokens[name] / (990e12 * 0.4) / 3600
     print(

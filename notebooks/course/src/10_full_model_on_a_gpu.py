@@ -35,7 +35,7 @@ from course.ui.reading import read_file
 from course.ui.style import show, style
 from dsa.analysis.serving_fit import GPUS, fit
 from dsa.bench import full_width
-from dsa.checkpoint.inspect import look, report
+from dsa.checkpoint.inspect import inspect_folder, report
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.distributed import tensor_parallel
 from dsa.generation.chat import open_chat
@@ -650,12 +650,12 @@ twins(
 # ```
 #
 # **3. Look** before you load. From the headers alone this says what is in a folder, what it will take, and whether it
-# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.checkpoint.save inspect v32`.
+# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.checkpoint.inspect v32`.
 # Here it is for a folder of this course:
 
 # %%
-looked = look(Path("../data/sparse"))
-print("\n".join(report(looked)))
+summary = inspect_folder(Path("../data/sparse"))
+print("\n".join(report(summary)))
 
 # %% [markdown]
 # The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
@@ -730,7 +730,7 @@ for piece in chat.say("def main(self):\n        return self."):
 many = [1, 2, 4, 8, 16]
 times = {
     kind: [
-        fit(real, h200, n, 131_072, 1, "deployed", kind).prompt
+        fit(real, h200, n, 131_072, 1, "deployed", kind).prefill_seconds
         for n in many
     ]
     for kind in ("dense", "sparse")

@@ -41,7 +41,7 @@ from course.ui.style import show, style
 from dsa.datasets import rl_domains, rl_transcripts
 from dsa.datasets.rl_domains import DOMAINS, LEVELS, generate, solve
 from dsa.datasets.rl_symbols import VOCAB, read, write
-from dsa.datasets.rl_transcripts import play, worked
+from dsa.datasets.rl_transcripts import demonstration, run_with_tool
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig
 from torch import Tensor
@@ -62,7 +62,7 @@ chance = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):
         problem = generate(chance, name, 2, thinking)
-        written = read(worked(problem).tokens)
+        written = read(demonstration(problem).tokens)
         print(f"{name:9} {read(problem.prompt):38} -> {written}")
 
 # %% [markdown]
@@ -81,7 +81,7 @@ broken = dict(zip(write("b a"), write("2 1"), strict=True))
 prompt = write("✎ D a 1 b 2 c 3")
 problem = rl_domains.Problem("repair", 2, False, prompt, broken)
 for said in ("▸ 2 1 .", "▸ 2 7 ."):
-    one = play(problem, write(said))
+    one = run_with_tool(problem, write(said))
     spoken = zip(one.tokens, one.own, strict=True)
     line = " ".join(
         read([t]) if own else f"[{read([t])}]" for t, own in spoken
@@ -315,7 +315,7 @@ twins(
 # the same operations. How often do they choose the same eight keys?
 
 # %%
-problems = rl_transcripts.draw(generator, names, 40)
+problems = rl_transcripts.sample_problems(generator, names, 40)
 written = rollout.sample(base, problems, generator)
 same = rollout.selections_agree(base, written.tokens)
 claim(
@@ -437,7 +437,7 @@ problem = rl_domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
 rubric, penalty = rewards.SORTING_RUBRIC, rewards.LengthPenalty(free=5)
 print(f"{'answer':18} right rubric mode length")
 for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
-    one = play(problem, write(said))
+    one = run_with_tool(problem, write(said))
     print(
         f"{said:18} {rewards.verified(one):5.0f} {rubric(one):6.2f}"
         f" {rewards.mode_kept(one):4.0f} {penalty(one) + 0:6.2f}"
@@ -733,7 +733,7 @@ found, _, _ = group_of(hacked, "brackets", 2, False)
 print("prompt", read(found[0].problem.prompt))
 for one in found[:5]:
     pay = rewards.nothing_closed_wrongly(one)
-    print(f"paid {pay:.0f}, right {one.correct:d}:", read(one.spoken))
+    print(f"paid {pay:.0f}, right {one.correct:d}:", read(one.completion))
 
 # %% [markdown]
 # Who stops early closes nothing wrongly, and neither does an opening bracket. So it stops early and writes opening

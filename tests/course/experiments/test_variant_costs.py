@@ -13,7 +13,7 @@ from course.experiments import variant_costs
 from course.experiments.attention_variants import delta, moba, nsa, quest
 from course.experiments.attention_variants.choosing import Budget
 from course.experiments.variant_costs import DESIGNS, REAL, bill
-from dsa.analysis.flops import decode_traffic, token_work
+from dsa.analysis.flops import decode_traffic, token_flops
 from dsa.analysis.memory import cache_bytes
 
 TINY, KEYS = Budget(keys=12, block=4, sinks=2, components=5), 24
@@ -28,10 +28,10 @@ def counted(function, *arguments):
 
 def test_dsa_is_billed_as_in_the_roofline():
     for keys in (1, 100, 2048, 50_000):
-        work = token_work(REAL_SIZES, keys, "sparse", "decode")
+        work = token_flops(REAL_SIZES, keys, "sparse", "decode")
         layers, found = REAL_SIZES.num_hidden_layers, bill("dsa", REAL_SIZES, keys)
         assert found.flops * layers == work.indexer_weights + work.scoring + work.attention
-        dense = token_work(REAL_SIZES, keys, "dense", "decode")
+        dense = token_flops(REAL_SIZES, keys, "dense", "decode")
         assert bill("dense", REAL_SIZES, keys).flops * layers == dense.attention
         for name, kind in (("dense", "dense"), ("dsa", "sparse")):
             traffic = decode_traffic(REAL_SIZES, keys, kind, "bf16")

@@ -19,7 +19,7 @@ from course.ui.environment import environment
 from course.ui.panel import Choice, Html, Panel, Slider
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
 from dsa.datasets import byte_tokenizer
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 from project import DATA, NOTEBOOKS
 
 TEXT = "The keeper wrote one line a day.\n    if fog: ring(bell)  # 霧\n" * 3
@@ -160,7 +160,7 @@ def test_every_callback_draws_over_its_grid(model, kind):
 
 def test_a_needle_is_asked_in_every_run_and_found_by_those_who_see_it(model):
     text = read_file(DATA / "texts/lighthouse.txt")
-    answers = ask(model, hide(text, 256, 0.25, key=7, value=11), top_k=16)
+    answers = ask(model, insert_needle(text, 256, 0.25, key=7, value=11), top_k=16)
     assert list(answers) == list(RUNS)
     assert answers["dense"].right and answers["indexer"].right and answers["indexer"].found
     assert not answers["window"].found and not answers["window"].right

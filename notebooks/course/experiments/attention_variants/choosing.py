@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import LatentCodes
+from dsa.kernels.fp8 import QuantizedLatentKV
 from dsa.model.attention import Attention, ForwardContext, as_numbers
 from dsa.model.config import Config
 from dsa.model.indexer import IndexFactors
@@ -80,7 +80,7 @@ class Choosing(Attention):
 
     @torch.no_grad()
     def select(
-        self, context: ForwardContext, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors | None
+        self, context: ForwardContext, q: Tensor, kv: Tensor | QuantizedLatentKV, index: IndexFactors | None
     ) -> Tensor | None:
         """Hand the kernels this design's choice."""
         return self.choose(self.absorb_query(q), as_numbers(kv, q.dtype), index)
