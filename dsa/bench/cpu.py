@@ -1,6 +1,6 @@
 """What a token costs on this machine, dense and sparse, by length: a table with ratios, and a record of it.
 
-    python -m dsa.bench.cpu --shape s2 --longest 65536 --out data/measurements/cpu_s2.json
+    dsa bench cpu --shape s2 --longest 65536 --out data/measurements/cpu_s2.json
 
 Three shapes. "real" is one layer of DeepSeek-V3.2-Exp; "s1" and "s2" are small layers that keep its proportions, so
 that they tell the same story sooner: dense attention multiplies 5 times as much for a pair as the indexer in MHA mode,
@@ -10,7 +10,6 @@ How one token is timed, and against which dense attention, is told in `layer`. C
 sparse with index vectors in int8, and for decoding the same in bf16 where this processor multiplies bf16 fast.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from dsa import record
 from dsa.analysis.flops import PHASES
 from dsa.bench.layer import block, check, dense_call, sparse_call
 from dsa.bench.timing import cpu_seconds
+from dsa.io.command_line import Parser, count
 from dsa.kernels.cpu.machine import fast
 from dsa.model.config import Config
 
@@ -127,12 +127,12 @@ def provenance(found: Mapping[tuple[str, int], Mapping[str, float]], command: st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.bench.cpu``."""
-    parser = argparse.ArgumentParser("python -m dsa.bench.cpu", description="Time one layer's attention by length.")
+    """The command `dsa bench cpu`."""
+    parser = Parser("dsa bench cpu", description="Time one layer's attention by length.")
     parser.add_argument("--shape", choices=list(SHAPES), default="s2", help="real takes minutes and 2 GB")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep so many keys, not as many as the shape does")
-    parser.add_argument("--longest", type=int, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--top-k", type=count, metavar="K", help="keys that each query keeps (the shape's own K)")
+    parser.add_argument("--longest", type=count, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
+    parser.add_argument("--repeats", type=count, metavar="N", default=5, help="samples of which the median counts (5)")
     parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
     record.add_options(parser, required=False)
     options, command = record.parse(parser, argv)

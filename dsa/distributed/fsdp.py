@@ -1,6 +1,6 @@
 """The same training on several processes: each has a part of the weights and of every batch.
 
-    torchrun --nproc-per-node 2 -m dsa.training.pretrain --optimizer adamw --out runs/base
+    torchrun --nproc-per-node 2 -m dsa train pretrain --optimizer adamw --out runs/base
 
 FSDP2 (``fully_shard``) keeps of every weight, gradient and optimiser state only a rank's share, fetches a layer's
 weights when the layer is computed, and averages gradients over ranks. What is left to do is to make the average the
@@ -57,8 +57,8 @@ def rank() -> int:
 
 
 def launched(command: str) -> str:
-    """A ``python`` command as it has to be typed to have as many processes."""
-    return command if ranks() == 1 else command.replace("python", f"torchrun --nproc-per-node {ranks()}", 1)
+    """A command, `dsa ...` or `python -m ...`, as it has to be typed to have as many processes."""
+    return command if ranks() == 1 else f"torchrun --nproc-per-node {ranks()} -m {command.removeprefix('python -m ')}"
 
 
 def wait() -> None:

@@ -35,7 +35,7 @@ def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsa"):
             raise  # a mistake of ours, and not a library that is not installed
-        return f"it needs {error.name}, which is not installed"
+        return f"it needs {error.name}, which is not installed (pip install 'dsa[{name}]')"  # an extra has its name
     if not hasattr(module, operation):
         return f"it has no {operation}"
     return module.refuses(operation, *tensors) if hasattr(module, "refuses") else ""

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 from dsa.checkpoint.index import CONFIG, read_config
+from dsa.io.command_line import count
 from dsa.io.files import read_json, write_json
 from dsa.model.config import Config
 from dsa.training.pretrain import dense_config
@@ -36,25 +37,18 @@ NO_LATENT = (
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add what the two stages' command understands beside what all stages do."""
     add = parser.add_argument
-    add("folder", type=Path, help="the model folder to start from: deepseek_v3, or deepseek_v32 with an indexer")
-    add("--sparse", action="store_true", help="stage two, sparse training; without it the warm-up")
-    add("--then-sparse", type=_count, metavar="N", help="after the warm-up, N steps of sparse training")
-    add("--index-heads", type=_count, metavar="J", help="index heads to add (half the attention heads)")
-    add("--index-head-dim", type=_count, metavar="W", help="their width, qk_rope_head_dim or more (twice that)")
-    add("--top-k", type=_count, metavar="K", help="keys that each query keeps (a 32nd of the length, 16 to 2048)")
-    add("--length", type=_count, metavar="L", help=f"tokens a sequence ({LENGTH}, or what the model reads)")
-    add("--steps", type=_count, metavar="N", help="training steps of the stage")
-    add("--batch", type=_count, metavar="B", default=8, help="sequences a step (8)")
+    add("folder", type=Path, metavar="FOLDER", help="the model to start from: deepseek_v3, or deepseek_v32")
+    add("--then-sparse", type=count, metavar="N", help="after the warm-up, N steps of sparse training")
+    add("--index-heads", type=count, metavar="J", help="index heads to add (half the attention heads)")
+    add("--index-head-dim", type=count, metavar="W", help="their width, qk_rope_head_dim or more (twice that)")
+    add("--top-k", type=count, metavar="K", help="keys that each query keeps (a 32nd of the length, 16 to 2048)")
+    add("--length", type=count, metavar="L", help=f"tokens a sequence ({LENGTH}, or what the model reads)")
+    add("--steps", type=count, metavar="N", help="training steps of the stage")
+    add("--batch", type=count, metavar="B", default=8, help="sequences a step (8)")
     add("--rate", type=float, help="learning rate of the warm-up (0.01; the report's large model: 0.001)")
     add("--sparse-rate", type=float, help="learning rate of sparse training (0.003; the report: 7.3e-6)")
-    add("--cost-at", type=_count, nargs="+", metavar="L", help="lengths at which to count the cost")
+    add("--cost-at", type=count, nargs="+", metavar="L", help="lengths at which to count the cost")
     return parser
-
-
-def _count(word: str) -> int:
-    if not (word.isdecimal() and int(word) > 0):
-        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number of at least 1")
-    return int(word)
 
 
 def check(options: argparse.Namespace) -> Config:

@@ -29,15 +29,18 @@ Row = dict[str, Any]
 
 
 def measured(model: Transformer, reading: Reading, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """Loss and recall under every way to choose, and per layer the share of attention mass that each keeps."""
-    found: dict[str, Any] = {"loss": {mode: loss(model, reading, mode, sequences) for mode in MODES}}
+    """Loss and recall under every way to choose, and per layer the share of attention mass that each keeps.
+
+    A model without an indexer is measured under the other ways, and there is no mass: nothing was to be kept.
+    """
+    has_indexer = model.config.index_topk is not None
+    modes = [mode for mode in MODES if has_indexer or mode != "sparse"]
+    found: dict[str, Any] = {"loss": {mode: loss(model, reading, mode, sequences) for mode in modes}}
     if reading.needles:
-        exam = list(evaluate.needle_batches(reading.corpus, reading.length, sequences))
-        found["recall"] = {mode: evaluate.recall(model, exam, mode, model.top_k)["all"] for mode in MODES}
-    kept = mass_kept(model, reading, sequences)
-    if kept:
-        found["kept"] = kept
-    return found
+        eval_set = list(evaluate.needle_batches(reading.corpus, reading.length, sequences))
+        found["recall"] = {mode: evaluate.recall(model, eval_set, mode, model.top_k)["all"] for mode in modes}
+    kept = mass_kept(model, reading, sequences) if has_indexer else {}
+    return found | {"kept": kept} if kept else found
 
 
 def loss(model: Transformer, reading: Reading, attention: str, sequences: int) -> float:
@@ -117,20 +120,21 @@ def report(model: Transformer, reading: Reading, before: Row, lengths: Sequence[
 
 def table(before: dict[str, Any], after: dict[str, Any], costs: list[Row], reading: Reading) -> list[Row]:
     """One row a measure: its name, before, after, and whether it was measured or counted."""
+    first = summary(before, reading)
+    return [_row(name, first[name], value, "measured") for name, value in summary(after, reading).items()] + costs
+
+
+def summary(found: dict[str, Any], reading: Reading) -> dict[str, float]:
+    """What :func:`measured` found, one number a measure by its name in words; mass is the mean over layers."""
     unit = "bits per byte" if reading.in_bytes else "nats per token"
-    names = [(f"loss, {words} ({unit})", "loss", mode) for mode, words in MODES.items()]
-    names += [(f"recall, {words}", "recall", mode) for mode, words in MODES.items() if "recall" in after]
-    names += [(f"attention mass kept, {who}", "kept", who) for who in after.get("kept", {})]
-    rows = [_row(name, _mean(before[part][key]), _mean(after[part][key]), "measured") for name, part, key in names]
-    return rows + costs
+    numbers = {f"loss, {MODES[mode]} ({unit})": value for mode, value in found["loss"].items()}
+    numbers |= {f"recall, {MODES[mode]}": value for mode, value in found.get("recall", {}).items()}
+    kept = {f"attention mass kept, {who}": sum(each) / len(each) for who, each in found.get("kept", {}).items()}
+    return {name: round(value, 4) for name, value in (numbers | kept).items()}
 
 
 def _row(measure: str, before: float | None, after: float | str | None, kind: str) -> Row:
     return {"measure": measure, "before": before, "after": after, "kind": kind}
-
-
-def _mean(value: float | list[float]) -> float:
-    return round(sum(value) / len(value) if isinstance(value, list) else value, 4)
 
 
 def lines(rows: list[Row]) -> str:

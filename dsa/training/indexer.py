@@ -13,8 +13,8 @@ Two things differ from the report besides size. It warms up at a rate of 1e-3 fo
 are enough. And an indexer whose ReLU is dead for all keys learns nothing and looks like a window: with large first
 weights some layers stayed so, hence the small first weights and the slow start.
 
-    python -m dsa.training.indexer data/base --out data/warmed
-    python -m dsa.training.indexer data/warmed --sparse --out data/sparse
+    dsa train indexer data/base --out data/warmed
+    dsa train indexer data/warmed --sparse --out data/sparse
 
 Any `deepseek_v3` folder may stand in the place of data/base (:mod:`dsa.training.adopt` says what is asked of it), and
 `--corpus` names a text of one's own. A table of loss, recall, mass kept and cost, before and after, is printed and
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from dsa.checkpoint.load import from_pretrained
 from dsa.datasets.recall_tasks import Task
 from dsa.distributed import fsdp
+from dsa.io.command_line import Parser
 from dsa.model.transformer import Transformer
 from dsa.training import adopt, compare, indexer_data, run_folder
 from dsa.training.evaluate import Claim
@@ -46,6 +47,10 @@ HEADS, WIDTH, TOP_K = 2, 32, 16  # J, W, K
 WARMUP_RATE, WARMUP_STEPS = 0.01, 150
 SPARSE_RATE, INDEXER_RATE, SPARSE_STEPS = 0.003, 0.003, 100
 BATCH = 8
+VOCABULARY = (
+    "A model with a vocabulary of its own reads text through the tokenizer.json in its folder, or --corpus is token "
+    "ids (.npy or .safetensors)."
+)
 
 WARMED_CLAIMS = (
     Claim("selects the answer in the induction layer", "indexer.hit_rate_in_induction_layer.indexer", least=0.95),
@@ -245,13 +250,25 @@ def _finish(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.training.indexer``."""
-    about = (
-        "Train a model's indexers, new ones if it has none. A model with a vocabulary of its own reads text through "
-        "the tokenizer.json in its folder, or --corpus is token ids (.npy or .safetensors)."
-    )
-    parser = argparse.ArgumentParser("python -m dsa.training.indexer", description=about)
-    run_folder.command(run, run_folder.options(adopt.options(parser)), argv)
+    """The command `dsa train indexer`."""
+    about = f"Train a model's indexers, new ones if it has none; with --sparse all of it. {VOCABULARY}"
+    parser = adopt.options(Parser("dsa train indexer", description=about))
+    parser.add_argument("--sparse", action="store_true", help="stage two, sparse training; without it the warm-up")
+    run_folder.command(run, run_folder.options(parser), argv)
+
+
+def adopt_main(argv: Sequence[str] | None = None) -> None:
+    """The command `dsa adopt`: the warm-up, and sparse training if asked for, of a model that has no indexers yet."""
+    about = f"Give a dense model lightning indexers, taught by its own attention. {VOCABULARY}"
+    parser = adopt.options(Parser("dsa adopt", description=about))
+    parser.set_defaults(sparse=False)
+
+    def run_from_dense(options: argparse.Namespace) -> Path:
+        if adopt.check(options).index_topk is not None:
+            raise ValueError(f"{options.folder} has an indexer already: dsa train indexer goes on training it")
+        return run(options)
+
+    run_folder.command(run_from_dense, run_folder.options(parser), argv)
 
 
 if __name__ == "__main__":

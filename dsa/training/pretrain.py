@@ -9,7 +9,7 @@ After that it reads text with needles, 128 tokens long, then 256 and 512, and re
 The base is true to history: V3.1-Terminus was a dense model, and its indexers were added afterwards
 (:mod:`dsa.training.indexer`). The folder is therefore a ``deepseek_v3`` one.
 
-    python -m dsa.training.pretrain --out data/base
+    dsa train pretrain --out data/base
 """
 
 import argparse
@@ -23,6 +23,7 @@ from dsa.datasets import corpus as texts
 from dsa.datasets.corpus import Corpus
 from dsa.datasets.recall_tasks import Copy, Needles, Task
 from dsa.distributed import fsdp
+from dsa.io.command_line import Parser
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 from dsa.training import run_folder
@@ -141,8 +142,8 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.training.pretrain``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.pretrain", description="Train the dense base model.")
+    """The command `dsa train pretrain`."""
+    parser = Parser("dsa train pretrain", description="Train the dense base model.")
     run_folder.command(run, run_folder.options(parser), argv)
 
 

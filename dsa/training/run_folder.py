@@ -23,6 +23,7 @@ from dsa.checkpoint.load import from_pretrained
 from dsa.checkpoint.save import save_pretrained
 from dsa.datasets.corpus import Corpus
 from dsa.distributed import fsdp
+from dsa.io.command_line import errors_in_a_sentence
 from dsa.io.files import write_json
 from dsa.model.transformer import Transformer
 from dsa.record import origin
@@ -56,16 +57,15 @@ def command(run: Callable[[argparse.Namespace], Path], parser: argparse.Argument
     arguments = parser.parse_args(given)
     lasting = [word for word in given if word not in ("--resume", "--replace")]
     torch.set_num_threads(1)
-    try:
-        with fsdp.processes(), redirect_stdout(sys.stdout if fsdp.rank() == 0 else None):
-            arguments.command = f"{fsdp.launched(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
-            print(f"made {run(arguments)}")
-    except KeyboardInterrupt:
-        saved = checkpointing.exists(work_folder(arguments.out))
-        remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
-        sys.exit(f"\nstopped: {remedy}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    with errors_in_a_sentence():
+        try:
+            with fsdp.processes(), redirect_stdout(sys.stdout if fsdp.rank() == 0 else None):
+                arguments.command = f"{fsdp.launched(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
+                print(f"made {run(arguments)}")
+        except KeyboardInterrupt:
+            saved = checkpointing.exists(work_folder(arguments.out))
+            remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
+            sys.exit(f"\nstopped: {remedy}")
 
 
 def work_folder(out: Path) -> Path:

@@ -93,6 +93,6 @@ def test_the_benchmark_measures_three_equal_ways(monkeypatch):
 def test_its_command_writes_where_the_numbers_come_from(tmp_path, capsys):
     bench.main(["--lengths", "32", "64", "--repeats", "1", "--out", str(tmp_path / "a.json")])
     noted = json.loads((tmp_path / "a.json").read_text())
-    assert noted["command"].startswith("python -m dsa.bench.indexer_loss --lengths 32 64")
+    assert noted["command"].startswith("dsa bench indexer-loss --lengths 32 64")
     assert noted["machine"] and noted["versions"]["torch"] == torch.__version__ and len(noted["rows"]) == 6
     assert "At 64 tokens autograd at once takes" in capsys.readouterr().out

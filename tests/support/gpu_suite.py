@@ -1,4 +1,4 @@
-"""Runs everything that `python -m dsa.bench.gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
+"""Runs everything that `dsa bench gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
 
 A script: kernels are interpreted in a whole process or not at all. `test_gpu` starts it, and it writes the record.
 """

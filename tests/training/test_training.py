@@ -243,7 +243,7 @@ def test_the_command_recorded_is_the_one_that_makes_the_folder_anew(tmp_path, mo
     seen = []
     monkeypatch.setattr(pretrain, "run", lambda options: seen.append(options.command))
     pretrain.main(["--out", "data/base", "--seed", "3", "--replace", "--corpus", "my texts"])
-    assert seen == ["python -m dsa.training.pretrain --out data/base --seed 3 --corpus 'my texts'"]
+    assert seen == ["dsa train pretrain --out data/base --seed 3 --corpus 'my texts'"]
 
 
 def test_finish_moves_a_whole_folder_into_place(text, tmp_path):

@@ -1,24 +1,25 @@
 """Check and time every Triton kernel on a GPU, beside the strongest that PyTorch has, against its goal: one command.
 
-    python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json
+    dsa bench gpu --out data/measurements/gpu_kernels.json
 
 It takes under ten minutes on one H200 and writes as it goes; a run that is killed keeps what it had. `correctness` and
 `bench.timing` say what makes a result count, `cases` what is measured. The sizes are those of DeepSeek-V3.2-Exp.
 """
 
-import argparse
 import json
 import platform
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dsa import record
+from dsa.io.command_line import Parser
 
-COMMAND = "python -m dsa.bench.gpu"
+COMMAND = "dsa bench gpu"
 CASES = (
     "machine", "index logits", "sparse prefill", "sparse decode", "index decode", "top-k", "backward",
     "layer, prefill", "layer, decode",
@@ -29,7 +30,7 @@ def need_gpu() -> torch.device:
     """The GPU, or one sentence saying that there is none."""
     if not torch.cuda.is_available():
         raise SystemExit(
-            "this measures a GPU and PyTorch sees none: run it on a machine that has one, with torch's build for it"
+            "error: this measures a GPU and PyTorch sees none: run it where there is one, with torch's build for it"
         )
     return torch.device("cuda")
 
@@ -81,11 +82,13 @@ def summary(out: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all, or some."""
-    parser = argparse.ArgumentParser(COMMAND, description="Check and time the Triton kernels.")
+    parser = Parser(COMMAND, description="Check and time the Triton kernels.")
     record.add_options(parser)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=f"some of: {'; '.join(CASES)}")
     options = parser.parse_args(argv)
     device = need_gpu()
+    if find_spec("triton") is None:
+        raise SystemExit("error: the kernels need the triton package: pip install 'dsa[triton]'")
     if options.only and len(options.only) == 1:
         one_case(options.only[0], options.out, device)
         return

@@ -1,4 +1,4 @@
-"""What our kernels reach on a real GPU, beside their goals: the record of `python -m dsa.bench.gpu` as a picture.
+"""What our kernels reach on a real GPU, beside their goals: the record of `dsa bench gpu` as a picture.
 
 Units differ (operations, bandwidth, time, a ratio), so each bar is the share of its goal that was reached; the least
 that counts is a mark on it, and words carry the figures. What failed says so: it has no bar, and a line in the words.
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from course.ui.style import COLOURS
 
-COMMAND = "python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json"
+COMMAND = "dsa bench gpu --out data/measurements/gpu_kernels.json"
 NONE = f"No kernel has been timed on a GPU yet. On a machine with one: {COMMAND}"
 SIGNS = {"TFLOP/s": "TFLOP/s", "of bandwidth": "of the bandwidth", "ms": "ms", "times": "times as quick as dense"}
 

@@ -38,7 +38,7 @@ RECORD = {
 
 def test_without_a_record_there_is_a_sentence_with_the_command():
     assert gpu_targets.draw_goals(None) == gpu_targets.NONE
-    assert "python -m dsa.bench.gpu --out" in gpu_targets.NONE
+    assert "dsa bench gpu --out" in gpu_targets.NONE
 
 
 def test_bars_are_shares_of_goals_and_what_failed_has_none():
