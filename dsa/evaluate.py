@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors_in_a_sentence():
         config = read_config(options.folder)
         length = adopt.length_of(config, options.length)
-        reading = indexer_data.read(options.folder, config.vocab_size, options.corpus, length)
+        data = indexer_data.load(options.folder, config.vocab_size, options.corpus, length)
         model = from_pretrained(options.folder)
         model.top_k = adopt.top_k_of(config, options.top_k, length)
-        found = compare.measured(model, reading, options.sequences)
+        found = compare.measure(model, data, options.sequences)
         print(f"{options.folder}: {options.sequences} held-out sequences of {length} tokens, {model.top_k} keys kept")
-        numbers = compare.summary(found, reading)
+        numbers = compare.summary(found, data)
         for name, value in numbers.items():
             print(f"{name:{max(map(len, numbers))}}  {value:9.4f}")
         for layer, share in enumerate(found.get("kept", {}).get("indexer", [])):
@@ -45,4 +45,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.out:
             settings = {"length": length, "top_k": model.top_k, "sequences": options.sequences}
             origin = record.origin(command, record.processor())
-            record.write(options.out, origin | settings | {"corpus": reading.corpus.describe(), "measures": found})
+            record.write(options.out, origin | settings | {"corpus": data.corpus.describe(), "measures": found})

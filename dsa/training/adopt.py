@@ -25,7 +25,7 @@ from dsa.training.pretrain import dense_config
 
 DENSE, SPARSE = "deepseek_v3", "deepseek_v32"
 LENGTH = 512  # tokens a sequence, where the model reads as many
-GOES_ALONG = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "merges.txt")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "merges.txt")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NO_LATENT = (
     "q_lora_rank is null: transformers' deepseek_v32 requires this latent, which its indexer reads, so no folder could "
@@ -111,7 +111,7 @@ def index_sizes(config: Config, options: argparse.Namespace, length: int) -> dic
     return sizes
 
 
-def is_ours(config: Config, length: int) -> bool:
+def is_course_model(config: Config, length: int) -> bool:
     """Whether these are the sizes of the course's own model, about which its claims are."""
     return config.replace(**dict.fromkeys(("index_n_heads", "index_head_dim", "index_topk"))) == dense_config(length)
 
@@ -138,9 +138,9 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return torch.float32
 
 
-def bring_along(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a model's tokenizer and the like to the new folder, and its special ids into the new config."""
-    for pattern in GOES_ALONG:
+    for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)

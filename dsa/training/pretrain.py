@@ -30,7 +30,7 @@ from dsa.training import run_folder
 from dsa.training.evaluate import Claim
 from dsa.training.losses import language_loss
 from dsa.training.optimizers import main_optimizers
-from dsa.training.trainer import Learn, Phase, Run, train, until
+from dsa.training.trainer import Objective, Phase, Run, train, until
 
 COPY_LENGTH, COPY_BATCH, COPY_CAP = 64, 32, 600
 MIXED = (  # length, sequences a step, steps, factors on the rate at first and last step
@@ -51,11 +51,11 @@ CLAIMS = (
 )
 
 
-def learn(task: Task, size: int) -> Learn:
+def lm_objective(task: Task, size: int) -> Objective:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
-    def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(chance, size))
+    def step(model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episodes = fsdp.own_rows(task.generate(rng, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -73,11 +73,11 @@ class MixedNeedles(Needles):
 
 def phases(corpus: Corpus) -> list[Phase]:
     """Copy until it works, then text and needles at each length of MIXED."""
-    copy = learn(Copy(COPY_LENGTH), COPY_BATCH)
+    copy = lm_objective(Copy(COPY_LENGTH), COPY_BATCH)
     return [
         Phase("copy", COPY_CAP, copy, warmup=20, done=until("copy", 0.95)),
         *(
-            Phase(f"mixed {length}", steps, learn(MixedNeedles(corpus, length), size), rates)
+            Phase(f"mixed {length}", steps, lm_objective(MixedNeedles(corpus, length), size), rates)
             for length, size, steps, rates in MIXED
         ),
     ]
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> Path:
         options={"seed": options.seed, "length": LENGTH, "optimizer": options.optimizer},
         corpus=corpus,
         claims=CLAIMS,
-        exam={"length": LENGTH},
+        eval_settings={"length": LENGTH},
     )
 
 

@@ -33,7 +33,10 @@ CONFIG = pretrain.dense_config(64).replace(**TINY)
 
 
 def plan(text):
-    return [Phase("copy", 3, pretrain.learn(Copy(32), 4)), Phase("text", 2, pretrain.learn(Needles(text, 64, 4, 4), 4))]
+    return [
+        Phase("copy", 3, pretrain.lm_objective(Copy(32), 4)),
+        Phase("text", 2, pretrain.lm_objective(Needles(text, 64, 4, 4), 4)),
+    ]
 
 
 def three_stages(folder, text):
