@@ -26,7 +26,7 @@ from dsa.analysis.flops import PHASES
 from dsa.bench.layer import block, check, dense_call, sparse_call
 from dsa.bench.timing import cpu_seconds
 from dsa.io.command_line import Parser, count
-from dsa.kernels.cpu.machine import fast
+from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.config import Config
 
 SHAPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
@@ -65,7 +65,7 @@ def contenders(config: Config, phase: str, keys: int) -> dict[str, tuple[Callabl
         "sparse": (sparse_call(config, keys, few), few),
         "sparse int8": (sparse_call(config, keys, few, "int8"), few),
     }
-    if phase == "decode" and fast(torch.bfloat16):
+    if phase == "decode" and is_fast(torch.bfloat16):
         found |= {
             "dense bf16": (dense_call(config, phase, keys, queries, heads, torch.bfloat16), share),
             "sparse bf16": (sparse_call(config, keys, few, dtype=torch.bfloat16), few),
@@ -116,7 +116,7 @@ def provenance(found: Mapping[tuple[str, int], Mapping[str, float]], command: st
     return {
         **record.origin(command, record.processor()),
         "what": what,
-        "fast": {str(kind).removeprefix("torch."): fast(kind) for kind in (torch.int8, torch.bfloat16)},
+        "fast": {str(kind).removeprefix("torch."): is_fast(kind) for kind in (torch.int8, torch.bfloat16)},
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "rows": [
             {"phase": phase, "attention": name, "keys": keys, "seconds": float(f"{value:.4g}")}

@@ -26,7 +26,7 @@ from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
 from dsa.checkpoint.load import fill, set_dtype
 from dsa.io.command_line import Parser
-from dsa.kernels.cpu.machine import fast
+from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.attention import Step
 from dsa.model.cache import Cache
 from dsa.model.config import Config
@@ -102,7 +102,7 @@ def layers_that_fit(memory: float, dtype: torch.dtype, config: Config | None = N
 
 def quick_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     """Choose bf16 on GPUs, and on processors that multiply it clearly faster than fp32."""
-    return torch.bfloat16 if torch.device(device).type != "cpu" or fast(torch.bfloat16) else torch.float32
+    return torch.bfloat16 if torch.device(device).type != "cpu" or is_fast(torch.bfloat16) else torch.float32
 
 
 class Run:

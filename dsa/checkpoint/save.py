@@ -66,7 +66,7 @@ class Writer:
         """One tensor as stored, and after fresh codes their scales."""
         tensor = self.state[name].detach()
         if self._is_fp8(name) and tensor.dtype != codes.E4M3:
-            rounded, scale = codes.quantise(tensor, codes.BLOCK)
+            rounded, scale = codes.quantize(tensor, codes.BLOCK)
             yield name, rounded.cpu()
             yield name + SCALE, scale.cpu()
         elif tensor.dtype == codes.E4M3:

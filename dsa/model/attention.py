@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsa.kernels import ops
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.model import baselines
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
@@ -28,7 +28,7 @@ from dsa.model.norm import RMSNorm
 from dsa.model.precision import FULL_PRECISION, Precision, latent_format
 from dsa.model.rope import Rope
 
-IndexFactors = tuple[Tensor, Tensor | Codes, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
+IndexFactors = tuple[Tensor, Tensor | QuantizedTensor, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
 LATENT_NORM_EPS = 1e-6  # of the two latent norms, whatever the config's rms_norm_eps is: so in the published code
 
 

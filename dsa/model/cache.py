@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.model.config import Config
 from dsa.model.precision import FULL, FULL_PRECISION, Format, Precision, index_format, latent_format
 
@@ -77,7 +77,7 @@ class LayerCache:
         return self.latents.read()
 
     @property
-    def index_key(self) -> Tensor | Codes:
+    def index_key(self) -> Tensor | QuantizedTensor:
         """What the indexer reads (B, capacity, W)."""
         return self.index_keys.read()
 
@@ -103,7 +103,7 @@ class LayerCache:
         """The memory it takes."""
         return self.latents.nbytes + self.index_keys.nbytes
 
-    def append_index_key(self, start: int, key: Tensor) -> Tensor | Codes:
+    def append_index_key(self, start: int, key: Tensor) -> Tensor | QuantizedTensor:
         """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
 
         Raises:

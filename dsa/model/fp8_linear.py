@@ -29,7 +29,7 @@ class FP8Linear(nn.Module):
         super().__init__()
         weight = torch.zeros(out_features, in_features, dtype=fp8.E4M3)
         self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale_inv", torch.ones(fp8.grid(weight, fp8.BLOCK)))
+        self.register_buffer("weight_scale_inv", torch.ones(fp8.scale_shape(weight, fp8.BLOCK)))
 
     def expanded(self, dtype: torch.dtype) -> Tensor:
         """The weight (out, in) as numbers."""
@@ -45,7 +45,7 @@ def expand_into(target: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Write codes (O, I) times their block scales (o, i) into `target` (O, I) of any dtype, and return it."""
     parts = zip(target.split(ROWS), codes.split(ROWS), scale.split(ROWS // fp8.BLOCK[0]), strict=True)
     for out, some, their_scale in parts:
-        out.copy_(fp8.dequantise(some, their_scale, fp8.BLOCK))
+        out.copy_(fp8.dequantize(some, their_scale, fp8.BLOCK))
     return target
 
 

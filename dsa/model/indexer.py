@@ -15,7 +15,7 @@ the vectors for FP8 and has no place in fp32: see `precision`.
 import torch
 from torch import Tensor, nn
 
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.precision import FULL_PRECISION, Precision, index_format, index_query
@@ -61,7 +61,7 @@ class Indexer(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
         precision: Precision = FULL_PRECISION,
-    ) -> tuple[Tensor, Tensor | Codes, Tensor]:
+    ) -> tuple[Tensor, Tensor | QuantizedTensor, Tensor]:
         """Prepare the three factors of Eq. 1.
 
         Args:
@@ -73,7 +73,7 @@ class Indexer(nn.Module):
 
         Returns:
             queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included. In eight bits
-            queries are codes, whose scale is in the head weights too, and keys `fp8.Codes`.
+            queries are codes, whose scale is in the head weights too, and keys `fp8.QuantizedTensor`.
         """
         x, query_latent = x.detach(), query_latent.detach()
         q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)

@@ -66,12 +66,12 @@ class _Rounded(torch.autograd.Function):
 
 
 FULL = Format(lambda x: (x,), lambda x: x)
-INDEX_FP8 = Format(torch.no_grad()(lambda x: fp8.quantise(fp8.hadamard(x))), fp8.Codes)
-INDEX_INT8 = Format(torch.no_grad()(lambda x: fp8.quantise_int8(fp8.hadamard(x))), fp8.Codes)
+INDEX_FP8 = Format(torch.no_grad()(lambda x: fp8.quantize(fp8.hadamard(x))), fp8.QuantizedTensor)
+INDEX_INT8 = Format(torch.no_grad()(lambda x: fp8.quantize_int8(fp8.hadamard(x))), fp8.QuantizedTensor)
 
 
 def index_format(precision: Precision) -> Format:
-    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.Codes`."""
+    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.QuantizedTensor`."""
     return {"full": FULL, "fp8": INDEX_FP8, "int8": INDEX_INT8}[precision.index]
 
 
@@ -79,10 +79,10 @@ def latent_format(precision: Precision, latent: int, dtype: torch.dtype) -> Form
     """How [latent C | rotary key R] is stored: FP8 for the latent, in groups of 128, and bf16 for the rotary key."""
 
     def encode(x: Tensor) -> tuple[Tensor, ...]:
-        return *fp8.quantise(x[..., :latent]), x[..., latent:].bfloat16()
+        return *fp8.quantize(x[..., :latent]), x[..., latent:].bfloat16()
 
     def decode(codes: Tensor, scale: Tensor, rotary: Tensor) -> Tensor:
-        return torch.cat([fp8.dequantise(codes, scale).to(dtype), rotary.to(dtype)], dim=-1)
+        return torch.cat([fp8.dequantize(codes, scale).to(dtype), rotary.to(dtype)], dim=-1)
 
     return Format(encode, decode) if precision.cache == "fp8" else FULL
 

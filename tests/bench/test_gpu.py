@@ -28,7 +28,7 @@ from dsa.bench.gpu.inputs import Inputs, Shape
 from dsa.bench.gpu.trial import Contender, Goal, Trial, judged
 from dsa.kernels.triton import compile as aot
 from dsa.kernels.triton import index_logits, sparse_attention, top_k
-from dsa.kernels.triton.launch import Recorder, run
+from dsa.kernels.triton.launch import Recorder, launch
 
 META = Inputs(torch.device("meta"))
 CPU = Inputs(torch.device("cpu"), torch.float32, sets=2)
@@ -242,7 +242,7 @@ def test_all_of_it_takes_less_than_ten_minutes():
     """At a tenth of what dense kernels reach, with five seconds to start a process and 2.5 to compile a kernel."""
     seconds = 5 * len(cases(Shape()))
     kinds = {"index_logits_kernel": 2, "top_k_kernel": 3, "sparse_attention_kernel": 7}  # of arguments, compiled apart
-    seconds += 2.5 * sum(len(kernel.sizes) * kinds.get(kernel.name, 1) for kernel in suite.TUNED)
+    seconds += 2.5 * sum(len(kernel.configs) * kinds.get(kernel.name, 1) for kernel in suite.TUNED)
     for trial in TRIALS:
         for contender in trial.build(Inputs(META.device, sets=trial.sets)).values():
             once = contender.flop / 40e12 + contender.bytes / 0.4e12
@@ -254,11 +254,11 @@ def test_all_of_it_takes_less_than_ten_minutes():
 def test_what_decoding_starts_at_full_size_compiles_for_hopper(name, monkeypatch):
     recorder = Recorder()
     for function in (index_logits.index_logits, sparse_attention.attend, sparse_attention.merge, top_k.top_k):
-        given = tuple(recorder if value is run else value for value in function.__defaults__)
+        given = tuple(recorder if value is launch else value for value in function.__defaults__)
         monkeypatch.setattr(function, "__defaults__", given)
     for contender in cases(Shape())[name][-1].build(META).values():
         contender.call(0)
-    found = {str(aot.source(kernel, arguments, kernel.sizes[0]).hash()): (kernel, arguments)
+    found = {str(aot.ast_source(kernel, arguments, kernel.configs[0]).hash()): (kernel, arguments)
              for kernel, arguments in recorder.calls}  # fmt: skip
     assert found
     for kernel, arguments in found.values():

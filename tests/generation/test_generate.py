@@ -306,8 +306,8 @@ def test_reading_only_what_is_selected_changes_nothing(monkeypatch):
 
 def test_a_step_expands_the_selected_latents_and_no_others(monkeypatch):
     model, expanded = eight_bit_model(128), []
-    right = fp8.dequantise
-    monkeypatch.setattr(fp8, "dequantise", lambda codes, *a: (expanded.append(codes.shape[1]), right(codes, *a))[1])
+    right = fp8.dequantize
+    monkeypatch.setattr(fp8, "dequantize", lambda codes, *a: (expanded.append(codes.shape[1]), right(codes, *a))[1])
     with torch.no_grad():
         cache = model.new_cache(2, 100)
         model.hidden(small.tokens(2, 90), cache)

@@ -59,11 +59,11 @@ def test_latents_are_rounded_in_groups_and_rotary_keys_to_bf16(dtype):
     x = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
     form = latent_format(EIGHT, 200, dtype)
     codes, scale, rotary = form.encode(x)
-    right, right_scale = fp8.quantise(x[..., :200], fp8.GROUP)
+    right, right_scale = fp8.quantize(x[..., :200], fp8.GROUP)
     assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8)) and torch.equal(scale, right_scale)
     back = form.rounded(x)
     assert back.dtype == dtype and scale.shape == (2, 5, 2) and rotary.dtype == torch.bfloat16
-    assert torch.equal(back[..., :200], fp8.dequantise(codes, scale).to(dtype))
+    assert torch.equal(back[..., :200], fp8.dequantize(codes, scale).to(dtype))
     assert torch.equal(back[..., 200:], rotary.to(dtype))
 
 
@@ -96,8 +96,8 @@ def test_chunks_store_the_codes_of_the_whole_prompt(pieces):
         latent, index_key = cache.append_latent(start, chunk), cache.append_index_key(start, key)
         start += chunk.shape[1]
     assert torch.equal(latent, form.rounded(x)) and torch.equal(latent, cache.latent)
-    whole = fp8.Codes(*index_format(EIGHT).encode(keys)).expand()
-    assert torch.equal(index_key.expand(), whole) and torch.equal(whole, cache.index_key.expand())
+    whole = fp8.QuantizedTensor(*index_format(EIGHT).encode(keys)).dequantize()
+    assert torch.equal(index_key.dequantize(), whole) and torch.equal(whole, cache.index_key.dequantize())
 
 
 # ---- the indexer
@@ -110,7 +110,7 @@ def test_an_fp8_indexer_scores_by_the_published_rule(model, cached):
     q, k, w = attention.indexer(x, latent, rope)
     cache = LayerCache(model.config, 2, T, torch.float32, "cpu", EIGHT) if cached else None
     found = ops.index_scores(*attention.indexer(x, latent, rope, cache, 0, EIGHT), backend="reference")
-    codes = *fp8.quantise(fp8.hadamard(q)), *fp8.quantise(fp8.hadamard(k))
+    codes = *fp8.quantize(fp8.hadamard(q)), *fp8.quantize(fp8.hadamard(k))
     assert torch.equal(found, fp8.index_scores(*codes, w))  # powers of two: bit for bit
     full = ops.index_scores(q, k, w)
     seen = ~full.isinf()
@@ -123,7 +123,7 @@ def test_an_int8_indexer_scores_by_its_rule(model):
     attention, x, latent, rope = inputs(model)
     q, k, w = attention.indexer(x, latent, rope)
     found = ops.index_scores(*attention.indexer(x, latent, rope, precision=Precision("int8")))
-    codes = *fp8.quantise_int8(fp8.hadamard(q)), *fp8.quantise_int8(fp8.hadamard(k))
+    codes = *fp8.quantize_int8(fp8.hadamard(q)), *fp8.quantize_int8(fp8.hadamard(k))
     torch.testing.assert_close(found, fp8.index_scores(*codes, w), atol=1e-5, rtol=1e-5)
     full = ops.index_scores(q, k, w)
     seen = ~full.isinf()

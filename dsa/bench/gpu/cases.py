@@ -35,7 +35,7 @@ def index_logits(make: Inputs, shape: Shape, S: int) -> Contenders:
         return error(scores[:, few(T)], torch.cat([layers.score_row(q[0], k[0], k_scale, w, t) for t in few(T)], dim=1))
 
     def ours(n: int) -> Tensor:
-        return ops.index_scores(q[n], fp8.Codes(k[n], k_scale), w, backend=make.backend)
+        return ops.index_scores(q[n], fp8.QuantizedTensor(k[n], k_scale), w, backend=make.backend)
 
     pairs = T * S - T * (T - 1) / 2
     return {
@@ -71,7 +71,7 @@ def sparse_decode(make: Inputs, shape: Shape) -> Contenders:
     chosen = make.each(lambda: make.positions(B, 1, S, K))
     codes, plain = make.each(lambda: make.cache(B, S, shape)), make.each(lambda: make.numbers(B, S, shape.wide))
 
-    def by(kv: Sequence[Tensor | fp8.LatentCodes], backend: str) -> Contender:
+    def by(kv: Sequence[Tensor | fp8.QuantizedLatentKV], backend: str) -> Contender:
         def wrong(out: Tensor) -> float:
             found = []
             for b in few(B):
@@ -104,7 +104,7 @@ def index_decode(make: Inputs, shape: Shape) -> Contenders:
         return error(scores[few(B)], torch.cat(rows))
 
     def ours(n: int) -> Tensor:
-        return ops.index_scores(q[n], fp8.Codes(k[n], k_scale[n]), w, backend=make.backend)
+        return ops.index_scores(q[n], fp8.QuantizedTensor(k[n], k_scale[n]), w, backend=make.backend)
 
     size = B * S * (W + 4 + 4) + B * J * (W + 4)  # codes, scales and scores; queries and weights
     return {

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import E4M3, LatentCodes, power_of_two
+from dsa.kernels.fp8 import E4M3, QuantizedLatentKV, power_of_two
 
 Made = TypeVar("Made")
 
@@ -80,10 +80,10 @@ class Inputs:
         """Powers of two from 1/4 to 2 in fp32."""
         return power_of_two(torch.randint(-2, 2, shape, device=self.device))
 
-    def cache(self, B: int, S: int, shape: Shape) -> LatentCodes:
+    def cache(self, B: int, S: int, shape: Shape) -> QuantizedLatentKV:
         """An FP8 cache of S tokens."""
         codes, scale = self.codes(B, S, shape.latent), self.scales(B, S, shape.latent // 128)
-        return LatentCodes(codes, scale, self.numbers(B, S, shape.rotary))
+        return QuantizedLatentKV(codes, scale, self.numbers(B, S, shape.rotary))
 
     def positions(self, B: int, T: int, S: int, K: int) -> Tensor:
         """K positions for each of the last T of S queries, which the first of them sees too: (B, T, K), rising."""

@@ -17,7 +17,7 @@ from dsa.bench.gpu.correctness import error, missed
 from dsa.bench.gpu.inputs import Inputs, Shape
 from dsa.bench.gpu.trial import Contender, Contenders, Goal, Trial
 from dsa.kernels import fp8, ops, reference
-from dsa.kernels.triton.sparse_attention import Latents, attend, enough_splits
+from dsa.kernels.triton.sparse_attention import LatentKV, attend, num_splits
 
 Answer = tuple[Tensor, Tensor]  # attended latents (B, T, H, C) and selected positions (B, T, K)
 
@@ -26,15 +26,15 @@ def score_row(q: Tensor, k: Tensor, k_scale: Tensor, w: Tensor, t: int) -> Tenso
     """One query's index scores in fp32, from codes: q (1, T, J, W), k (1, S, W), k_scale (1, S, 1) -> (1, 1, S)."""
     q, k, k_scale, w = (x if x.ndim == n else x[None] for x, n in ((q, 4), (k, 3), (k_scale, 3), (w, 3)))
     S, seen = k.shape[1], k.shape[1] - q.shape[1] + t + 1
-    keys = fp8.Codes(k[:, :seen], k_scale[:, :seen]).expand()
+    keys = fp8.QuantizedTensor(k[:, :seen], k_scale[:, :seen]).dequantize()
     scores = reference.index_scores(q[:, t : t + 1].float(), keys, w[:, t : t + 1])
     return F.pad(scores, (0, S - seen), value=-torch.inf)
 
 
-def in_full(kv: Tensor | fp8.LatentCodes, sequences: slice) -> Tensor:
+def in_full(kv: Tensor | fp8.QuantizedLatentKV, sequences: slice) -> Tensor:
     """Some sequences of a cache in fp32: (b, S, C + R)."""
-    if isinstance(kv, fp8.LatentCodes):
-        return fp8.LatentCodes(*(part[sequences] for part in kv)).expand(torch.float32)
+    if isinstance(kv, fp8.QuantizedLatentKV):
+        return fp8.QuantizedLatentKV(*(part[sequences] for part in kv)).dequantize(torch.float32)
     return kv[sequences].float()
 
 
@@ -42,11 +42,11 @@ def sparse(make: Inputs, shape: Shape, B: int, T: int, S: int, fp8_cache: bool) 
     """Score the codes of S keys, choose K of them, attend to these; the answer is (attended, chosen)."""
     J, W, C, K = shape.index_heads, shape.index_width, shape.latent, shape.top_k
     q = make.each(lambda: make.numbers(B, T, shape.heads, shape.wide))
-    kv: list[Tensor | fp8.LatentCodes] = make.each(
+    kv: list[Tensor | fp8.QuantizedLatentKV] = make.each(
         lambda: make.cache(B, S, shape) if fp8_cache else make.numbers(B, S, shape.wide)
     )
     codes = make.each(lambda: make.codes(B, T, J, W))
-    keys = make.each(lambda: fp8.Codes(make.codes(B, S, W), make.scales(B, S, 1)))
+    keys = make.each(lambda: fp8.QuantizedTensor(make.codes(B, S, W), make.scales(B, S, 1)))
     w = make.numbers(B, T, J, kind=torch.float32)
 
     def call(n: int) -> Answer:
@@ -57,7 +57,7 @@ def sparse(make: Inputs, shape: Shape, B: int, T: int, S: int, fp8_cache: bool) 
         """Attention is held to what was chosen, and that to the scores, where a near tie may fall either way."""
         found = []
         for b, t in {(0, 0), (0, T - 1), (B - 1, T - 1)}:
-            row, one = (slice(b, b + 1), slice(t, t + 1)), fp8.Codes(*(part[b] for part in keys[0]))
+            row, one = (slice(b, b + 1), slice(t, t + 1)), fp8.QuantizedTensor(*(part[b] for part in keys[0]))
             latents = in_full(kv[0], row[0])
             right = reference.sparse_attention(q[0][row].float(), latents, answer[1][row], shape.scale, C)
             scores = score_row(codes[0][b], *one, w[b], t)
@@ -78,18 +78,18 @@ def dense_decode(make: Inputs, shape: Shape, B: int, S: int, fp8_cache: bool, li
     """Attend from one query of B sequences to all S latents of each."""
     C = shape.latent
     q = make.each(lambda: make.numbers(B, 1, shape.heads, shape.wide))
-    kv: list[Tensor | fp8.LatentCodes] = make.each(
+    kv: list[Tensor | fp8.QuantizedLatentKV] = make.each(
         lambda: make.cache(B, S, shape) if fp8_cache else make.numbers(B, S, shape.wide)
     )
-    splits = enough_splits(B, shape.heads, S)
+    splits = num_splits(B, shape.heads, S)
 
     def call(n: int) -> Tensor:
         cache = kv[n]
-        if isinstance(cache, fp8.LatentCodes):
-            return attend(q[n], Latents(cache.numbers, cache.rotary, cache.scale), None, shape.scale, splits)[0]
+        if isinstance(cache, fp8.QuantizedLatentKV):
+            return attend(q[n], LatentKV(cache.codes, cache.rope, cache.scale), None, shape.scale, splits)[0]
         if library:
             return baselines.latents(q[n], cache, shape.scale, C)
-        return attend(q[n], Latents.of(cache, C), None, shape.scale, splits)[0]
+        return attend(q[n], LatentKV.split(cache, C), None, shape.scale, splits)[0]
 
     def wrong(out: Tensor) -> float:
         k = in_full(kv[0], slice(B - 1, B))

@@ -64,16 +64,16 @@ def _replayed_if_possible(calls: list[Call]) -> tuple[list[Call], bool]:
 def tiles_tried(before: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     """What the tuner timed since `before`: kernel -> tile sizes -> milliseconds, None where they do not fit."""
     return {
-        kernel.name: {tile: ms if math.isfinite(ms) else None for tile, ms in kernel.tried.items()}
+        kernel.name: {tile: ms if math.isfinite(ms) else None for tile, ms in kernel.timings.items()}
         for kernel in TUNED
-        if kernel.tried != before[kernel.name]
+        if kernel.timings != before[kernel.name]
     }
 
 
 def run_trial(trial: Trial, make: Inputs, timer: Timer, save: Save) -> dict[str, Any]:
     """Measure all contenders of a trial, whatever becomes of one of them."""
     found: dict[str, Any] = {"contenders": {}}
-    before = {kernel.name: kernel.tried for kernel in TUNED}
+    before = {kernel.name: kernel.timings for kernel in TUNED}
     sets = min(trial.sets, make.sets)
     try:
         contenders = trial.build(replace(make, sets=sets))

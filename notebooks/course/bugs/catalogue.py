@@ -23,7 +23,7 @@ from course.bugs.injected import Mistake, Replacement, find
 from dsa.datasets.recall_tasks import Episodes
 from dsa.kernels import ops
 from dsa.kernels.loops import EMPTY
-from dsa.kernels.reference import membership
+from dsa.kernels.reference import selection_mask
 from dsa.model.attention import Attention
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
@@ -97,7 +97,7 @@ def _run(model: Transformer, episodes: Episodes, top_k: int) -> _Run:
         logits, trace = model(episodes.tokens, trace=True)
     finally:
         model.attention, model.top_k = before
-    chosen = torch.stack([membership(layer.selected, episodes.tokens.shape[1]) for layer in trace])
+    chosen = torch.stack([selection_mask(layer.selected, episodes.tokens.shape[1]) for layer in trace])
     return _Run(logits, chosen, float(episodes.correct(logits).float().mean()))
 
 

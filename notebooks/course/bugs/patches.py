@@ -178,7 +178,7 @@ def renormalised_teacher(iq, ik, iw, q, k, scale, selected=None, right=ops.index
         return right(iq, ik, iw, q, k, scale, **backend)
     mass = ops.attention_mass(q.detach(), k.detach(), scale).gather(-1, selected.clamp(min=0))
     mass = mass.masked_fill(selected == EMPTY, 0)
-    scores = reference.at_selected(ops.index_scores(iq, ik, iw), selected)
+    scores = reference.gather_selected(ops.index_scores(iq, ik, iw), selected)
     return reference.kl_divergence(mass / mass.sum(-1, keepdim=True), scores).mean()
 
 

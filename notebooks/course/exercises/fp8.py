@@ -67,7 +67,7 @@ def _check_scale(answer) -> None:
         require(ratio * 2 > 448, f"for amax {shown} half of {found!r} would do: range is given away")
 
 
-def my_quantise(x: Tensor) -> Tensor:
+def my_quantize(x: Tensor) -> Tensor:
     """Rounds a vector to e4m3 in groups of 128 and scales it back.
 
     x (W,) in fp32 -> fp32 (W,). The last group may be shorter. Use
@@ -106,24 +106,24 @@ def _without_scale(x: Tensor) -> Tensor:
 
 def _calls_the_package(x: Tensor) -> Tensor:
     """Has the package do all of it: the numbers are right, and nothing was written."""
-    return fp8.dequantise(*fp8.quantise(x[None]))[0]
+    return fp8.dequantize(*fp8.quantize(x[None]))[0]
 
 
 def _by_hand(answer: Answer, x: Tensor) -> Tensor:
-    """What `answer` makes of x, unless it lets `fp8.quantise` look for the groups' largest numbers."""
-    asked, right = [], fp8.largest_of_block
+    """What `answer` makes of x, unless it lets `fp8.quantize` look for the groups' largest numbers."""
+    asked, right = [], fp8.block_amax
 
     def spied(x: Tensor, block: tuple[int, int]) -> Tensor:
         asked.append(block)
         return right(x, block)
 
-    with Replacement(fp8, "largest_of_block", spied)():
+    with Replacement(fp8, "block_amax", spied)():
         found = answer(x.clone())
-    require(not asked, "fp8.quantise does all of it: write the groups yourself, with fp8.scales and fp8.round_to")
+    require(not asked, "fp8.quantize does all of it: write the groups yourself, with fp8.scales and fp8.round_to")
     return found
 
 
-def _check_quantise(answer: Answer) -> None:
+def _check_quantize(answer: Answer) -> None:
     for seed, width in enumerate((128, 256, 300, 5)):
         x = _normal(width, seed=seed) * 10.0 ** torch.randint(
             -4, 3, (width,), generator=torch.Generator().manual_seed(1)
@@ -132,7 +132,7 @@ def _check_quantise(answer: Answer) -> None:
         x[280:] = 0  # a group may end in zeros, and no scale may become 0
         found = _by_hand(answer, x)
         require(getattr(found, "shape", None) == x.shape, f"{width} numbers must stay {width}")
-        right = fp8.dequantise(*fp8.quantise(x[None]))[0]
+        right = fp8.dequantize(*fp8.quantize(x[None]))[0]
         wrong = (found != right).nonzero().flatten().tolist()
         where = f"of {width} numbers, {len(wrong)} differ; the first is number {wrong[0] if wrong else 0}"
         require(
@@ -154,13 +154,13 @@ EXERCISES = (
     ),
     Exercise(
         "Groups of 128", 1, 10,
-        "Round a vector group by group, without `fp8.quantise`. What comes back must equal the package's in every bit, "
+        "Round a vector group by group, without `fp8.quantize`. What comes back must equal the package's in every bit, "
         "for any width.",
         ("`x.split(128)` gives the groups, the last one shorter if need be.",
          "The scale belongs to the largest *magnitude*: `group.abs().max()`.",
          "Divide by the scale, round, multiply by the scale; then `torch.cat`."),
-        my_quantise,
-        (_one_scale, _without_magnitude, _drops_the_rest, _without_scale, _calls_the_package), _check_quantise,
+        my_quantize,
+        (_one_scale, _without_magnitude, _drops_the_rest, _without_scale, _calls_the_package), _check_quantize,
     ),
     BLOCK_MATMUL,
     INDEX_SCORES,

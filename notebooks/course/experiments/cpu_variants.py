@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsa.kernels import ops
 from dsa.kernels.cpu import dense, topk
-from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.kernels.fp8 import QuantizedTensor, quantize_int8
 from dsa.kernels.loops import EMPTY
 from dsa.kernels.reference import causal_mask
 
@@ -162,8 +162,8 @@ def in_bf16(given: Sparse) -> Tensor:
 
 def in_int8(given: Sparse) -> Tensor:
     """Ours, with index vectors in eight bits. It helps, and chooses a little otherwise: a model has to be told to."""
-    q, scale = quantise_int8(given.index_q)
-    codes = Codes(*quantise_int8(given.index_k))
+    q, scale = quantize_int8(given.index_q)
+    codes = QuantizedTensor(*quantize_int8(given.index_k))
     return given.attended(ops.index_topk(q, codes, given.w * scale[..., 0], given.top_k))
 
 

@@ -73,8 +73,8 @@ def rounded(x: Tensor, name: str, block: tuple[int, int] = (1, ALL)) -> Tensor:
     if form.bits == 16:
         return form.round(x)
     block = min(block[0], x.shape[-2]), min(block[1], x.shape[-1])
-    amax = fp8.largest_of_block(x, block).clamp(min=fp8.LEAST_AMAX)
-    scale = fp8.spread(amax / form.largest, x.shape, block)
+    amax = fp8.block_amax(x, block).clamp(min=fp8.MIN_AMAX)
+    scale = fp8.expand_scale(amax / form.largest, x.shape, block)
     return form.round(x / scale) * scale
 
 
@@ -110,7 +110,7 @@ def index_factors(model: Transformer, tokens: Tensor) -> list[Factors]:
 def overlap(a: Tensor, b: Tensor, first: int = 0) -> float:
     """The share of tokens that two selections (B, T, K) have in common, over the queries from `first` on."""
     S = int(max(a.max(), b.max())) + 1
-    mine, other = (reference.membership(x, S)[:, first:] for x in (a, b))
+    mine, other = (reference.selection_mask(x, S)[:, first:] for x in (a, b))
     return float((mine & other).sum() / mine.sum())
 
 

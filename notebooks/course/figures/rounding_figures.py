@@ -39,8 +39,8 @@ def draw_scales(x: Tensor) -> Drawn:
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
     touched = []
     for ax, block, name in zip(axes, (fp8.GROUP, fp8.BLOCK), ("runs of 128", "squares of 128 x 128"), strict=True):
-        scale = fp8.quantise(x, block)[1]
-        wide = fp8.spread(scale, x.shape, block).log2()
+        scale = fp8.quantize(x, block)[1]
+        wide = fp8.expand_scale(scale, x.shape, block).log2()
         touched.append(int((wide >= 0).sum()))
         image = ax.imshow(wide.numpy(), aspect="auto", vmin=-8, vmax=1)
         ax.set(title=f"{name}: {scale.numel():,} scales", xlabel="column")

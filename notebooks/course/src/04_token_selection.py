@@ -270,7 +270,7 @@ heads = head_weights(model, reading.ids)  # (layers, T, H, T)
 kept = []
 for n in range(3):
     chosen = reading.chosen("indexer", n, 16)
-    member = reference.membership(chosen[None], len(reading.ids))[0]
+    member = reference.selection_mask(chosen[None], len(reading.ids))[0]
     kept.append((heads[n] * member[:, None]).sum(-1)[64:].mean(0))
 kept = torch.stack(kept)  # (layers, H)
 best = heads.topk(16, dim=-1).values.sum(-1)[:, 64:].mean(1)

@@ -181,7 +181,7 @@ claim(
 
 
 # %%
-def quantise(x, rows, columns):
+def quantize(x, rows, columns):
     """Codes of x (M, N) as fp32, and one scale a block."""
     M, N = x.shape
     codes = torch.zeros_like(x)
@@ -201,8 +201,8 @@ weights[:, 150:200] *= 30
 weights[40, 300] = 500.0
 equal = []
 for block in (fp8.GROUP, fp8.BLOCK):
-    mine, my_scale = quantise(weights, *block)
-    theirs, their_scale = fp8.quantise(weights, block)
+    mine, my_scale = quantize(weights, *block)
+    theirs, their_scale = fp8.quantize(weights, block)
     equal.append(torch.equal(mine, theirs.float()))
     equal.append(torch.equal(my_scale, their_scale))
 claim(
@@ -226,10 +226,10 @@ show(*figures.draw_scales(weights))
 
 # %%
 x = torch.randn(64, 400, generator=generator)
-x8, a = fp8.quantise(x)
-w8, b = fp8.quantise(weights, fp8.BLOCK)
+x8, a = fp8.quantize(x)
+w8, b = fp8.quantize(weights, fp8.BLOCK)
 found = fp8.matmul(x8, a, w8, b)
-inputs = fp8.dequantise(x8, a), fp8.dequantise(w8, b, fp8.BLOCK)
+inputs = fp8.dequantize(x8, a), fp8.dequantize(w8, b, fp8.BLOCK)
 rest = rounding.relative_error(found, inputs[0] @ inputs[1].T)
 error = rounding.relative_error(found, x @ weights.T)
 claim(
@@ -260,9 +260,9 @@ w = torch.randn(1, 8, 4, generator=generator)
 
 
 def both_ways(ue8m0):
-    q8, a = fp8.quantise(q, ue8m0=ue8m0)
-    k8, b = fp8.quantise(k, ue8m0=ue8m0)
-    inside = fp8.dequantise(q8, a), fp8.dequantise(k8, b), w
+    q8, a = fp8.quantize(q, ue8m0=ue8m0)
+    k8, b = fp8.quantize(k, ue8m0=ue8m0)
+    inside = fp8.dequantize(q8, a), fp8.dequantize(k8, b), w
     before = ops.index_scores(*inside, backend="reference")
     return before, fp8.index_scores(q8, a, k8, b, w)
 
@@ -539,7 +539,7 @@ base = torch.randn(2, 512, 128, generator=generator)
 def product_error(by, turn):
     q, k = (base * torch.stack(by)[:, None]).unbind()
     exact = q.double() @ k.double().T
-    q, k = (fp8.dequantise(*fp8.quantise(turn(x))) for x in (q, k))
+    q, k = (fp8.dequantize(*fp8.quantize(turn(x))) for x in (q, k))
     return float(((q @ k.T) - exact).norm() / exact.norm())
 
 
@@ -732,7 +732,7 @@ twins(
 # {exercise:fp8.my_scale}
 
 # %% [markdown]
-# {exercise:fp8.my_quantise}
+# {exercise:fp8.my_quantize}
 
 # %% [markdown]
 # {exercise:fp8.my_block_matmul}

@@ -486,7 +486,7 @@ generator = torch.Generator().manual_seed(0)
 q = torch.randn(1, 24, 8, 128, generator=generator)
 k = torch.randn(1, 80, 128, generator=generator)
 w = torch.randn(1, 24, 8, generator=generator)
-codes = (*fp8.quantise(q), *fp8.quantise(k), w)
+codes = (*fp8.quantize(q), *fp8.quantize(k), w)
 expected = fp8.index_scores(*codes)
 found = index_logits.index_logits_fp8(*codes) if TRITON else expected
 seen = expected > -torch.inf
@@ -549,7 +549,7 @@ from dsa.kernels.triton import compile as aot
 for name, target, choice in {jobs}:
     call = aot.calls(name)[0]
     code = aot.compile_call(*call, target, choice)
-    unit = max(code.matrix, key=code.matrix.get, default="none")
+    unit = max(code.mma, key=code.mma.get, default="none")
     print(target, unit, code.spilled, code.shared // 1024, code.fits)
 """
 
@@ -660,15 +660,15 @@ else:
 # chosen for another memory. We have not tried.
 #
 # Processors differ as much. Narrow numbers are several times as fast as fp32 on one and slower on the next, and a name
-# does not tell. So the backend `cpu` multiplies once in each kind when it first meets it (`dsa/kernels/cpu/machine.py`).
-# A kind that is right and clearly faster is used as it is; any other is widened to fp32, with the same scores. Yours:
+# does not tell. So the backend `cpu` multiplies once in each kind when it first meets it
+# (`dsa/kernels/cpu/matmul_speed.py`). A kind that is right and clearly faster is used as it is; any other is widened to fp32, with the same scores. Yours:
 
 # %% tags=["nbval-ignore-output"]
-from dsa.kernels.cpu.machine import SIDE, fast, seconds
+from dsa.kernels.cpu.matmul_speed import SIDE, is_fast, matmul_seconds
 
 for kind in (torch.float32, torch.bfloat16, torch.int8):
-    rate = 2 * SIDE**3 / seconds(kind) / 1e9
-    print(f"{kind}: {rate:.0f} billion a second, fast: {fast(kind)}")
+    rate = 2 * SIDE**3 / matmul_seconds(kind) / 1e9
+    print(f"{kind}: {rate:.0f} billion a second, fast: {is_fast(kind)}")
 
 # %% [markdown]
 # Whatever the device, a backend says what it cannot do, and who can:

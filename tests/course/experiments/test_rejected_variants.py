@@ -13,7 +13,7 @@ from course.experiments import rejected_variants
 from course.figures import rejected_variants as show
 from dsa.bench import cpu
 from dsa.kernels import ops, reference
-from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.kernels.fp8 import QuantizedTensor, quantize_int8
 from dsa.record import as_of_today
 from project import DATA
 
@@ -39,7 +39,7 @@ def test_sparse_ideas_compute_the_reference(given, name):
 
 
 def test_eight_bits_compute_the_reference_of_what_the_codes_stand_for(given):
-    q, k = (Codes(*quantise_int8(x)).expand() for x in (given.index_q, given.index_k))
+    q, k = (QuantizedTensor(*quantize_int8(x)).dequantize() for x in (given.index_q, given.index_k))
     found, right = ideas.in_int8(given), expected(given, q, k, given.w)
     assert ((found - right).flatten(2).norm(dim=-1) < 1e-3).float().mean() > 0.9  # a near-tie may fall otherwise
 

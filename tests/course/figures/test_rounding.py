@@ -37,8 +37,8 @@ def test_a_block_holds_no_more_numbers_than_its_format_has(name, block):
 def test_formats_are_the_packages_own():
     x = normal(3, 200)
     one = (1, 128)
-    assert torch.equal(rounding.rounded(x, "e4m3", one), fp8.dequantise(*fp8.quantise(x, ue8m0=False)))
-    codes, scale = fp8.quantise_int8(x)
+    assert torch.equal(rounding.rounded(x, "e4m3", one), fp8.dequantize(*fp8.quantize(x, ue8m0=False)))
+    codes, scale = fp8.quantize_int8(x)
     assert torch.equal(rounding.rounded(x, "int8"), codes * scale)
     assert torch.equal(rounding.rounded(x, "bf16"), x.bfloat16().float())
     assert {abs(v) for v in rounding.FORMATS["e2m1"].round(torch.linspace(-9, 9, 999)).tolist()} == {
