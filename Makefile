@@ -67,7 +67,7 @@ bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/dsa bench decode
 	$(ONE_THREAD) $(BIN)/dsa bench indexer-loss
 
-# Under ten minutes for the kernels, each against its goal, and about as much for layers of true width; then the
+# Under ten minutes for the kernels, each against its target, and about as much for layers of true width; then the
 # notebooks that draw what was found are made anew, and all of them must run here as they do without a GPU.
 gpu: .venv/tests
 	$(BIN)/python -c "from dsa.bench.gpu.__main__ import need_gpu; need_gpu()"

@@ -48,23 +48,23 @@ def by_chunks(index: Index, q: Tensor, k: Tensor, scale: float) -> Tensor:
     return total
 
 
-def contenders(T: int) -> dict[str, Callable[[], Tensor]]:
+def candidates(T: int) -> dict[str, Callable[[], Tensor]]:
     """What is timed at T tokens: name -> a call that leaves gradients anew and returns the loss."""
     index, q, k = inputs(T)
     scale = WIDTH**-0.5
 
-    def forget() -> None:
+    def zero_grad() -> None:
         for x in index:
             x.grad = None
 
     def step(backend: str) -> Tensor:
-        forget()
+        zero_grad()
         loss = ops.indexer_loss(*index, q, k, scale, backend=backend)
         loss.backward()
         return loss.detach()
 
     def chunks() -> Tensor:
-        forget()
+        zero_grad()
         return by_chunks(index, q, k, scale)
 
     calls = {"closed form": lambda: step("tiled"), "by chunks": chunks, "at once": lambda: step("reference")}
@@ -72,18 +72,18 @@ def contenders(T: int) -> dict[str, Callable[[], Tensor]]:
 
 
 def measure(lengths=LENGTHS, repeats: int = 5) -> dict[int, dict[str, dict[str, float]]]:
-    """Length -> contender -> median CPU seconds and peak megabytes over the inputs."""
+    """Length -> candidate -> median CPU seconds and peak megabytes over the inputs."""
     torch.manual_seed(0)
     table = {}
     for T in lengths:
-        calls = contenders(T)
+        calls = candidates(T)
         peaks = {name: peak_bytes(call) / 1e6 for name, call in calls.items()}
         seconds = cpu_seconds(calls, repeats)
         table[T] = {name: {"seconds": seconds[name], "megabytes": peaks[name]} for name in calls}
     return table
 
 
-def words(table: dict[int, dict[str, dict[str, float]]]) -> str:
+def format_table(table: dict[int, dict[str, dict[str, float]]]) -> str:
     """The table and what it says."""
 
     def cell(row: dict, name: str) -> str:
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record.add_options(parser, required=False)
     options, command = record.parse(parser, argv)
     table = measure(options.lengths, repeats=options.repeats)
-    print(words(table))
+    print(format_table(table))
     if options.out:
         about = record.origin(command, record.processor())
         what = (
