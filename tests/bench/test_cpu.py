@@ -18,7 +18,7 @@ BF16 = {"dense bf16", "sparse bf16", "sparse bf16 int8"}
 @pytest.fixture
 def narrow(monkeypatch):
     """Say whether this processor multiplies bf16 fast."""
-    return lambda is_fast: monkeypatch.setattr(cpu, "fast", lambda dtype: is_fast)
+    return lambda is_fast: monkeypatch.setattr(cpu, "is_fast", lambda dtype: is_fast)
 
 
 @pytest.mark.parametrize("shape", ["s1", "s2"])
@@ -56,7 +56,7 @@ def test_eight_bits_reach_the_kernel_as_codes(monkeypatch):
     monkeypatch.setattr(layer.ops, "sparse_attention", lambda *arguments: None)
     layer.sparse_call(MINI, 64, 1, "int8")()
     [(q, k)] = seen
-    assert q.dtype == torch.int8 and k.numbers.dtype == torch.int8 and k.numbers.shape == (1, 64, MINI.index_head_dim)
+    assert q.dtype == torch.int8 and k.codes.dtype == torch.int8 and k.codes.shape == (1, 64, MINI.index_head_dim)
 
 
 def test_a_token_is_a_share_of_its_block(narrow, monkeypatch):
