@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
-from dsa.checkpoint.load import fill, set_dtype
+from dsa.checkpoint.load import load_tensors, set_dtype
 from dsa.io.command_line import Parser
 from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.attention import Step
@@ -66,11 +66,11 @@ def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: 
 
 def load(layers: nn.ModuleList, folder: Path) -> nn.ModuleList:
     """Put a folder's weights into its first layers, FP8 expanded on the way. CheckpointError if any is missing."""
-    stored = index.contents(folder)
+    stored = index.list_tensors(folder)
     target = {f"model.layers.{name}": tensor for name, tensor in layers.state_dict().items()}
-    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE) in target}
-    index.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
-    fill(target, mine, f"loading {folder.name}")
+    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE_SUFFIX) in target}
+    index.check_tensors(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
+    load_tensors(target, mine, f"loading {folder.name}")
     return layers
 
 

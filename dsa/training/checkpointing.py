@@ -33,7 +33,7 @@ def save(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: 
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in _state_tensors(optimizer).items()}
-    copies = {name: fsdp.whole(tensor.detach()).clone().contiguous() for name, tensor in tensors.items()}
+    copies = {name: fsdp.full_tensor(tensor.detach()).clone().contiguous() for name, tensor in tensors.items()}
     if fsdp.rank() > 0:
         return
     unfinished = folder / (FILE + ".new")
@@ -70,7 +70,7 @@ def load(folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[st
             progress = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         known = model.state_dict()
-        saved = {key: fsdp.part_like(tensor, known[key]) for key, tensor in _with_prefix("model.", tensors).items()}
+        saved = {key: fsdp.shard_like(tensor, known[key]) for key, tensor in _with_prefix("model.", tensors).items()}
         model.load_state_dict(saved)
         for number, optimizer in enumerate(optimizers):
             _load_optimizer(optimizer, _with_prefix(f"optimizer.{number}.", tensors))
@@ -89,5 +89,5 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = fsdp.part_like(tensor, parameters[int(parameter)])
+        state.setdefault(int(parameter), {})[name] = fsdp.shard_like(tensor, parameters[int(parameter)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -91,7 +91,7 @@ def indexer_kl_objective(task: Task, size: int) -> Objective:
     """Eq. 3 (dense attention) or Eq. 4 (sparse), summed over layers; ``kl`` is their mean."""
 
     def step(model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        _, losses = model(fsdp.own_rows(task.generate(rng, size)).tokens, indexer_loss=True)
+        _, losses = model(fsdp.local_batch(task.generate(rng, size)).tokens, indexer_loss=True)
         return losses.sum(), _kl_measures(losses)
 
     return step
@@ -101,7 +101,7 @@ def joint_objective(task: Task, size: int) -> Objective:
     """The language loss for the model and Eq. 4 for its indexers, in one backward pass."""
 
     def step(model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(rng, size))
+        episodes = fsdp.local_batch(task.generate(rng, size))
         logits, losses = model(episodes.tokens, indexer_loss=True)
         loss = language_loss(logits, episodes)
         measures = {"language": loss.item(), **_kl_measures(losses), **task.score(logits.detach(), episodes)}

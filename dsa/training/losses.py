@@ -17,7 +17,7 @@ def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
     counts = episodes.counts[:, 1:]
     mean = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
-    return mean * fsdp.share(int(counts.sum()))  # a rank's mean weighs as much as it has tokens that count
+    return mean * fsdp.token_weight(int(counts.sum()))  # a rank's mean weighs as much as it has tokens that count
 
 
 def forward_with_indexer_loss(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:

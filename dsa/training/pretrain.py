@@ -55,7 +55,7 @@ def lm_objective(task: Task, size: int) -> Objective:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
     def step(model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(rng, size))
+        episodes = fsdp.local_batch(task.generate(rng, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -93,7 +93,7 @@ def balance(model: nn.Module) -> None:
     """Move the routers' biases by what the step has loaded on the experts, on all ranks together."""
     assert isinstance(model, Transformer)
     for gate in model.gates():
-        fsdp.add_up(gate.load)
+        fsdp.all_reduce_sum(gate.load)
         gate.balance(ROUTER_SPEED)
 
 

@@ -60,7 +60,7 @@ def command(run: Callable[[argparse.Namespace], Path], parser: argparse.Argument
     with errors_in_a_sentence():
         try:
             with fsdp.processes(), redirect_stdout(sys.stdout if fsdp.rank() == 0 else None):
-                arguments.command = f"{fsdp.launched(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
+                arguments.command = f"{fsdp.launch_command(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
                 print(f"made {run(arguments)}")
         except KeyboardInterrupt:
             saved = checkpointing.exists(work_folder(arguments.out))
@@ -86,10 +86,10 @@ def prepare(out: Path, *, resume: bool, replace: bool) -> Path:
     if not resume and checkpointing.exists(work):
         if not replace:
             raise FileExistsError(f"{work} holds a stopped run: --resume it, or --replace it to start over")
-        fsdp.wait()  # all ranks have looked
+        fsdp.barrier()  # all ranks have looked
         if fsdp.rank() == 0:
             shutil.rmtree(work)
-    fsdp.wait()
+    fsdp.barrier()
     work.mkdir(parents=True, exist_ok=True)
     return work
 

@@ -179,7 +179,9 @@ def _step(
 ) -> Row:
     optim.set_rates(optimizers, phase.factor(step))
     loss, measures = phase.objective(model, rng)
-    measures = fsdp.mean({"loss": loss.item(), **measures})  # equal on all ranks, which therefore stop together
+    measures = fsdp.all_reduce_mean(
+        {"loss": loss.item(), **measures}
+    )  # equal on all ranks, which therefore stop together
     if not math.isfinite(measures["loss"]):
         raise FloatingPointError(f"the loss is {measures['loss']} in step {step} of phase {phase.name}: lower the rate")
     for optimizer in optimizers:

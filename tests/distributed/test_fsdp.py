@@ -118,7 +118,7 @@ def worker(folder):
             (folder / "two.json").write_text(json.dumps(rows))
         save_again(folder / "two", folder / "again")
         command(folder, "made", "--optimizer", "adamw")
-        fsdp.wait()  # rank 0 is the one that writes it
+        fsdp.barrier()  # rank 0 is the one that writes it
         indexed(folder)
         found = resumed(own_text(folder / "a.txt"), folder)
         if fsdp.rank() == 0:
@@ -193,7 +193,7 @@ def test_the_indexer_command_makes_one_whole_folder(trained):
 def test_one_process_is_left_alone(alone):
     model = dsa.Transformer(CONFIG)
     assert fsdp.shard(model) is model is fsdp.gather(model)
-    assert fsdp.ranks() == 1 and fsdp.rank() == 0 and fsdp.share(3) == 1
+    assert fsdp.world_size() == 1 and fsdp.rank() == 0 and fsdp.token_weight(3) == 1
     assert not any(getattr(module, "idle_experts_run", False) for module in model.modules())
 
 
@@ -210,7 +210,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero_where_ranks_exchange_th
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
     monkeypatch.setattr(fsdp, "ranks", lambda: 3)
     with pytest.raises(ValueError, match="batch of 4 sequences cannot be shared evenly by 3 processes"):
-        fsdp.own_rows(Copy(32).generate(torch.Generator(), 4))
+        fsdp.local_batch(Copy(32).generate(torch.Generator(), 4))
 
 
 if __name__ == "__main__":

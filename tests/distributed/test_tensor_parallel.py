@@ -167,7 +167,7 @@ def test_one_process_joins_nobody():
 )
 def test_what_cannot_be_shared_evenly_is_refused(changes, ranks, words):
     with pytest.raises(ValueError, match=words):
-        tensor_parallel.check_shares(small.config(**changes), ranks)
+        tensor_parallel.check_divisible(small.config(**changes), ranks)
 
 
 if __name__ == "__main__":

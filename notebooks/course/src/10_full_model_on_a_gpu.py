@@ -35,7 +35,7 @@ from course.ui.reading import read_file
 from course.ui.style import show, style
 from dsa.analysis.serving_fit import GPUS, fit
 from dsa.bench import full_width
-from dsa.checkpoint.inspect import look, report
+from dsa.checkpoint.inspect import inspect_folder, report
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.distributed import tensor_parallel
 from dsa.generation.chat import open_chat
@@ -651,8 +651,8 @@ twins(
 # Here it is for a folder of this course:
 
 # %%
-looked = look(Path("../data/sparse"))
-print("\n".join(report(looked)))
+summary = inspect_folder(Path("../data/sparse"))
+print("\n".join(report(summary)))
 
 # %% [markdown]
 # The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
