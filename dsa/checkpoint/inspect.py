@@ -167,9 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors, FP8 or not")
     arguments = parser.parse_args(argv)
     with errors_in_a_sentence():
-        found = inspect_folder(arguments.folder)
-        print(*report(found), sep="\n")
-    sys.exit(found.problem is not None)
+        summary = inspect_folder(arguments.folder)
+        print(*report(summary), sep="\n")
+    sys.exit(summary.problem is not None)
 
 
 if __name__ == "__main__":

@@ -58,11 +58,9 @@ def rank() -> int:
 
 def launch_command(command: str) -> str:
     """A command, `dsa ...` or `python -m ...`, as it has to be typed to have as many processes."""
-    return (
-        command
-        if world_size() == 1
-        else f"torchrun --nproc-per-node {world_size()} -m {command.removeprefix('python -m ')}"
-    )
+    if world_size() == 1:
+        return command
+    return f"torchrun --nproc-per-node {world_size()} -m {command.removeprefix('python -m ')}"
 
 
 def barrier() -> None:

@@ -54,7 +54,7 @@ def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> Config:
     """The config of the folder to start from, if the command can be done; ValueError says why not otherwise."""
     path = options.folder / CONFIG
-    if path.is_file():
+    if path.is_file():  # a foreign architecture is named before its sizes are found strange
         _check_architecture(path)
     config = read_config(options.folder)
     if options.sparse and options.then_sparse:
@@ -106,7 +106,7 @@ def index_sizes(config: Config, options: argparse.Namespace, length: int) -> dic
         "width": options.index_head_dim or 2 * config.qk_rope_head_dim,
         "top_k": top_k_of(config, options.top_k, length),
     }
-    if config.index_topk is None:
+    if config.index_topk is None:  # made only to be checked: a Config refuses what does not go together
         config.replace(index_n_heads=sizes["heads"], index_head_dim=sizes["width"], index_topk=sizes["top_k"])
     return sizes
 

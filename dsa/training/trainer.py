@@ -139,8 +139,8 @@ def train(
             rows.append(_step(model, optimizers, phases[number], step, generator(seed, number, step), clip))
             if after is not None:
                 after(model)
-            if (step + 1) % every == 0:  # the step that comes next, so that none is done twice
-                save_state(number, step + 1)
+            if (step + 1) % every == 0:
+                save_state(number, step + 1)  # where to go on: this step is done
     save_state(len(phases), 0)  # past the last phase: resuming a finished run trains nothing
     return Run(rows, *clock.read())
 
@@ -179,9 +179,7 @@ def _step(
 ) -> Row:
     optim.set_rates(optimizers, phase.factor(step))
     loss, measures = phase.objective(model, rng)
-    measures = fsdp.all_reduce_mean(
-        {"loss": loss.item(), **measures}
-    )  # equal on all ranks, which therefore stop together
+    measures = fsdp.all_reduce_mean({"loss": loss.item(), **measures})  # equal on all ranks: they stop together
     if not math.isfinite(measures["loss"]):
         raise FloatingPointError(f"the loss is {measures['loss']} in step {step} of phase {phase.name}: lower the rate")
     for optimizer in optimizers:
