@@ -80,12 +80,12 @@ def test_the_published_model_adds_up(published):
     parameters, config = published.parameters(), Config.v32_exp()
     assert published.problem is None
     assert parameters["indexer"] == 61 * 13_959_424
-    main = {part: count for part, count in parameters.items() if part != inspect.PREDICTION}
+    main = {part: count for part, count in parameters.items() if part != inspect.MTP_PART}
     few = main["norms"] + 58 * 256 + 61 * 2 * 128  # norms, router biases and the index keys' LayerNorm: no matrices
     assert sum(main.values()) == stored_parameters(config) + few
     assert round(sum(main.values()) / 1e9, 2) == round(671.03 + 0.85, 2)
     copies = 2 * config.vocab_size * config.hidden_size
-    assert round((parameters[inspect.PREDICTION] - copies) / 1e9, 1) == 11.6
+    assert round((parameters[inspect.MTP_PART] - copies) / 1e9, 1) == 11.6
     assert round(sum(parameters.values()) / 1e9) == 685
     assert set(main) == {part for part, _ in inspect.PARTS}
 
