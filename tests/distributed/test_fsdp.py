@@ -208,7 +208,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero_where_ranks_exchange_th
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
-    monkeypatch.setattr(fsdp, "ranks", lambda: 3)
+    monkeypatch.setattr(fsdp, "world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch of 4 sequences cannot be shared evenly by 3 processes"):
         fsdp.local_batch(Copy(32).generate(torch.Generator(), 4))
 
