@@ -10,6 +10,7 @@ from safetensors import safe_open
 import dsa
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.datasets.recall_tasks import insert_needle
+from dsa.record import as_of_today
 from dsa.training import evaluate, indexer, pretrain
 from project import DATA
 
@@ -50,7 +51,7 @@ def test_folder_is_whole_and_stored_in_bf16(stage):
 
 def test_provenance_is_complete(stage):
     found = record(stage)
-    assert found["command"].startswith("python -m dsa.training.") and found["options"]["seed"] == 0
+    assert as_of_today(found["command"]).startswith("dsa train ") and found["options"]["seed"] == 0
     assert set(found["versions"]) == {"python", "torch", "numpy"}
     assert len(found["corpus"]["sha256"]) == 64 and found["corpus"]["bytes"] > 1_000_000
     assert found["training_seconds"] > 1 and found["date"] > "2025-09-29"

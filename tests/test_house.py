@@ -11,6 +11,7 @@ from statistics import quantiles
 
 import pytest
 
+from dsa import cli
 from project import ROOT
 
 FLOORS = (  # from the ground up; rooms of one floor do not know each other
@@ -24,7 +25,9 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("dsa.generation",),
     ("dsa.training",),
     ("dsa.bench",),
-    ("dsa.doctor", "dsa.evaluate", "dsa.cli"),
+    ("dsa.doctor", "dsa.evaluate"),
+    ("dsa.cli",),
+    ("dsa.__main__",),
     ("course.ui",),
     ("course.experiments",),
     ("course.bugs",),
@@ -33,10 +36,8 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("course.builder",),
     ("course",),
 )
-# what is chosen by name at run time: the door, backends, optional packages, a chapter's exercises
-LAZY = {
-    "dsa", "dsa.kernels.backends", "dsa.datasets.token_ids", "dsa.datasets.tokenizers", "course.exercises.catalogue",
-}  # fmt: skip
+# what is chosen by name at run time: the door, sub-commands, backends, a chapter's exercises
+LAZY = {"dsa", "dsa.cli", "dsa.kernels.backends", "course.exercises.catalogue"}
 GPU = ("dsa.kernels.triton", "dsa.bench.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))
 COURSE = [path for path in sorted((ROOT / "notebooks/course").rglob("*.py")) if "src" not in path.parts]
@@ -192,6 +193,8 @@ def test_commands_of_the_makefile_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for module in re.findall(r"python -m ((?:dsa|course)[\w.]*)", makefile):
         assert find_spec(module), f"python -m {module}"
+    for words in re.findall(r"\$\(BIN\)/dsa (.*)", makefile):
+        assert isinstance(cli.find(words.split())[1], cli.Command), words
     for script in re.findall(r"python ([\w/]+\.py)", makefile):
         assert (ROOT / script).exists(), script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111, ".ci/run is not executable"

@@ -4,7 +4,7 @@ A layer's speed and memory do not depend on what its weights say, and one layer 
 So a few layers of the real shape, filled with random numbers, tell what 61 of them would do, on one GPU and without a
 download. What they do not tell is anything about the quality of an answer.
 
-    python -m dsa.bench.full_width --out data/measurements/true_width.json
+    dsa bench full-width --out data/measurements/true_width.json
 
 measures prefill and decode, dense and sparse, over contexts from 8K to 128K, with the memory they take, and writes the
 record that the course draws. Prompts are read in chunks. What is measured are this package's own kernels on the device
@@ -26,6 +26,7 @@ from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
 from dsa.checkpoint.load import load_tensors, set_dtype
 from dsa.generation.decode import CHUNK, prefill
+from dsa.io.command_line import Parser
 from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.config import Config
 from dsa.model.moe import Gate, MoE
@@ -186,7 +187,7 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser("python -m dsa.bench.full_width", description="Measure layers of true width.")
+    parser = Parser("dsa bench full-width", description="Measure layers of true width.")
     add_options(parser)
     parser.add_argument("--folder", type=Path, help="take the first layers of this model instead of random ones")
     parser.add_argument("--layers", type=int, help="how many; by default as many as fit")

@@ -1,6 +1,6 @@
 """What is in a checkpoint folder, what it will take, and whether it will load: from the headers, nothing allocated.
 
-    python -m dsa.checkpoint.inspect FOLDER
+    dsa inspect FOLDER
 
 A folder of 700 GB takes days to fetch and minutes to load, so it is better to know beforehand. Parameters are counted
 by part (block scales are none). Memory is what the weights take on each of several GPUs that share a model as
@@ -10,7 +10,6 @@ each, too: all heads read the same latents. What a pass needs on top is small be
 chunks.
 """
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ import torch
 from dsa.analysis.memory import cache_bytes
 from dsa.checkpoint import index, mtp
 from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, stays_fp32
+from dsa.io.command_line import Parser, errors_in_a_sentence
 from dsa.model.config import Config
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
@@ -156,14 +156,14 @@ def _gib(size: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; its exit status says whether the folder will load."""
-    parser = argparse.ArgumentParser("python -m dsa.checkpoint.inspect", description="Look into a checkpoint folder.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    try:
-        summary = inspect_folder(parser.parse_args(argv).folder)
-    except CheckpointError as error:
-        sys.exit(f"it will NOT load: {error}")
-    print(*report(summary), sep="\n")
+    """The command `dsa inspect`; its exit status says whether the folder will load."""
+    about = "List what a checkpoint folder holds, what it needs on 1 to 8 GPUs, and whether it loads; headers only."
+    parser = Parser("dsa inspect", description=about)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors, FP8 or not")
+    arguments = parser.parse_args(argv)
+    with errors_in_a_sentence():
+        summary = inspect_folder(arguments.folder)
+        print(*report(summary), sep="\n")
     sys.exit(summary.problem is not None)
 
 

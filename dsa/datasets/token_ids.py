@@ -3,13 +3,12 @@
 The course's models read bytes; a model from elsewhere was taught other tokens, and bytes would be noise to it that
 merely happens to be in range. So its text comes in one of two ways: as ids made beforehand (arrays of whole numbers in
 `.npy` or `.safetensors` files), or as plain text through the `tokenizer.json` that lies beside the model's weights,
-which needs the `tokenizers` package (not among this course's requirements; it comes with `transformers`).
+which needs the `tokenizers` package (the extra `chat`: `pip install 'dsa[chat]'`).
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,12 @@ def _read(file: Path) -> np.ndarray:
 def read_tokenizer_json(path: str | Path) -> Any:
     """The ``tokenizers.Tokenizer`` in a ``tokenizer.json``; ValueError if it or the package cannot be had."""
     try:
-        return import_module("tokenizers").Tokenizer.from_file(str(path))
+        from tokenizers import Tokenizer  # optional: models that read bytes need no such file
+
+        return Tokenizer.from_file(str(path))
     except ImportError as error:
         raise ValueError(
-            f"{path} needs the tokenizers package: pip install tokenizers, or give --corpus files of token ids (.npy)"
+            f"{path} needs the tokenizers package: pip install 'dsa[chat]', or train on --corpus token ids (.npy)"
         ) from error
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer that can be read ({error})") from error

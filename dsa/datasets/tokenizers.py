@@ -3,7 +3,8 @@
 Three kinds of folder are met. The course's own models read bytes (`byte_tokenizer`) and need no file. Any
 other model brings its `tokenizer.json`, which the `tokenizers` package reads. One that was taught to converse also
 brings a chat template, a Jinja text in `tokenizer_config.json` or `chat_template.jinja` that says how turns are
-written; it is rendered in a sandbox, because it is a program that came with the weights. Jinja is wherever torch is.
+written; it is rendered in a sandbox, because it is a program that came with the weights. Both packages
+are optional: `pip install 'dsa[chat]'`.
 
 Ids are turned into text as they come (:class:`Detokenizer`): a character may be spread over several tokens, so the last
 ones are held back until they spell something.
@@ -12,7 +13,6 @@ ones are held back until they spell something.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +145,17 @@ def _render(template: str, messages: Messages, special: Mapping[str, str]) -> st
     def refuse(reason: str) -> None:
         raise ValueError(f"the model's chat template refuses this conversation: {reason}")
 
-    sandbox, jinja = import_module("jinja2.sandbox"), import_module("jinja2")
-    environment = sandbox.ImmutableSandboxedEnvironment(
+    try:
+        from jinja2 import TemplateError  # optional: only a chat template needs it
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ValueError("the model's chat template needs the jinja2 package: pip install 'dsa[chat]'") from error
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:
         return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **special)
-    except jinja.TemplateError as error:
+    except TemplateError as error:
         raise ValueError(f"the model's chat template cannot be filled in ({error})") from error

@@ -1,6 +1,6 @@
 """The same training on several processes: each has a part of the weights and of every batch.
 
-    torchrun --nproc-per-node 2 -m dsa.training.pretrain --optimizer adamw --out runs/base
+    torchrun --nproc-per-node 2 -m dsa train pretrain --optimizer adamw --out runs/base
 
 FSDP2 (``fully_shard``) keeps of every weight, gradient and optimiser state only a rank's shard, gathers a layer's
 weights when the layer is computed, and averages gradients over ranks. What is left to do is to make the average the
@@ -57,8 +57,10 @@ def rank() -> int:
 
 
 def launch_command(command: str) -> str:
-    """A ``python`` command as it has to be typed to have as many processes."""
-    return command if world_size() == 1 else command.replace("python", f"torchrun --nproc-per-node {world_size()}", 1)
+    """A command, `dsa ...` or `python -m ...`, as it has to be typed to have as many processes."""
+    if world_size() == 1:
+        return command
+    return f"torchrun --nproc-per-node {world_size()} -m {command.removeprefix('python -m ')}"
 
 
 def barrier() -> None:

@@ -1,6 +1,6 @@
 """One model on several processes: attention heads, feed-forward columns and experts are dealt out.
 
-    torchrun --nproc-per-node 8 -m dsa.generation.cli FOLDER --prompt "..."
+    torchrun --nproc-per-node 8 -m dsa generate FOLDER --prompt "..."
 
 Every process ("rank") sees all tokens and holds a part of the weights. Of each layer it computes its own heads and its
 own experts, and what the ranks have found is summed: two sums a layer, after attention and after the feed-forward half.

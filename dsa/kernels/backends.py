@@ -42,7 +42,7 @@ def unsupported_reason(name: str, operation: str, tensors: tuple[Tensor, ...]) -
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsa"):
             raise  # a mistake of ours, and not a library that is not installed
-        return f"it needs {error.name}, which is not installed"
+        return f"it needs {error.name}, which is not installed (pip install 'dsa[{name}]')"  # an extra has its name
     if not hasattr(module, operation):
         return f"it has no {operation}"
     return module.unsupported_reason(operation, *tensors) if hasattr(module, "unsupported_reason") else ""

@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         if kind == "sparse" and self.config.index_topk is None:
             raise ValueError(
                 "this model is dense and has no indexer, so attention='sparse' has nobody to choose: "
-                "give it one first (python -m dsa.training.indexer), or use 'window', 'random' or 'oracle'"
+                "give it one first (dsa adopt), or use 'window', 'random' or 'oracle'"
             )
         self._attention = kind
 

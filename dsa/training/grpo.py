@@ -32,7 +32,7 @@ from dsa.datasets import rl_domains, rl_transcripts
 from dsa.datasets.rl_domains import Problem
 from dsa.model.transformer import Transformer
 from dsa.training import rewards
-from dsa.training.losses import read
+from dsa.training.losses import forward_with_indexer_loss
 from dsa.training.optimizers import adamw
 from dsa.training.rewards import Reward
 from dsa.training.rollout import Rollout, logprobs_of, sample
@@ -184,7 +184,7 @@ class Objective:
         config, rollout = self.config, graded.rollout
         rows = (graded.advantages != 0) | (graded.reference is not None)
         tokens = rollout.tokens[rows if rows.any() else ~rows]
-        logits, beside = read(model, tokens)
+        logits, beside = forward_with_indexer_loss(model, tokens)
         now = rollout.logprobs.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
         losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
         kl = None if graded.reference is None else divergence(now, graded.reference)

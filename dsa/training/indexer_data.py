@@ -44,7 +44,7 @@ class PlainText:
 
 
 @dataclass(frozen=True)
-class Reading:
+class IndexerData:
     """A corpus in the ids of one model; ``in_bytes`` says that they are our tokenizer's."""
 
     corpus: Corpus
@@ -62,7 +62,7 @@ class Reading:
         return MixedNeedles(self.corpus, self.length) if self.needles else PlainText(self.corpus, self.length)
 
 
-def read(folder: Path, vocab_size: int, path: Path | None, length: int) -> Reading:
+def load(folder: Path, vocab_size: int, path: Path | None, length: int) -> IndexerData:
     """Read the corpus at ``path`` (None: the standard library) for the model in ``folder``.
 
     Raises ValueError for text that the model has no ids for, ids that it does not have, and too little of either.
@@ -78,7 +78,7 @@ def read(folder: Path, vocab_size: int, path: Path | None, length: int) -> Readi
         corpus = token_ids.retokenize(*_text_and_encoder(folder, vocab_size, path))
     _check_ids(corpus, vocab_size)
     corpus.require_length(length)
-    return Reading(corpus, length, in_bytes)
+    return IndexerData(corpus, length, in_bytes)
 
 
 def _text_and_encoder(folder: Path, vocab_size: int, path: Path | None):

@@ -16,11 +16,11 @@ from dsa.model.transformer import Transformer
 def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
     counts = episodes.counts[:, 1:]
-    own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
-    return own * fsdp.token_weight(int(counts.sum()))
+    mean = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
+    return mean * fsdp.token_weight(int(counts.sum()))  # a rank's mean weighs as much as it has tokens that count
 
 
-def read(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def forward_with_indexer_loss(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, T, vocab), and beside them what the indexers have to learn from (Eq. 4), summed over layers.
 
     It is to be added to whatever the logits are trained for: neither reaches the other's weights. Under dense attention

@@ -159,7 +159,7 @@ def test_the_command_records_what_the_chapter_draws(tmp_path, monkeypatch, capsy
         ("dense", 24), ("dense", 40), ("sparse", 24), ("sparse", 40),
     ]  # fmt: skip
     assert all(run["prefill_seconds"] > 0 and run["decode_tokens_per_second"] > 0 for run in found["runs"])
-    assert found["command"].startswith("python -m dsa.bench.full_width --out") and found["layers"] == 2
+    assert found["command"].startswith("dsa bench full-width --out") and found["layers"] == 2
     with pytest.raises(SystemExit, match="exists: choose another"):
         full_width.main(options)
     if not torch.cuda.is_available():

@@ -33,7 +33,10 @@ CONFIG = pretrain.dense_config(64).replace(**TINY)
 
 
 def plan(text):
-    return [Phase("copy", 3, pretrain.learn(Copy(32), 4)), Phase("text", 2, pretrain.learn(Needles(text, 64, 4, 4), 4))]
+    return [
+        Phase("copy", 3, pretrain.lm_objective(Copy(32), 4)),
+        Phase("text", 2, pretrain.lm_objective(Needles(text, 64, 4, 4), 4)),
+    ]
 
 
 def three_stages(folder, text):
@@ -60,7 +63,7 @@ def save_again(folder, other):
 
 
 def command(folder, name, *options):
-    """`python -m dsa.training.pretrain` with a plan of seconds."""
+    """`dsa train pretrain` with a plan of seconds."""
     changes = {"phases": plan, "dense_config": lambda: CONFIG, "LENGTH": 64}
     with mock.patch.multiple(pretrain, **changes):
         pretrain.main(["--out", str(folder / name), "--corpus", str(folder / "a.txt"), *options])
@@ -101,7 +104,7 @@ def resumed(text, folder):
 
 
 def indexed(folder):
-    """`python -m dsa.training.indexer` on what `pretrain` has made, then its sparse stage."""
+    """`dsa train indexer` on what `pretrain` has made, then its sparse stage."""
     common = ["--corpus", str(folder / "a.txt"), "--optimizer", "adamw", "--steps", "2", "--batch", "4", "--top-k", "8"]
     indexer.main([str(folder / "made"), "--out", str(folder / "indexed"), "--then-sparse", "2", *common])
 
@@ -171,7 +174,7 @@ def test_the_saved_state_is_whole_and_can_be_taken_up_by_any_number_of_processes
 def test_the_command_makes_one_whole_folder(trained):
     assert not (trained / "made.partial").exists() and not (trained / "refused").exists()
     record = json.loads((trained / "made" / "provenance.json").read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa.training.pretrain --out")
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa train pretrain --out")
     assert dsa.from_pretrained(trained / "made")(torch.arange(8)[None]).shape == (1, 8, CONFIG.vocab_size)
 
 
@@ -182,7 +185,7 @@ def test_a_sharded_run_goes_on_after_a_kill_and_ends_bit_for_bit_alike(trained):
 def test_the_indexer_command_makes_one_whole_folder(trained):
     assert not (trained / "indexed.partial").exists()
     record = json.loads((trained / "indexed" / "provenance.json").read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa.training.indexer ")
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa train indexer ")
     made = dsa.from_pretrained(trained / "indexed")
     assert (made.attention, made.top_k) == ("sparse", 8) and made(torch.arange(20)[None]).shape[1] == 20
 

@@ -78,25 +78,25 @@ def test_eq_1_backwards_is_autograds():
 
 def test_8192_tokens_need_less_than_150_megabytes():
     """A matrix of T x S for each of the 4 index heads, as autograd keeps it, would be 1 GB."""
-    step = bench.contenders(8192)["closed form"]
-    assert peak_bytes(step) < 60e6  # the goal is 150
+    step = bench.candidates(8192)["closed form"]
+    assert peak_bytes(step) < 60e6  # the target is 150
 
 
 def test_the_benchmark_measures_three_equal_ways(monkeypatch):
     torch.manual_seed(0)
-    ways = [call() for call in bench.contenders(200).values()]
+    ways = [call() for call in bench.candidates(200).values()]
     assert all(torch.allclose(loss, ways[0], rtol=1e-5) for loss in ways)
     monkeypatch.setattr(bench, "WHOLE_UP_TO", 32)
     table = bench.measure(lengths=(32, 64), repeats=1)
     assert [list(row) for row in table.values()] == [list(bench.COLUMNS), ["closed form", "by chunks"]]
     assert all(cell["seconds"] > 0 and cell["megabytes"] > 0 for row in table.values() for cell in row.values())
-    assert "At 32 tokens autograd at once takes" in bench.words(table)
+    assert "At 32 tokens autograd at once takes" in bench.format_table(table)
     assert len(bench.rows(table)) == 5
 
 
 def test_its_command_writes_where_the_numbers_come_from(tmp_path, capsys):
     bench.main(["--lengths", "32", "64", "--repeats", "1", "--out", str(tmp_path / "a.json")])
     noted = json.loads((tmp_path / "a.json").read_text())
-    assert noted["command"].startswith("python -m dsa.bench.indexer_loss --lengths 32 64")
+    assert noted["command"].startswith("dsa bench indexer-loss --lengths 32 64")
     assert noted["machine"] and noted["versions"]["torch"] == torch.__version__ and len(noted["rows"]) == 6
     assert "At 64 tokens autograd at once takes" in capsys.readouterr().out

@@ -358,7 +358,7 @@ def test_switches_refuse_what_does_not_exist(shared):
         shared.attention = "fast"
     dense = small.model(sizes=small.config(**small.DENSE))
     assert dense.attention == "dense"
-    with pytest.raises(ValueError, match=r"no indexer.*python -m dsa\.training\.indexer"):
+    with pytest.raises(ValueError, match=r"no indexer.*dsa adopt"):
         dense.attention = "sparse"
     with pytest.raises(ValueError, match="no indexer to compute a loss for"):
         dense(small.tokens(1, 4), indexer_loss=True)

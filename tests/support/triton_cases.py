@@ -93,7 +93,7 @@ def scores_of_codes_through_the_one_face():
 
 @case
 def choice_from_codes_in_tiles():
-    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    backend.MAX_SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
     q, k, w = index(T=8, J=8, W=128)
     codes, keys = fp8.quantize(q)[0], fp8.QuantizedTensor(*fp8.quantize(k))
     scores = reference.index_scores(codes.float(), keys.dequantize(), w)
@@ -124,7 +124,7 @@ def top_k_of_everything():
 
 @case
 def scores_and_top_k_in_tiles():
-    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    backend.MAX_SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
     inputs = index(T=8)
     return different(ops.index_topk(*inputs, 7, backend="triton"), reference.index_topk(*inputs, 7))
 

@@ -314,7 +314,7 @@ def test_rejection_keeps_right_answers_only_and_a_student_learns_them():
     problems = rl_transcripts.sample_problems(seeded(2), ["search"], 16)
     written = [demonstration(problem) for problem in problems]
     model = small()
-    before = sft.Reader(written)(model, seeded())[1]["language"]
+    before = sft.SFTObjective(written)(model, seeded())[1]["language"]
     run = sft.sft(model, written, steps=15, size=16, learning_rate=1e-2, show=False)
     assert run.rows[-1]["language"] < 0.6 * before
     kept = sft.rejection_sample(model, ["search"], num_prompts=8, num_generations=3, keep=lambda one: True)

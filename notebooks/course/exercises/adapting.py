@@ -12,7 +12,7 @@ from course.exercises.core import Exercise, checker, require
 from dsa.datasets.recall_tasks import Copy, Episodes
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
-from dsa.training.indexer import learn_both
+from dsa.training.indexer import joint_objective
 from dsa.training.losses import language_loss
 
 
@@ -64,7 +64,7 @@ def _product(model: Transformer, episodes: Episodes) -> Tensor:
 def _check_loss(answer) -> None:
     for seed in (0, 1):
         model, episodes = _model(seed), Copy(32).generate(torch.Generator().manual_seed(seed), 2)
-        teach = learn_both(_Fixed(episodes), 2)
+        teach = joint_objective(_Fixed(episodes), 2)
         right, _ = teach(model, torch.Generator())
         right.backward()
         wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -18,7 +18,7 @@ from dsa.datasets.corpus import Corpus
 from dsa.datasets.recall_tasks import Copy
 from dsa.model.transformer import Transformer
 from dsa.training import evaluate, pretrain
-from dsa.training.indexer import TOP_K, WARMUP_RATE, learn_both, train_sparse, with_indexer
+from dsa.training.indexer import TOP_K, WARMUP_RATE, joint_objective, train_sparse, with_indexer
 from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import COPY_BATCH, COPY_CAP, COPY_LENGTH, RATE, MixedNeedles, balance
 from dsa.training.trainer import Phase, train, until
@@ -64,9 +64,9 @@ def from_scratch(corpus: Corpus, kind: str, seed: int, steps: int, cap: int = CO
     """
     model = Transformer(pretrain.dense_config())
     model.reset_parameters(seed)
-    teach, extra = pretrain.learn, []
+    teach, extra = pretrain.lm_objective, []
     if kind == "sparse":
-        model, teach = with_indexer(model, seed=seed), learn_both
+        model, teach = with_indexer(model, seed=seed), joint_objective
         model.attention, extra = "sparse", adamw(model.indexer_parameters(), WARMUP_RATE)
     plan = [
         Phase("copy", cap, teach(Copy(COPY_LENGTH), COPY_BATCH), warmup=20, done=until("copy", 0.95)),

@@ -34,7 +34,7 @@ from dsa.training import evaluate
 from dsa.training.indexer import TOP_K, WARMUP_RATE, with_indexer
 from dsa.training.optimizers import adamw
 from dsa.training.pretrain import MixedNeedles
-from dsa.training.trainer import Learn, Phase, train
+from dsa.training.trainer import Objective, Phase, train
 
 FORMS = ("relu", "none", "softmax")
 SIZES = ((2, 32), (8, 16))  # J, W
@@ -132,7 +132,7 @@ def warm_up(
     train(nn.ModuleList(pupils), optimizers, plan, seed=seed, show=False)
 
 
-def _imitate(model: Transformer, task: Task, size: int) -> Learn:
+def _imitate(model: Transformer, task: Task, size: int) -> Objective:
     def step(pupils: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         taught = lessons(model, task.generate(chance, size).tokens)
         losses = [pupil.loss(taught).sum() for pupil in pupils.children()]  # type: ignore[operator]

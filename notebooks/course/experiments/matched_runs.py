@@ -32,7 +32,7 @@ from dsa.record import add_options, check_free, write
 from dsa.training import evaluate, run_folder
 from dsa.training.indexer import SPARSE_RATE, TOP_K, train_sparse
 from dsa.training.optimizers import main_optimizers
-from dsa.training.pretrain import MixedNeedles, balance, learn
+from dsa.training.pretrain import MixedNeedles, balance, lm_objective
 from dsa.training.trainer import Phase, Run, train
 
 STEPS, SIZE, LENGTH = 60, 4, 256
@@ -70,7 +70,7 @@ def train_on(
         return train_sparse(model, task, steps=steps, size=size, seed=seed, show=show)
     model.attention = attention
     model.train()
-    plan = [Phase(attention, steps, learn(task, size), rates=(1.0, 0.1), warmup=min(10, steps // 4))]
+    plan = [Phase(attention, steps, lm_objective(task, size), rates=(1.0, 0.1), warmup=min(10, steps // 4))]
     run = train(model, main_optimizers("muon", model, SPARSE_RATE), plan, seed=seed, after=balance, show=show)
     model.eval()
     return run

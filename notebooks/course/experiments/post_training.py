@@ -35,7 +35,7 @@ from dsa.training import run_folder, sft
 from dsa.training.grpo import GRPOConfig, grpo
 from dsa.training.indexer import SPARSE_RATE
 from dsa.training.optimizers import main_optimizers
-from dsa.training.pretrain import learn
+from dsa.training.pretrain import lm_objective
 from dsa.training.rollout import accuracy
 from dsa.training.trainer import Phase, Run, train
 
@@ -66,7 +66,7 @@ def dense_twin(base: Transformer) -> Transformer:
     """A copy under dense attention, after as much more reading as the base had under sparse attention."""
     twin = copy.deepcopy(base).train()
     twin.attention = "dense"
-    plan = [Phase("dense", STEPS["dense"], learn(Demonstrations(), BATCH), rates=(1.0, 0.1), warmup=10)]
+    plan = [Phase("dense", STEPS["dense"], lm_objective(Demonstrations(), BATCH), rates=(1.0, 0.1), warmup=10)]
     train(twin, main_optimizers("muon", twin, SPARSE_RATE), plan, show=False)
     return twin.eval()
 

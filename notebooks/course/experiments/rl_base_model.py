@@ -24,7 +24,7 @@ from dsa.model.transformer import Transformer
 from dsa.training import run_folder
 from dsa.training.indexer import train_sparse, warm_up, with_indexer
 from dsa.training.optimizers import main_optimizers
-from dsa.training.pretrain import learn
+from dsa.training.pretrain import lm_objective
 from dsa.training.rollout import accuracy
 from dsa.training.trainer import Phase, Run, train, until
 
@@ -63,8 +63,8 @@ def make(
     task, size = Demonstrations(), BATCH
     copy = Copy(LENGTH, first=DIGITS[0], symbols=len(DIGITS) + len(NAMES))
     plan = [
-        Phase("copy", COPY_CAP, learn(copy, size // 2), warmup=20, done=until("copy", 0.95)),
-        Phase("solutions", STEPS, learn(task, size), rates=(1.0, 0.03), warmup=10),
+        Phase("copy", COPY_CAP, lm_objective(copy, size // 2), warmup=20, done=until("copy", 0.95)),
+        Phase("solutions", STEPS, lm_objective(task, size), rates=(1.0, 0.03), warmup=10),
     ]
     places = [None] * 3 if work is None else [work, work / "warm-up", work / "sparse"]
     model = Transformer(dense_config())
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> Path:
         made_by=options.command,
         options={"seed": options.seed, "steps": STEPS, "top_k": TOP_K},
         corpus=Generated(),
-        also=examine,
+        extra=examine,
     )
 
 

@@ -30,9 +30,9 @@ from dsa.datasets.recall_tasks import Episodes, Task
 from dsa.model.attention import Attention, ForwardContext
 from dsa.model.transformer import Transformer
 from dsa.training import evaluate
-from dsa.training.indexer import WARMUP_RATE, WARMUP_STEPS, learn_both
+from dsa.training.indexer import WARMUP_RATE, WARMUP_STEPS, joint_objective
 from dsa.training.optimizers import adamw, main_optimizers
-from dsa.training.pretrain import MixedNeedles, balance, learn
+from dsa.training.pretrain import MixedNeedles, balance, lm_objective
 from dsa.training.trainer import Phase, train
 
 CONVERTS: dict[str, type[Attention]] = {
@@ -97,7 +97,7 @@ def watch(
 def teach(design: str, model: Transformer, task: Task, *, steps: int, seed: int = 0, size: int = BATCH) -> None:
     """Train everything of a built model in place, indexers by Eq. 4, all else by the language loss."""
     learned = design in LEARNED
-    objective = learn_both(task, size) if learned else learn(task, size)
+    objective = joint_objective(task, size) if learned else lm_objective(task, size)
     optimizers = [*main_optimizers("muon", model, RATE), *(adamw(model.indexer_parameters(), RATE) if learned else [])]
     plan = [Phase(design, steps, objective, rates=(1.0, 0.1), warmup=min(10, steps // 4))]
     model.train()

@@ -29,7 +29,7 @@ from dsa.model.moe import Gate
 Drawn = tuple[Figure, str]
 PRECISIONS = {"FP8, as published": "deployed", "bf16": "bf16"}
 CONTEXTS = tuple(2**n for n in range(10, 18))  # 1K ... 128K
-RECORD_COMMAND = "python -m dsa.bench.full_width --out data/measurements/true_width.json"
+RECORD_COMMAND = "dsa bench full-width --out data/measurements/true_width.json"
 
 
 def imbalance(load: Tensor) -> float:
@@ -129,7 +129,7 @@ def draw_speedup(numbers: Sequence[int], times: Mapping[str, Sequence[float]]) -
 
 
 def continued(folder: str, prompt: str, processes: int) -> str:
-    """What `python -m dsa.generation.cli` writes on so many processes of this machine."""
+    """What `dsa generate` writes on so many processes of this machine."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = ["-m", "dsa.generation.cli", folder, "--prompt", prompt, "--max-new-tokens", "16", "--device", "cpu"]
     start = [sys.executable, *(launch if processes > 1 else []), *command]

@@ -386,13 +386,13 @@ pupil = with_indexer(base, seed=0)
 pupil.top_k = 16
 exam = Needles(text, length=256, pairs=8, queries=8)
 exam = [exam.generate(torch.Generator().manual_seed(s), 16) for s in (7, 8)]
-before = evaluate.watch(pupil, exam, "dense", 16)
+before = evaluate.selection_metrics(pupil, exam, "dense", 16)
 film = Film(pupil, needle.tokens, every=5)
 
 # %%
 lesson = MixedNeedles(text, 256)
 run = warm_up(pupil, lesson, steps=80, size=4, after=film, show=False)
-after = evaluate.watch(pupil, exam, "dense", 16)
+after = evaluate.selection_metrics(pupil, exam, "dense", 16)
 
 # %% tags=["nbval-ignore-output"]
 first, last = run.rows[0], [row["kl"] for row in run.rows[-10:]]
@@ -497,7 +497,7 @@ if FULL:
     long = with_indexer(base)
     done = warm_up(long, MixedNeedles(library, 512))
     held_out = list(evaluate.needle_batches(library, 512, 32))
-    found = evaluate.watch(long, held_out, "dense", 16)
+    found = evaluate.selection_metrics(long, held_out, "dense", 16)
     print(
         f"{done.seconds:.0f} s, {found['of_oracle_mean']:.1%} of the oracle"
     )

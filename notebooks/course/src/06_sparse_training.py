@@ -217,10 +217,10 @@ claim(
 # measures:
 
 # %%
-print(inspect.getsource(indexer.learn_both))
+print(inspect.getsource(indexer.joint_objective))
 
 # %%
-step = indexer.learn_both(lesson, 4)
+step = indexer.joint_objective(lesson, 4)
 loss, _ = step(pupil, torch.Generator().manual_seed(0))
 theirs = gradients(loss)
 claim(
@@ -363,7 +363,9 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 kept = {
-    name: evaluate.watch(model, exam, "sparse", 2)["kept"]["oracle"]
+    name: evaluate.selection_metrics(model, exam, "sparse", 2)["kept"][
+        "oracle"
+    ]
     for name, model in (("before", warmed), ("trained with 2", few))
 }
 show(*adapting.draw_held(kept, "best two keys"))

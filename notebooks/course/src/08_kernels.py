@@ -626,13 +626,13 @@ if TRITON:
 # Half of the instructions need not be half of the time: on a GPU the tuner times both kinds and keeps the faster.
 #
 # Whether all this is fast only a GPU can say. On a machine with one, `make gpu` checks every kernel at full size and
-# times it, beside the strongest that PyTorch has for the job and against goals that were set beforehand; the sizes of
+# times it, beside the strongest that PyTorch has for the job and against targets that were set beforehand; the sizes of
 # tiles that it tried stand in a table. Here is its record, or the sentence that stands in for it. (Rates that others
 # published are in [09 Cost curves](09_cost_curves.ipynb).)
 
 # %%
 record = read_record("../data/measurements/gpu_kernels.json")
-drawn = gpu_targets.draw_goals(record)
+drawn = gpu_targets.draw_targets(record)
 if record is None:
     print(drawn)
 else:

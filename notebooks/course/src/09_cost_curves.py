@@ -536,7 +536,7 @@ claim(
 # (The count says 4.0 and 13.4. More than the count means that a FLOP of dense attention took longer here than one of
 # sparse: the library's kernel pads values of 128 numbers to the 192 of the keys, a fifth more work that counts for
 # nothing. Less means that choosing and fetching rows took their time. With index vectors in eight bits the gain is
-# larger: `python -m dsa.bench.cpu` shows both.)
+# larger: `dsa bench cpu` shows both.)
 #
 # The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
 # depends on 5 to 1 and 17 to 1, on K, and less on who multiplies. (In decoding they cross here at half the figure's

@@ -650,7 +650,7 @@ twins(
 # ```
 #
 # **3. Look** before you load. From the headers alone this says what is in a folder, what it will take, and whether it
-# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.checkpoint.inspect v32`.
+# will load; it finds missing files and cut-off shards in seconds: `dsa inspect v32`.
 # Here it is for a folder of this course:
 
 # %%
@@ -683,8 +683,8 @@ claim(
 # codes stay FP8:
 #
 # ```sh
-# torchrun --nproc-per-node 8 -m dsa.generation.cli v32 --keep-fp8 --prompt "Sparse attention is"
-# torchrun --nproc-per-node 8 -m dsa.generation.chat v32 --keep-fp8
+# torchrun --nproc-per-node 8 -m dsa generate v32 --keep-fp8 --prompt "Sparse attention is"
+# torchrun --nproc-per-node 8 -m dsa chat v32 --keep-fp8
 # ```
 #
 # | what | on each of 8 GPUs |
@@ -718,7 +718,7 @@ for piece in chat.say("def main(self):\n        return self."):
     print(piece, end="")
 
 # %% [markdown]
-# Give it another folder, or type `python -m dsa.generation.chat FOLDER` in a terminal. Every turn reads the whole
+# Give it another folder, or type `dsa chat FOLDER` in a terminal. Every turn reads the whole
 # conversation again; what no longer fits is forgotten, oldest turn first.
 #
 # ## Where it fails
