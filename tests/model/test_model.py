@@ -154,6 +154,15 @@ def test_stand_ins_choose_what_they_say(shared):
 
 
 @torch.no_grad()
+def test_random_keys_are_drawn_anew_for_each_decoded_token(shared):
+    """With one seed for all of them each would look at the same places."""
+    model, cache = set_to(shared, "random"), shared.new_cache(1, 60)
+    model(small.tokens(1, 50), cache, trace=True)
+    kept = [model(token, cache, trace=True)[1][0].selected for token in small.tokens(1, 10, seed=1).split(1, dim=1)]
+    assert len(torch.cat(kept).unique()) > 25  # about 39 of 60 by chance
+
+
+@torch.no_grad()
 def test_a_trace_through_the_cache_is_the_last_rows(shared):
     model, tokens = set_to(shared, "sparse"), small.tokens(2, T)
     whole = model(tokens, trace=True)[1]
@@ -165,11 +174,37 @@ def test_a_trace_through_the_cache_is_the_last_rows(shared):
         assert gap(a.mass, b.mass[:, 20:]) < 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [kind for kind in baselines.KINDS if kind != "random"])
+def test_a_decoded_token_sees_and_is_traced_under_an_fp8_cache_as_in_a_prompt(attention):
+    """A decoded token fetches its K latents only, but a trace has the mass of every key."""
+    model, tokens = set_to(small.model().double(), attention), small.tokens(2, T)  # in fp64 no code flips
+    model.cache_precision = "fp8"
+    logits, whole = model(tokens, trace=True)
+    cache, plain = model.new_cache(2, T), model.new_cache(2, T)
+    model(tokens[:, :-2], cache, trace=True), model(tokens[:, :-2], plain)
+    for t in (T - 2, T - 1):
+        found, part = model(tokens[:, t : t + 1], cache, trace=True)
+        for some in (found, model(tokens[:, t : t + 1], plain)):
+            assert gap(some, logits[:, t : t + 1]) < 1e-9
+        for a, b in zip(part, whole, strict=True):
+            seen = slice(t, t + 1), slice(t + 1)
+            assert gap(a.scores, b.scores[:, *seen]) < 1e-9 and gap(a.mass, b.mass[:, *seen]) < 1e-9
+            assert torch.equal(membership(a.selected, T), membership(b.selected, T)[:, seen[0]])
+
+
 def test_a_trace_that_would_not_fit_is_refused_with_its_size():
     with torch.device("meta"):
         model = Transformer(small.config(max_position_embeddings=100_000))
         with pytest.raises(ValueError, match=r"20000 queries and 20000 keys in 3 layers takes 8\.9 GiB.*limit is 1"):
             model(torch.zeros(1, 20_000, dtype=torch.long), trace=True)
+        model.top_k = 20_000  # the selection then takes as much again
+        with pytest.raises(ValueError, match=r"20000 queries and 20000 keys in 3 layers takes 17\.9 GiB"):
+            model(torch.zeros(1, 20_000, dtype=torch.long), trace=True)
+        cache = model.new_cache(1, 99_000)
+        cache.length = 98_000  # as if so many had been read
+        with pytest.raises(ValueError, match=r"1000 queries and 99000 keys in 3 layers takes 2\.7 GiB"):
+            model(torch.zeros(1, 1000, dtype=torch.long), cache, trace=True)
 
 
 # ---- precision
@@ -192,6 +227,68 @@ def test_in_half_precision_the_residual_stream_and_norms_stay_wide(tmp_path):
         assert model(small.tokens(2, T)).isfinite().all()
     model.attention = wide.attention = "dense"  # a flipped selection would be no rounding error
     assert F.cosine_similarity(model(small.tokens(2, T)), wide(small.tokens(2, T)), dim=-1).mean() > 0.99
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A model as it is loaded in bf16, and a hidden state (2, T, D)."""
+    dsa.save_pretrained(small.model(), tmp_path)
+    x = torch.randn(2, T, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return dsa.from_pretrained(tmp_path, dtype=torch.bfloat16), x
+
+
+@torch.no_grad()
+def test_in_half_precision_the_index_keys_norm_is_fp32(half):
+    model, x = half
+    index = model.model.layers[1].self_attn.indexer
+    norm, still = index.k_norm, rope.Rope(torch.ones(T, 4), torch.zeros(T, 4))  # turns nothing
+    assert norm.weight.dtype == norm.bias.dtype == torch.float32
+    expected = F.layer_norm(index.wk(x).double(), (16,), norm.weight.double(), norm.bias.double(), 1e-6)
+    assert_rounded_once(index._key(x, still), expected)
+
+
+@torch.no_grad()
+def test_in_half_precision_the_router_is_fp32(half):
+    model, x = half
+    gate = model.model.layers[1].mlp.gate
+    tokens = x.flatten(0, 1)
+    logits = tokens.double() @ gate.weight.double().T
+    chosen, weights = gate(tokens)
+    expected, expected_weights = moe.route(logits, gate.e_score_correction_bias.double(), model.config)
+    assert torch.equal(chosen, expected)
+    assert weights.dtype == torch.float32 and gap(weights, expected_weights) < 1e-5
+
+
+@torch.no_grad()
+def test_in_half_precision_experts_are_summed_in_fp32(half):
+    model, x = half
+    layer = model.model.layers[1].mlp
+    tokens = x.flatten(0, 1)
+    chosen, weights = layer.gate(tokens)
+    every = torch.stack([expert(tokens) for expert in layer.experts], dim=1).double()  # (n, E, D), each in bf16
+    picked = every.gather(1, chosen[..., None].expand(-1, -1, 48))
+    expected = (picked * weights[..., None]).sum(1) + layer.shared_experts(tokens).double()
+    assert_rounded_once(layer(x).flatten(0, 1), expected)
+    assert_rounded_once(torch.cat([layer(token[None]) for token in tokens]), expected)  # as decoding has them
+
+
+@torch.no_grad()
+def test_in_half_precision_norms_and_gated_products_are_fp32(half):
+    model, x = half
+    norm = model.model.layers[1].self_attn.q_a_layernorm
+    latent = x[..., :24]
+    exact = latent.double() / (latent.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    assert_rounded_once(norm(latent), exact)
+    mlp, seen = model.model.layers[0].mlp, []
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    mlp(x)
+    assert_rounded_once(seen[0], F.silu(mlp.gate_proj(x).double()) * mlp.up_proj(x).double())
+
+
+def assert_rounded_once(found, exact):
+    """As near to the exact numbers as bf16 comes: within half a unit in its eighth bit."""
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
 def test_rotary_and_norm_keep_fp32_under_half_inputs():
@@ -292,6 +389,8 @@ def test_routing_rules_by_hand():
     assert torch.allclose(weights.sum(-1), torch.tensor([2.5]))
     picked = scores.gather(-1, chosen)
     assert torch.allclose(weights, 2.5 * picked / picked.sum())  # the bias chose and weighs nothing
+    faint = moe.route(scores.logit() - 20, torch.zeros(8), ROUTER)[1]  # experts that hardly want the token
+    assert torch.allclose(faint.sum(-1), torch.tensor([2.5]))
     plain = moe.route(scores.logit(), bias, ROUTER.replace(norm_topk_prob=False, routed_scaling_factor=1.0))
     assert torch.allclose(plain[1], scores.gather(-1, plain[0]))
 

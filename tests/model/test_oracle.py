@@ -22,6 +22,7 @@ V32 = {
     "no yarn": {"yarn": None, "rope_theta": 500.0},
     "a yarn ramp within the pairs": {"yarn": Yarn(4, 4096)},
     "a yarn ramp beyond the pairs": {"yarn": Yarn(8, 4096, beta_fast=500), "rope_theta": 10.0},
+    "another mscale": {"yarn": Yarn(8, 16, mscale=0.707, mscale_all_dim=0.707)},
     "weights not normalised": {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
     "experts everywhere, two of them shared": {"first_k_dense_replace": 0, "n_shared_experts": 2},
     "no experts at all": {"first_k_dense_replace": 3},
@@ -30,6 +31,7 @@ V32 = {
 }
 V3 = {
     "groups and yarn": small.DENSE,
+    "another mscale": small.DENSE | {"yarn": Yarn(8, 16, mscale=0.707, mscale_all_dim=0.707)},
     "no query latent": small.DENSE | {"q_lora_rank": None},
     "no yarn, no groups": small.DENSE | {"yarn": None, "n_group": 1, "topk_group": 1},
 }

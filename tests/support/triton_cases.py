@@ -117,6 +117,20 @@ def top_k_with_ties_and_unseen_keys():
 
 
 @case
+def top_k_takes_minus_zero_for_zero():
+    """The ten best of a row are its four positive numbers and its last six zeros, whatever these zeros' sign."""
+    scores = torch.full((1, 2, 64), -1.0)
+    scores[..., [3, 20, 21, 50]] = torch.tensor([0.5, 2.0, 0.5, 1.0])
+    scores[..., 4:16] = 0.0
+    scores[0, 0, 30:36] = -0.0  # the later ones: they win
+    scores[0, 1, 4:16:2] = -0.0
+    right = torch.tensor([[3, 20, 21, 30, 31, 32, 33, 34, 35, 50], [3, 10, 11, 12, 13, 14, 15, 20, 21, 50]])[None]
+    return sum(
+        different(found, right) for found in (top_k.whole_rows(scores, 10, 64), top_k.in_segments(scores, 10, 2))
+    )
+
+
+@case
 def top_k_of_everything():
     scores = reference.index_scores(*index(T=8))
     return sum(different(ops.select(scores, k, backend="triton"), reference.select(scores, k)) for k in (40, 99))

@@ -105,6 +105,23 @@ def test_stop_rule_ends_a_phase_early():
     assert [row["phase"] for row in run.rows] == ["a"] * 3 + ["b"] * 2
 
 
+def test_a_stop_rule_sees_the_rows_of_its_own_phase_only():
+    """Or a phase would end before it began, because the one before it was good at the same measure."""
+    model, fed = tiny(dense=True), []
+
+    def learn(model, chance):
+        return model(torch.zeros(1, 2, dtype=torch.long)).sum(), {"score": 1.0}
+
+    def rule(rows):
+        fed.append([(row["phase"], row["step"]) for row in rows])
+        return until("score", 0.95, over=3)(rows)
+
+    phases = [Phase("a", 5, learn), Phase("b", 50, learn, done=rule), Phase("c", 1, learn)]
+    run = train(model, adamw(model.parameters(), 0.0), phases, show=False)
+    assert [row["phase"] for row in run.rows] == ["a"] * 5 + ["b"] * 3 + ["c"]
+    assert fed == [[("b", step) for step in range(count)] for count in range(4)]
+
+
 def test_rates_warm_up_and_follow_a_cosine():
     phase = Phase("a", 11, None, rates=(1.0, 0.2), warmup=2)
     factors = [phase.factor(step) for step in range(11)]

@@ -154,7 +154,8 @@ def _another_order(q: Tensor, k: Tensor, w: Tensor, top_k: int, right=ops.index_
 
 IN_ANOTHER_ORDER = Replacement(ops, "index_topk", _another_order)
 HIDDEN = ("mask after top-k", "mask with 0", "fillers not masked again")
-"""Mistakes with the future, which the last query does not have. In the last layer alone nothing carries them to it."""
+"""Mistakes with the future, which the last query does not have. In the last layer alone nothing carries them to it, and
+nothing carries them to a logit either: there the specimen's attention writes nothing."""
 
 
 def in_layer(layer: int, mistake: Mistake) -> Replacement:
@@ -170,7 +171,11 @@ def in_layer(layer: int, mistake: Mistake) -> Replacement:
 
 @lru_cache(maxsize=1)
 def specimen() -> tuple[Transformer, Tensor, dict[int, Golden]]:
-    """A small random model with small index keys (or an eps would not count), tokens, and what is right for them."""
+    """A small random model, tokens, and what is right for them.
+
+    Its index keys are small, or an eps would not count. And the output projection of its last layer is still zero, as
+    many trainings start it: what that layer selects moves no logit, so that only the selection itself can tell.
+    """
     config = Config.mini().replace(index_n_heads=4, max_position_embeddings=64)
     model = Transformer(config)
     model.reset_parameters(35)
@@ -179,6 +184,7 @@ def specimen() -> tuple[Transformer, Tensor, dict[int, Golden]]:
         for name, p in model.named_parameters():
             if p.ndim == 1 and "correction" not in name:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
+        model.model.layers[-1].self_attn.o_proj.weight.zero_()
     model = shrink_keys(model.eval())
     tokens = torch.randint(256, (1, TOKENS), generator=generator)
     golden = {}

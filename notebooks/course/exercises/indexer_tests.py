@@ -3,7 +3,8 @@
 The second one turns the usual arrangement round. The reader does not write code that the checker tests, but a test,
 and the checker shows it models: right ones, which it must accept, and each exhibit of the museum, which it must refuse.
 A test that refuses everything is as wrong as one that accepts everything. Some mistakes are made in the last layer
-alone, where no other layer carries them to the last token, so that a test must look at every row.
+alone, where no other layer carries them to the last token, so that a test must look at every row. And that layer's
+attention writes nothing yet, so that no logit moves: a test must look at what is selected.
 """
 
 from copy import deepcopy
@@ -96,6 +97,15 @@ def _last_logits(model, tokens, golden) -> bool:
     return torch.allclose(model(tokens)[:, -1], golden[4].logits[:, -1], atol=1e-4)
 
 
+def _every_logit(model, tokens, golden) -> bool:
+    """Tests all logits and no selection: where attention writes nothing yet, a wrong selection moves none of them."""
+    for top_k in (4, 8):
+        model.top_k = top_k
+        if not torch.allclose(model(tokens), golden[top_k].logits, atol=1e-6):
+            return False
+    return True
+
+
 def _to_the_bit(model, tokens, golden) -> bool:
     """Demands equal bits: a right model that lists its tokens in another order fails."""
     model.top_k = 4
@@ -119,7 +129,10 @@ def _check_test(answer: Answer) -> None:
         if said and not right:
             missed.append(name)
     total = len(catalogue.EXHIBITS) + len(catalogue.HIDDEN)
-    require(not missed, f"your test catches {total - len(missed)} of {total} mistakes; missed: {'; '.join(missed)}")
+    silent = any(name.endswith("last layer only") for name in missed)
+    why = ". In the last layer they move no logit, since its attention writes nothing yet: look at what is selected"
+    caught = f"your test catches {total - len(missed)} of {total} mistakes; missed: {'; '.join(missed)}"
+    require(not missed, caught + why * silent)
 
 
 EXERCISES = (
@@ -138,12 +151,14 @@ EXERCISES = (
         "Write the test that the museum's mistakes would not have survived. It gets a model, 40 tokens, and what a "
         "right model gave for three values of K. It may set `model.top_k`. The checker shows your test two right "
         "models, one of which lists its chosen tokens in another order, and then the same model with each of the "
-        "mistakes, and with some of them in one layer only. Accept the first two, refuse all others.",
+        "mistakes, and with some of them in one layer only. Accept the first two, refuse all others. (The output "
+        "projection of the last layer's attention is still zero: what that layer selects moves no logit.)",
         ("Which of the three K is useless here, with 40 tokens?",
          "`_, trace = model(tokens, trace=True)`; then `trace[layer].selected[0]` holds a row of chosen tokens for "
          "each query, with -1 in empty slots. Compare sets, not lists.",
          "Compare *every* row of *every* layer: the last query has no future, so a mistake with the mask does not show "
          "in its choice, unless a layer below has spoilt what it reads."),
-        my_test, (_everything_selected, _one_layer, _last_rows, _last_logits, _to_the_bit, _same_token), _check_test,
+        my_test, (_everything_selected, _one_layer, _last_rows, _last_logits, _every_logit, _to_the_bit, _same_token),
+        _check_test,
     ),
 )  # fmt: skip

@@ -119,6 +119,17 @@ def _smoothed(p: Tensor, scores: Tensor) -> Tensor:
     return ((p + 0.01) * ((p + 0.01) / q).log()).sum()
 
 
+def _clipped(p: Tensor, scores: Tensor) -> Tensor:
+    """Adds 1e-9 before both logarithms: a key that the indexer overlooks can then cost no more than 21 nats."""
+    return (p * ((p + 1e-9).log() - (scores.softmax(-1) + 1e-9).log())).sum()
+
+
+def _shifted(p: Tensor, scores: Tensor) -> Tensor:
+    """Adds 1e-9 to p alone, which each of many keys pays for: a perfect indexer would not be at 0."""
+    log_q = scores.log_softmax(-1).masked_fill(scores == HIDDEN, 0)
+    return (p * ((p + 1e-9).log() - log_q)).sum()
+
+
 def _check_kl(answer) -> None:
     generator = torch.Generator().manual_seed(7)
     for S, zeros in ((8, 0), (8, 3), (40, 9)):
@@ -131,6 +142,30 @@ def _check_kl(answer) -> None:
             right = reference.kl_divergence(p, guess)
             found = torch.as_tensor(answer(p.clone(), guess.clone())).double()
             _near(found, right, f"the divergence {name}".strip())
+    _check_tails(answer)
+
+
+def _check_tails(answer) -> None:
+    """Where a logarithm shows that it was clipped: p large and q tiny, and many tiny p."""
+    p, scores = torch.zeros(8).double(), torch.zeros(8).double()
+    p[:2], scores[1], scores[7] = 0.5, -200.0, HIDDEN
+    right, found = float(reference.kl_divergence(p, scores)), float(answer(p.clone(), scores.clone()))
+    require(
+        abs(found - right) < 0.01,
+        f"p is one half on each of two keys, and the second one's score is -200 where the others' are 0: the "
+        f"divergence is {right:.1f}, yours is {found:.1f}. A softmax that is clipped, or to which something is added, "
+        "has no such logarithm; log_softmax has",
+    )
+    keys = 163_840  # the longest context of V3.2
+    p = torch.full((keys,), 3.7e-10).double()
+    p[-1] -= p.sum() - 1
+    found = float(answer(p.clone(), p.log()))
+    require(
+        abs(found) < 2e-5,  # in fp32 they round to about 4e-6
+        f"one of {keys:,} keys has nearly all attention, every other 3.7e-10, and the indexer is perfect: the "
+        f"divergence is 0, yours is {found:.1e}. What is added to p before its logarithm, or what p is clipped to, is "
+        "small for one key and adds up over all: leave out p = 0, and nothing else",
+    )
 
 
 def my_head_gradient(p, q, k, w) -> Tensor:
@@ -237,11 +272,13 @@ EXERCISES = (
     ),
     Exercise(
         "The divergence, without nan", 1, 10,
-        "Write the loss of one query. The formula is one line; the zeros make it three.",
+        "Write the loss of one query. The formula is one line; the zeros make it three. (A small "
+        "number in the logarithm would avoid nan too, and be another loss.)",
         ("KL(p || q) is the sum of p (log p - log q).",
          "`log_softmax` of the scores is better than the logarithm of their softmax.",
          "A key with p = 0 contributes nothing: leave it out before anything is multiplied."),
-        my_safe_kl, (_naive, _other_way_round, _cross_entropy, _scores_as_shares, _smoothed), _check_kl,
+        my_safe_kl,
+        (_naive, _other_way_round, _cross_entropy, _scores_as_shares, _smoothed, _clipped, _shifted), _check_kl,
     ),
     Exercise(
         "The gradient of a head's weight", 2, 15,

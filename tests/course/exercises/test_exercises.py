@@ -4,9 +4,11 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
 from course.exercises import catalogue
 from course.exercises.core import checker, judge
+from dsa.kernels.reference import membership
 from project import NOTEBOOKS
 from sample_exercise import SAMPLE, largest, smallest, unsorted
 
@@ -126,6 +128,106 @@ def test_what_goes_wrong_is_said_in_a_sentence(answer, says):
 def test_an_exercise_that_misses_something_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(SAMPLE, **change)
+
+
+def verdict(place, answer):
+    return judge(catalogue.find(place), answer)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("top_ks", [(4,), (8,), (4, 8, 64)], ids=str)
+def test_a_test_of_logits_is_refused_and_told_what_it_cannot_see(tolerance, top_ks):
+    def my_test(model, tokens, golden):
+        for model.top_k in top_ks:
+            if not torch.allclose(model(tokens), golden[model.top_k].logits, atol=tolerance, rtol=0):
+                return False
+        return True
+
+    found = verdict("indexer.my_test", my_test)
+    assert found.state == "refused"
+    if tolerance:  # otherwise it refuses a right model, which rounds differently
+        assert "mask with 0, in the last layer only" in found.words
+        assert "move no logit" in found.words and found.words.endswith("look at what is selected")
+
+
+@pytest.mark.parametrize("top_k", [4, 8])
+def test_tests_of_the_selection_are_accepted_however_they_compare(top_k):
+    def by_sets(model, tokens, golden):
+        model.top_k = top_k
+        _, trace = model(tokens, trace=True)
+        pairs = zip(trace, golden[top_k].sets, strict=True)
+        return all(set(row.tolist()) - {-1} == right[t] for a, right in pairs for t, row in enumerate(a.selected[0]))
+
+    def by_masks_and_logits(model, tokens, golden):
+        model.top_k = top_k
+        logits, trace = model(tokens, trace=True)
+        wanted = [[[s in keys for s in range(40)] for keys in layer] for layer in golden[top_k].sets]
+        same = torch.equal(torch.cat([membership(layer.selected, 40) for layer in trace]), torch.tensor(wanted))
+        return same and torch.allclose(logits, golden[top_k].logits, atol=1e-4)
+
+    for answer in (by_sets, by_masks_and_logits):
+        assert verdict("indexer.my_test", answer).state == "right"
+
+
+def log_q(scores):
+    return scores.log_softmax(-1).masked_fill(scores == float("-inf"), 0)
+
+
+def by_kl_div(p, scores):
+    seen = p > 0
+    logs = scores.log_softmax(-1)[seen], p[seen].log()
+    return torch.nn.functional.kl_div(*logs, reduction="sum", log_target=True)
+
+
+def by_kl_div_of_shares(p, scores):
+    return torch.nn.functional.kl_div(log_q(scores), p, reduction="sum")
+
+
+def by_xlogy(p, scores):
+    return torch.special.xlogy(p, p).sum() - (p * log_q(scores)).sum()
+
+
+def by_entr(p, scores):
+    return -torch.special.entr(p).sum() - (p * log_q(scores)).sum()
+
+
+def by_nan_to_num(p, scores):
+    return (p * (p.log() - scores.log_softmax(-1))).nan_to_num().sum()
+
+
+def by_logsumexp(p, scores):
+    seen = p > 0
+    return (p[seen] * (p[seen].log() - scores[seen])).sum() + scores.logsumexp(-1)
+
+
+def in_fp32(p, scores):
+    return by_kl_div(p.float(), scores.float())
+
+
+RIGHT = [by_kl_div, by_kl_div_of_shares, by_xlogy, by_entr, by_nan_to_num, by_logsumexp, in_fp32]
+
+
+@pytest.mark.parametrize("answer", RIGHT, ids=lambda answer: answer.__name__)
+def test_a_divergence_may_be_written_in_many_ways(answer):
+    found = verdict("teaching.my_safe_kl", answer)
+    assert found.state == "right", found.words
+
+
+@pytest.mark.parametrize("least", [1e-6, 1e-8, 1e-9])
+@pytest.mark.parametrize("clip", [torch.add, torch.clamp], ids=["added", "clamped"])
+def test_a_clipped_logarithm_is_refused_with_what_it_costs(clip, least):
+    def both(p, scores):
+        return (p * (clip(p, least).log() - clip(scores.softmax(-1), least).log())).sum()
+
+    def of_p(p, scores):
+        return (p * (clip(p, least).log() - log_q(scores))).sum()
+
+    def of_q(p, scores):
+        return torch.special.xlogy(p, p).sum() - (p * clip(scores.softmax(-1), least).log()).sum()
+
+    for answer in (both, of_q):
+        assert "the divergence is 101.1, yours is" in verdict("teaching.my_safe_kl", answer).words
+    assert "the divergence is 0, yours is" in verdict("teaching.my_safe_kl", of_p).words
 
 
 def test_a_checker_that_accepts_everything_would_be_found_out():
