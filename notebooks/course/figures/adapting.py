@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked, readable
+from course.ui.reading import checked_int, tokenize
 from course.ui.style import COLOURS, LINES, MARKERS
 from dsa.analysis.published import Benchmark
 from dsa.datasets import byte_tokenizer
@@ -50,15 +50,15 @@ def draw_price(models: Mapping[str, Transformer]) -> Draw:
 
     @lru_cache(maxsize=32)
     def paid(name: str, text: str, attention: str, top_k: int) -> Tensor:
-        return bits(models[name], byte_tokenizer.last_tokens(readable(text), longest), attention, top_k)
+        return bits(models[name], byte_tokenizer.last_tokens(tokenize(text), longest), attention, top_k)
 
     def draw(text: str, top_k: int, who: str) -> tuple[Figure, str]:
-        checked("top-k", top_k, 1, MOST, "with more keys there is little left to see")
+        checked_int("top-k", top_k, 1, MOST, "with more keys there is little left to see")
         if who not in CHOOSERS:
             raise ValueError(f"chooser {who!r} is unknown: use one of {', '.join(CHOOSERS)}")
         attention = "sparse" if who == "indexer" else who
         raw = int(
-            byte_tokenizer.byte_count(torch.tensor(byte_tokenizer.last_tokens(readable(text), longest)[1:])).sum()
+            byte_tokenizer.byte_count(torch.tensor(byte_tokenizer.last_tokens(tokenize(text), longest)[1:])).sum()
         )
         full = {name: paid(name, text, "dense", longest) for name in models}
         cut = {name: paid(name, text, attention, top_k) for name in models}

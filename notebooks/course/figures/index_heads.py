@@ -15,7 +15,7 @@ from torch import Tensor
 
 from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS
 from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops
@@ -76,8 +76,8 @@ def draw_heads(found: Factors, top_k: int = 16) -> Draw:
     layers, T = len(found.q), len(found.ids)
 
     def draw(layer: int, back: int, activation: str) -> tuple[Figure, str]:
-        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
-        checked("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
+        checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        checked_int("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
         t = T - 1 - back
         shares, mass = found.shares(layer, t, activation), found.mass[layer, t, : t + 1]
         kept = _chosen(shares.sum(0), top_k)

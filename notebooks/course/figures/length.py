@@ -14,7 +14,7 @@ from torch import Tensor
 
 from course.figures.flop_counts import LENGTHS, work_lines
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.analysis.flops import Work, crossover, decode_traffic, token_work
 from dsa.analysis.memory import PRECISIONS, cache_bytes
@@ -33,9 +33,9 @@ def draw_length(config: Config) -> Draw:
     longest = config.max_position_embeddings
 
     def draw(length: int, top_k: int, heads: int, precision: str) -> tuple[Figure, str]:
-        checked("length", length, 1, longest // UNIT, f"the model reads {longest:,} tokens, {UNIT:,} in a unit")
-        checked("top-k", top_k, 1, longest, f"the model reads {longest:,} tokens")
-        checked("heads", heads, 1, 1024, "the published model has 128")
+        checked_int("length", length, 1, longest // UNIT, f"the model reads {longest:,} tokens, {UNIT:,} in a unit")
+        checked_int("top-k", top_k, 1, longest, f"the model reads {longest:,} tokens")
+        checked_int("heads", heads, 1, 1024, "the published model has 128")
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
         chosen = config.replace(index_topk=top_k, num_attention_heads=heads)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.datasets.recall_tasks import Episodes
 from dsa.model.attention import Attention
@@ -58,7 +58,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Nearest by the sum of squared differences (Eckart and Young 1936).
     """
-    checked("rank", rank, 1, min(weight.shape), f"the matrix is {weight.shape[0]} x {weight.shape[1]}")
+    checked_int("rank", rank, 1, min(weight.shape), f"the matrix is {weight.shape[0]} x {weight.shape[1]}")
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     return u[:, :rank] * s[:rank], v[:rank]
 
@@ -115,7 +115,7 @@ def draw_rank(model: Transformer, tokens: Tensor, episodes: Episodes, steps: int
         return compare(low_rank(model, rank, where))
 
     def draw(rank: int, where: str = ALL) -> tuple[Figure, str]:
-        checked("rank", rank, 1, C, f"the latent has {C} numbers, so that is the full rank")
+        checked_int("rank", rank, 1, C, f"the latent has {C} numbers, so that is the full rank")
         here = measured(rank, where)
         curve = {each: measured(each, where) for each in ranks}
         fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.kernels import fp8, ops, reference
 from dsa.model.indexer import Indexer
@@ -159,7 +159,7 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
         return overlap(ops.index_topk(q, k, w, top_k), exact, first)
 
     def draw(outlier: int, block: str, format: str) -> tuple[Figure, str]:
-        checked("outlier", outlier, 0, 12, "the factor is 2 to this power")
+        checked_int("outlier", outlier, 0, 12, "the factor is 2 to this power")
         if block not in BLOCKS or format not in FORMATS:
             raise ValueError(f"{block!r}, {format!r}: use one of {', '.join(BLOCKS)}; and of {', '.join(FORMATS)}")
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.9), width_ratios=[1, 1.25])

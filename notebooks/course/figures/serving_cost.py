@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from course.figures.cost_curves import ki
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis.pricing import LIST, Bar, Bill, Call, Prices, Work, computed, costs_of, priced
 from dsa.analysis.published import crossing
@@ -92,10 +92,10 @@ def draw_calculator(config: Config, published: Costs) -> Callable[..., Drawn]:
     found = starts(published)
 
     def draw(length: int, top_k: int, price: int, cached: int) -> Drawn:
-        checked("length", length, 1, 127, f"the figure ends at {LAST:,} tokens, and the answer needs {ANSWER:,}")
-        checked("top-k", top_k, 1, LAST, "no more than the context")
-        checked("price", price, 1, 10_000, "US cents for an hour of one GPU")
-        checked("cached", cached, 0, 100, "a share in per cent")
+        checked_int("length", length, 1, 127, f"the figure ends at {LAST:,} tokens, and the answer needs {ANSWER:,}")
+        checked_int("top-k", top_k, 1, LAST, "no more than the context")
+        checked_int("price", price, 1, 10_000, "US cents for an hour of one GPU")
+        checked_int("cached", cached, 0, 100, "a share in per cent")
         curves = modelled(config.replace(index_topk=top_k), found)
         call, scale = Call(length * UNIT, length * UNIT * cached // 100, ANSWER), price / 100 / H800.dollars_per_hour
         bills = {m: computed([call], curves["prefill", m], curves["decode", m], scale) for m in (DENSE, SPARSE)}

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from course.ui.panel import Draw, Html, Panel, Slider, Text
-from course.ui.reading import CHOOSERS, Reading, checked, reader
+from course.ui.reading import CHOOSERS, Reading, checked_int, reader
 from course.ui.style import COLOURS, MARKERS
 from dsa.datasets import byte_tokenizer
 from dsa.model.transformer import Transformer
@@ -49,12 +49,12 @@ def draw_kept(model: Transformer) -> Draw:
     longest, layers = model.config.max_position_embeddings, model.config.num_hidden_layers
 
     def draw(text: str, top_k: int, layer: int, token: int) -> tuple[list[Html | Figure], str]:
-        checked("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
-        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        checked_int("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
+        checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
         reading = read(text)
-        checked("token", token, 0, len(reading.ids) - 1, f"the text has {len(reading.ids)} tokens, 0 is the last")
+        checked_int("token", token, 0, len(reading.ids) - 1, f"the text has {len(reading.ids)} tokens, 0 is the last")
         t = len(reading.ids) - 1 - token
-        kept = sorted({s for s in reading.chosen("indexer", layer, top_k)[t].tolist() if s >= 0})
+        kept = sorted({s for s in reading.select("indexer", layer, top_k)[t].tolist() if s >= 0})
         return [coloured(reading.ids, t, kept), figure(reading, layer, t, top_k, kept)], sentence(
             reading, layer, t, top_k, kept
         )
@@ -79,9 +79,9 @@ def coloured(ids: list[int], t: int, kept: list[int]) -> Html:
 
 def sentence(reading: Reading, layer: int, t: int, top_k: int, kept: list[int]) -> str:
     """What the picture shows, in words, for those who cannot or need not see it."""
-    shares = {who: float(reading.kept(who, layer, top_k)[t]) for who in CHOOSERS}
+    shares = {who: float(reading.attention_recall(who, layer, top_k)[t]) for who in CHOOSERS}
     notes = []
-    if reading.left_out:
+    if reading.truncated:
         notes.append(f"Only the last {len(reading.ids)} tokens were read, as many as the model was trained for.")
     if top_k > t:
         notes.append(
@@ -104,7 +104,7 @@ def _words(reading: Reading, layer: int, t: int, kept: list[int], most: int = 8)
     for word in byte_tokenizer.words(reading.ids[: t + 1]):
         inside = chosen & {*range(word.start, word.stop)}
         if inside and word.text.strip():
-            found[word] = float(reading.mass[layer, t, sorted(inside)].sum())
+            found[word] = float(reading.attention_probs[layer, t, sorted(inside)].sum())
     best = sorted(found, key=lambda word: -found[word])
     more = f" and {len(best) - most} more" if len(best) > most else ""
     return ", ".join(f"“{word.text}”" for word in best[:most]) + more if best else "white space only"
@@ -119,7 +119,7 @@ def figure(reading: Reading, layer: int, t: int, top_k: int, kept: list[int]) ->
 
 
 def _draw_mass(ax: Axes, reading: Reading, layer: int, t: int, kept: list[int]) -> None:
-    mass = reading.mass[layer, t, : t + 1]
+    mass = reading.attention_probs[layer, t, : t + 1]
     dropped = sorted({*range(t + 1)} - {*kept})
     ax.vlines([t - s for s in kept], 0, mass[kept], color=COLOURS[0], linewidth=1)
     ax.plot(
@@ -134,7 +134,13 @@ def _draw_mass(ax: Axes, reading: Reading, layer: int, t: int, kept: list[int]) 
 def _draw_shares(ax: Axes, reading: Reading, layer: int, t: int, top_k: int) -> None:
     sizes = [2**n for n in range(12) if 2**n < t + 1] + [t + 1]
     for who, marker, colour in zip(CHOOSERS, MARKERS, COLOURS, strict=False):
-        ax.plot(sizes, [float(reading.kept(who, layer, k)[t]) for k in sizes], label=who, marker=marker, color=colour)
+        ax.plot(
+            sizes,
+            [float(reading.attention_recall(who, layer, k)[t]) for k in sizes],
+            label=who,
+            marker=marker,
+            color=colour,
+        )
     ax.axvline(min(top_k, t + 1), color="#444444", linewidth=1)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes[::2], [str(k) for k in sizes[::2]])

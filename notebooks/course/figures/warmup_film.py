@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from course.experiments.activation import indexers, lessons
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops, reference
@@ -82,8 +82,8 @@ def draw_film(film: Film, top_k: int = 16) -> Draw:
     def draw(step: int, layer: int, back: int) -> tuple[Figure, str]:
         if step not in film.steps:
             raise ValueError(f"step = {step}: pictures were taken every {film.every} steps, up to {film.steps[-1]}")
-        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
-        checked("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
+        checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        checked_int("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
         t, picture = T - 1 - back, film.steps.index(step)
         fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7), width_ratios=[2.1, 1])
         _draw_shares(left, film, picture, layer, t)

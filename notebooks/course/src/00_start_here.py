@@ -25,7 +25,7 @@ from course.figures.needle import draw_needle
 from course.figures.topk_viewer import draw_kept, explore
 from course.ui.claims import claim
 from course.ui.environment import environment
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import CHOOSERS, read_file, reader
 from course.ui.style import show, style
@@ -88,7 +88,7 @@ explore(model, text)
 # %%
 draw = draw_kept(model)
 ends = [{"top_k": 4, "layer": 2}, {"top_k": 64, "layer": 2}]
-twins(draw, [{"text": text, "token": 0, **end} for end in ends])
+static_snapshots(draw, [{"text": text, "token": 0, **end} for end in ends])
 
 # %% [markdown]
 # ## How much survives
@@ -100,7 +100,10 @@ import matplotlib.pyplot as plt
 
 reading = reader(model)(text)
 share = {
-    who: [float(reading.kept(who, n, 16)[64:].mean()) for n in range(3)]
+    who: [
+        float(reading.attention_recall(who, n, 16)[64:].mean())
+        for n in range(3)
+    ]
     for who in CHOOSERS
 }
 fig, ax = plt.subplots(figsize=(7, 2.8))
@@ -232,7 +235,9 @@ claim(
 line = (
     "Die Lampe brennt. Лампа горит. Ο φάρος ανάβει. 灯台の明かりがつく。 "
 )
-twins(draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}])
+static_snapshots(
+    draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}]
+)
 
 # %% [markdown]
 # ## Where it fails

@@ -635,7 +635,7 @@ claim(
 
 # %%
 from course.figures.low_rank import draw_rank, places
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_rank(small, tokens, episodes)
 panel = Panel(
@@ -646,7 +646,7 @@ panel = Panel(
 panel
 
 # %%
-twins(draw, [{"rank": n, "where": where} for n, where in (
+static_snapshots(draw, [{"rank": n, "where": where} for n, where in (
     (8, "all layers"), (24, "all layers"), (8, "layer 0"), (8, "layer 2"),
 )])  # fmt: skip
 by_layer = [

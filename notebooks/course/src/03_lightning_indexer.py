@@ -644,7 +644,7 @@ claim(
 
 # %%
 from course.figures.index_heads import draw_heads, factors
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_heads(factors(model, needle.tokens))
 Panel(
@@ -655,7 +655,7 @@ Panel(
 )
 
 # %%
-twins(draw, [{"layer": 1, "back": 0, "activation": "none"}])
+static_snapshots(draw, [{"layer": 1, "back": 0, "activation": "none"}])
 
 # %% [markdown]
 # In layer 2 at the asking token head 0 rises over the answer, and its positive weight lets it through; head 1 is cut

@@ -511,7 +511,7 @@ if FULL:
 # learns something else.
 
 # %% tags=["nbval-ignore-output"]
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 
 draw = draw_film(film)
 Panel(
@@ -526,7 +526,7 @@ Panel(
 
 # %% tags=["nbval-ignore-output"]
 still = [{"step": s, "layer": 2, "back": 0} for s in (0, 10, 20, 80)]
-twins(draw, still, columns=1)
+static_snapshots(draw, still, columns=1)
 
 # %% tags=["nbval-ignore-output"]
 t, place = len(film.ids) - 1, needle.value

@@ -271,17 +271,17 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 ways = {"dense": "dense", "sparse 16": "sparse", "window 16": "window"}
-twins, curves = {}, {}
+models, curves = {}, {}
 for name, attention in ways.items():
-    twins[name] = dsa.from_pretrained("../data/warmed")
+    models[name] = dsa.from_pretrained("../data/warmed")
     task = MixedNeedles(text, 256)
-    run = train_on(twins[name], task, attention, 16, steps=60, size=4)
+    run = train_on(models[name], task, attention, 16, steps=60, size=4)
     measured = [row.get("language", row["loss"]) for row in run.rows]
     curves[name] = [mean(measured[n : n + 6]) for n in range(0, 60, 6)]
 show(*adapting.draw_behind(curves, "dense", steps=60))
 
 # %% tags=["nbval-ignore-output"]
-after = {name: measure(twins[name], ways[name]) for name in ways}
+after = {name: measure(models[name], ways[name]) for name in ways}
 for name, (bits, right) in after.items():
     print(f"{name:10} {bits:.2f} bits, recall {right:.0%}")
 cost = after["sparse 16"][0] - after["dense"][0]
@@ -317,7 +317,7 @@ few = dsa.from_pretrained("../data/warmed")
 train_on(few, MixedNeedles(text, 256), "sparse", 2, steps=60, size=4)
 before2 = measure(warmed, "sparse", 2)
 after2 = measure(few, "sparse", 2)
-control = measure(twins["dense"], "sparse", 2)
+control = measure(models["dense"], "sparse", 2)
 best = [measure(model, "oracle", 2) for model in (warmed, few)]
 rows = {
     "before": before2,
@@ -483,13 +483,12 @@ claim(
 # then to 16, then change the chooser. Below the panel, for readers without a kernel, it stands still at two places.
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, Text
-from course.ui.panel import twins as side_by_side
+from course.ui.panel import Choice, Panel, Slider, Text, static_snapshots
 from course.ui.reading import read_file
 
 story = read_file("../data/texts/lighthouse.txt").strip()[:700]
 draw = adapting.draw_price(
-    {"not yet": warmed, "with 16": twins["sparse 16"], "with 2": few}
+    {"not yet": warmed, "with 16": models["sparse 16"], "with 2": few}
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -501,9 +500,11 @@ Panel(
 )
 
 # %% tags=["nbval-ignore-output"]
-side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
-    (2, "indexer"), (16, "window"),
-)], columns=1)  # fmt: skip
+still = [
+    {"text": story, "top_k": 2, "who": "indexer"},
+    {"text": story, "top_k": 16, "who": "window"},
+]
+static_snapshots(draw, still, columns=1)
 
 # %% [markdown]
 # ## As good as dense? The report's fourteen benchmarks

@@ -690,7 +690,7 @@ claim(
 # which format suffers least from an outlier of 1,024? And whom does the Hadamard transform help?
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 first = tuple(x[:2] for x in factors[2])
 draw = rounding.draw_outlier(first)
@@ -706,7 +706,7 @@ panel
 # The same for readers without a kernel:
 
 # %%
-twins(
+static_snapshots(
     draw,
     [
         {"outlier": 10, "block": "a row", "format": "e4m3"},

@@ -40,7 +40,7 @@ from course.figures import gpu_targets
 from course.figures.full_model import read_record
 from course.figures.traffic import Memory, draw_tiles, tile_traffic
 from course.ui.claims import claim
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import provenance, show, style
@@ -383,7 +383,7 @@ Panel(
 )
 
 # %%
-twins(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
+static_snapshots(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
 
 # %%
 short, tall = tile_traffic(2048, 16)[0], tile_traffic(2048, 128)[0]

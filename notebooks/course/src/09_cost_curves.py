@@ -704,7 +704,7 @@ claim(
 # less?
 
 # %%
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 
 draw = serving_cost.draw_calculator(real, published)
 Panel(
@@ -720,7 +720,7 @@ Panel(
 
 # %%
 base = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
-twins(draw, [base | {"cached": 90}])
+static_snapshots(draw, [base | {"cached": 90}])
 
 
 def gained(cached):

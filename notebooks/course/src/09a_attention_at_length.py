@@ -694,7 +694,7 @@ claim(
 
 # %%
 from course.figures.length import draw_length, token_gain
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_length(real)
 panel = Panel(
@@ -708,7 +708,9 @@ panel
 
 # %%
 base = {"length": 128, "top_k": 2048, "heads": 128, "precision": "deployed"}
-twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
+static_snapshots(
+    draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1
+)
 
 # %% [markdown]
 # ## Exercises

@@ -29,7 +29,7 @@ import torch
 from course.exercises.full_model import check
 from course.figures import full_model
 from course.ui.claims import claim
-from course.ui.panel import Choice, Panel, twins
+from course.ui.panel import Choice, Panel, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
@@ -620,7 +620,7 @@ Panel(
 
 # %%
 at = {"context": 128, "batch": 1, "precision": "FP8, as published"}
-twins(
+static_snapshots(
     draw,
     [
         {"gpu": "H100 80 GB", "ranks": 8, **at},

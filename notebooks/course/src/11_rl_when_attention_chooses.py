@@ -288,7 +288,7 @@ print(inspect.getsource(grpo.token_losses))
 
 # %%
 from course.figures.grpo_groups import RIGHT, draw_objective
-from course.ui.panel import Choice, Panel, twins
+from course.ui.panel import Choice, Panel, static_snapshots
 
 Panel(
     draw_objective,
@@ -300,7 +300,7 @@ Panel(
 
 # %%
 base_case = {"size": 8, "right": "half", "high": 0.28, "beta": 0.0}
-twins(
+static_snapshots(
     draw_objective,
     [base_case, base_case | {"right": "one"}, base_case | {"beta": 2.0}],
     columns=1,
@@ -421,7 +421,9 @@ Panel(
 
 # %% tags=["nbval-ignore-output"]
 at = {"domain": "repair", "level": 2, "mode": "direct"}
-twins(draw, [{"model": who, **at} for who in ("before", "after")])
+static_snapshots(
+    draw, [{"model": who, **at} for who in ("before", "after")]
+)
 
 # %% [markdown]
 # ## Rewards that are not 0 or 1

@@ -283,7 +283,7 @@ claim(
 # Move the controls. In which layer does no design do well, not even the best possible choice?
 
 # %% tags=["nbval-ignore-output"]
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 Panel(
     draw,
@@ -296,7 +296,7 @@ Panel(
 # The same for readers without a kernel:
 
 # %% tags=["nbval-ignore-output"]
-twins(
+static_snapshots(
     draw,
     [
         {"keys": 32, "block": 4, "layer": 2},

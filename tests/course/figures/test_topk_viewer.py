@@ -42,12 +42,12 @@ def at(draw, **changes):
 @pytest.mark.parametrize("who", CHOOSERS)
 def test_what_is_kept_is_the_attention_on_the_chosen(model, who):
     reading = reader(model)(TEXT)
-    chosen, kept = reading.chosen(who, 2, 5), reading.kept(who, 2, 5)
+    chosen, kept = reading.select(who, 2, 5), reading.attention_recall(who, 2, 5)
     for t in (0, 3, 40):
         visible = {int(s) for s in chosen[t] if s >= 0}
         assert len(visible) == min(5, t + 1) and max(visible) <= t
         if who != "random":
-            assert kept[t] == pytest.approx(sum(float(reading.mass[2, t, s]) for s in visible), abs=1e-5)
+            assert kept[t] == pytest.approx(sum(float(reading.attention_probs[2, t, s]) for s in visible), abs=1e-5)
         else:
             assert kept[t] == pytest.approx(min(1, 5 / (t + 1)))
 
@@ -59,12 +59,12 @@ def test_a_reading_is_dense_attention_and_leaves_the_model_as_it_was(model):
     model.attention, model.top_k = "dense", 16
     _, trace = model(torch.tensor([reading.ids]), trace=True)
     model.attention = "sparse"
-    assert torch.equal(reading.mass[1], trace[1].mass[0])
+    assert torch.equal(reading.attention_probs[1], trace[1].mass[0])
 
 
 def test_heads_average_to_the_mass(model):
     ids = byte_tokenizer.encode(TEXT)
-    assert torch.allclose(head_weights(model, ids).mean(2), reader(model)(TEXT).mass, atol=1e-5)
+    assert torch.allclose(head_weights(model, ids).mean(2), reader(model)(TEXT).attention_probs, atol=1e-5)
 
 
 def test_the_sentence_counts_what_the_colours_show(draw):
