@@ -81,7 +81,7 @@ def raw_query_latent(self: Attention, x: Tensor, angles: Rope, right: Any = Atte
     return right(self, x, angles)[0], self.q_a_proj(x)
 
 
-attached = ablations.attached  # the indexer with inputs that are not detached: chapter 06 trains with it, too
+attached = ablations.attached_forward  # the indexer with inputs that are not detached: chapter 06 trains with it, too
 
 
 # ---- scores and selection

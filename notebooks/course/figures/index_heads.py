@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.experiments.activation import indexers, lessons
+from course.experiments.activation import indexers, teacher_batches
 from course.ui.panel import Draw
 from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS
@@ -34,14 +34,14 @@ class Factors:
         q: index queries (layers, T, J, W).
         k: index keys (layers, T, W).
         w: signed head weights (layers, T, J).
-        mass: dense attention, all heads together (layers, T, T); rows sum to 1.
+        attention_probs: dense attention, all heads together (layers, T, T); rows sum to 1.
     """
 
     ids: list[int]
     q: Tensor
     k: Tensor
     w: Tensor
-    mass: Tensor
+    attention_probs: Tensor
 
     def products(self, layer: int, t: int) -> Tensor:
         """Each head's q . k for the keys that query t sees: (J, t + 1)."""
@@ -60,13 +60,13 @@ def factors(model: Transformer, ids: Tensor) -> Factors:
     """Read tokens (T,) with dense attention and keep the factors of Eq. 1. ValueError for a model without indexers."""
     if model.config.index_topk is None:
         raise ValueError("this model is dense and has no indexer: load 'warmed' or 'sparse' to look into one")
-    taught = lessons(model, ids[None])
+    teacher = teacher_batches(model, ids[None])
     made = [
-        indexer(lesson.x, lesson.query_latent, lesson.rope)
-        for indexer, lesson in zip(indexers(model), taught, strict=True)
+        indexer(layer.x, layer.query_latent, layer.rope)
+        for indexer, layer in zip(indexers(model), teacher, strict=True)
     ]
     q, k, w = (torch.cat(parts) for parts in zip(*made, strict=True))
-    return Factors(ids.tolist(), q, k, w, torch.cat([lesson.mass for lesson in taught]))
+    return Factors(ids.tolist(), q, k, w, torch.cat([layer.attention_probs for layer in teacher]))
 
 
 def draw_heads(found: Factors, top_k: int = 16) -> Draw:
@@ -79,7 +79,7 @@ def draw_heads(found: Factors, top_k: int = 16) -> Draw:
         checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
         checked_int("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
         t = T - 1 - back
-        shares, mass = found.shares(layer, t, activation), found.mass[layer, t, : t + 1]
+        shares, mass = found.shares(layer, t, activation), found.attention_probs[layer, t, : t + 1]
         kept = _chosen(shares.sum(0), top_k)
         fig = _figure(found.products(layer, t), shares, mass, kept)
         fig.suptitle(f"Layer {layer}, token {t} ({_piece(found, t)}), activation: {activation}", fontsize=11)
@@ -139,7 +139,7 @@ def _draw_agreement(ax: Axes, scores: Tensor, mass: Tensor, kept: list[int]) -> 
 
 def _sentence(found: Factors, layer: int, t: int, shares: Tensor, kept: list[int]) -> str:
     """What the picture shows, in words."""
-    scores, mass = shares.sum(0), found.mass[layer, t, : t + 1]
+    scores, mass = shares.sum(0), found.attention_probs[layer, t, : t + 1]
     weights = ", ".join(f"{float(w):+.2f}" for w in found.w[layer, t])
     cut = float((found.products(layer, t) < 0).float().mean())
     first, most = int(scores.argmax()), int(mass.argmax())

@@ -223,9 +223,11 @@ claim(
 # - The **weights** come from the hidden state (`weights_proj`), times $(J W)^{-1/2}$. Nothing makes them positive.
 
 # %%
-from course.experiments.activation import lessons
+from course.experiments.activation import teacher_batches
 
-seen = lessons(model, tokens)  # of each layer: what its indexer is shown
+seen = teacher_batches(
+    model, tokens
+)  # of each layer: what its indexer is shown
 R, theta = model.config.qk_rope_head_dim, model.config.rope_theta
 freq = theta ** -(torch.arange(0, R, 2) / R)  # (R/2,)
 angle = torch.arange(96)[:, None] * freq  # (T, R/2)
@@ -259,8 +261,8 @@ def my_factors(indexer, x, latent):
 
 # %%
 mine = []
-for lesson, layer in zip(seen, model.model.layers, strict=True):
-    shown = lesson.x[0], lesson.query_latent[0]
+for teacher, layer in zip(seen, model.model.layers, strict=True):
+    shown = teacher.x[0], teacher.query_latent[0]
     mine.append(my_factors(layer.self_attn.indexer, *shown))
 visible = reference.causal_mask(96, 96)
 gaps = [
@@ -438,8 +440,8 @@ claim(
 # to the scores of layer 1, which looks at its neighbours. Each mark is the mean over all pairs of one distance:
 
 # %%
-lesson, indexer = seen[1], model.model.layers[1].self_attn.indexer
-latent, hidden = lesson.query_latent[0], lesson.x[0]
+teacher, indexer = seen[1], model.model.layers[1].self_attn.indexer
+latent, hidden = teacher.query_latent[0], teacher.x[0]
 with torch.no_grad():
     q = (latent @ indexer.wq_b.weight.T).unflatten(-1, (2, 32))
     k = indexer.k_norm(hidden @ indexer.wk.weight.T)
@@ -611,13 +613,14 @@ claim(
 from course.experiments import activation
 
 small = Needles(corpus.load("../data/texts"), length=128)
-pupils = [
-    activation.Pupil(base, form, 2, 32, seed=3) for form in ("relu", "none")
+variants = [
+    activation.IndexerVariant(base, form, 2, 32, seed=3)
+    for form in ("relu", "none")
 ]
-exam = [small.generate(torch.Generator().manual_seed(9), 8)]
-before = activation.examine(base, pupils, exam)
-activation.warm_up(base, pupils, small, steps=50, seed=3)
-after = activation.examine(base, pupils, exam)
+eval_set = [small.generate(torch.Generator().manual_seed(9), 8)]
+before = activation.evaluate_variants(base, variants, eval_set)
+activation.warm_up(base, variants, small, steps=50, seed=3)
+after = activation.evaluate_variants(base, variants, eval_set)
 
 # %%
 claim(
@@ -815,7 +818,7 @@ claim(
 # Scored by the second half of its numbers alone, which no convention touches, layer 2 still finds:
 
 # %%
-shown = lessons(model, visit.tokens)[2]
+shown = teacher_batches(model, visit.tokens)[2]
 with torch.no_grad():
     q, k, w = activation.indexers(model)[2](
         shown.x, shown.query_latent, shown.rope
@@ -839,7 +842,10 @@ claim(
 found = factors(model, needle.tokens)
 per_query = []
 for t in range(48, 96):
-    mass, score = found.mass[0, t], found.shares(0, t, "ReLU").sum(0)
+    mass, score = (
+        found.attention_probs[0, t],
+        found.shares(0, t, "ReLU").sum(0),
+    )
     kept16 = mass[score.topk(16).indices].sum()
     per_query.append(float(kept16 / mass.topk(16).values.sum()))
 worst, typical = min(per_query), sorted(per_query)[24]

@@ -33,7 +33,7 @@ import dsa
 import torch
 from course.exercises.adapting import check
 from course.experiments import benchmark_suite
-from course.experiments.matched_runs import train_on
+from course.experiments.matched_runs import continue_training
 from course.figures import adapting
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -60,14 +60,14 @@ style()
 text = corpus.load()
 print(text)
 warmed = dsa.from_pretrained("../data/warmed")
-exam = list(evaluate.needle_batches(text, 256, 32))
+eval_set = list(evaluate.needle_batches(text, 256, 32))
 
 
 def measure(model, attention, top_k=16):
     """Bits per byte, and recall of needles."""
     with evaluate.set_to(model, attention, top_k):
         bits = evaluate.text_bits(model, text, 256, 32)
-    return bits, evaluate.recall(model, exam, attention, top_k)["all"]
+    return bits, evaluate.recall(model, eval_set, attention, top_k)["all"]
 
 
 # %%
@@ -169,30 +169,30 @@ claim(
 # hand:
 
 # %%
-pupil = dsa.from_pretrained("../data/warmed")
-pupil.attention, pupil.top_k = "sparse", 2
-lesson = Needles(text, length=128, pairs=4, queries=4)  # chapter 05
-episodes = lesson.generate(torch.Generator().manual_seed(0), 4)
+probe = dsa.from_pretrained("../data/warmed")
+probe.attention, probe.top_k = "sparse", 2
+task = Needles(text, length=128, pairs=4, queries=4)  # chapter 05
+episodes = task.generate(torch.Generator().manual_seed(0), 4)
 
 
 def gradients(loss):
     """What one backward pass leaves: name -> gradient."""
-    pupil.zero_grad(set_to_none=True)
+    probe.zero_grad(set_to_none=True)
     loss.backward()
-    named = pupil.named_parameters()
+    named = probe.named_parameters()
     return {n: p.grad.clone() for n, p in named if p.grad is not None}
 
 
 # %%
-logits, kl = pupil(episodes.tokens, indexer_loss=True)
+logits, kl = probe(episodes.tokens, indexer_loss=True)
 counts = episodes.counts[:, 1:]
 right = episodes.tokens[:, 1:][counts]
 log_p = logits[:, :-1][counts].log_softmax(-1)
 language = -log_p.gather(-1, right[:, None]).mean()
 together = gradients(language + kl.sum())
 
-alone = gradients(language_loss(pupil(episodes.tokens), episodes))
-_, kl = pupil(episodes.tokens, indexer_loss=True)
+alone = gradients(language_loss(probe(episodes.tokens), episodes))
+_, kl = probe(episodes.tokens, indexer_loss=True)
 index_only = gradients(kl.sum())
 print(len(together), "gradients:", len(alone), "+", len(index_only))
 claim(
@@ -220,8 +220,8 @@ claim(
 print(inspect.getsource(indexer.learn_both))
 
 # %%
-step = indexer.learn_both(lesson, 4)
-loss, _ = step(pupil, torch.Generator().manual_seed(0))
+step = indexer.learn_both(task, 4)
+loss, _ = step(probe, torch.Generator().manual_seed(0))
 theirs = gradients(loss)
 claim(
     "joint-step-is-packages",
@@ -238,9 +238,9 @@ claim(
 # right:
 
 # %%
-from course.experiments.ablations import attach, copied
+from course.experiments.ablations import attach_indexer_loss, clone_model
 
-leaking = attach(copied(pupil))
+leaking = attach_indexer_loss(clone_model(probe))
 _, kl = leaking(episodes.tokens, indexer_loss=True)
 kl.sum().backward()
 leaked = {n: p.grad for n, p in leaking.named_parameters()
@@ -275,7 +275,9 @@ models, curves = {}, {}
 for name, attention in ways.items():
     models[name] = dsa.from_pretrained("../data/warmed")
     task = MixedNeedles(text, 256)
-    run = train_on(models[name], task, attention, 16, steps=60, size=4)
+    run = continue_training(
+        models[name], task, attention, 16, steps=60, size=4
+    )
     measured = [row.get("language", row["loss"]) for row in run.rows]
     curves[name] = [mean(measured[n : n + 6]) for n in range(0, 60, 6)]
 show(*adapting.draw_behind(curves, "dense", steps=60))
@@ -314,7 +316,9 @@ guess = predict("What share of the damage does the training repair?", 0.3)
 
 # %% tags=["nbval-ignore-output"]
 few = dsa.from_pretrained("../data/warmed")
-train_on(few, MixedNeedles(text, 256), "sparse", 2, steps=60, size=4)
+continue_training(
+    few, MixedNeedles(text, 256), "sparse", 2, steps=60, size=4
+)
 before2 = measure(warmed, "sparse", 2)
 after2 = measure(few, "sparse", 2)
 control = measure(models["dense"], "sparse", 2)
@@ -363,7 +367,7 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 kept = {
-    name: evaluate.watch(model, exam, "sparse", 2)["kept"]["oracle"]
+    name: evaluate.watch(model, eval_set, "sparse", 2)["kept"]["oracle"]
     for name, model in (("before", warmed), ("trained with 2", few))
 }
 show(*adapting.draw_held(kept, "best two keys"))
@@ -581,7 +585,7 @@ claim(
 # does not notice a window would not notice anything. Every score is a share of right next tokens; these are asked:
 
 # %%
-for one in benchmark_suite.exams(text, sequences=8):
+for one in benchmark_suite.eval_sets(text, sequences=8):
     for name, asked in one.asked.items():
         print(f"{name:20} {one.tokens.shape[1]:4} tokens a sequence,",
               f"{asked.sum() / len(asked):5.1f} asked")  # fmt: skip
@@ -781,9 +785,11 @@ claim(
 if FULL:
     LENGTH = 512
     for name, attention in {"sparse": "sparse", "dense": "dense"}.items():
-        grown = copied(warmed, LENGTH)
+        grown = clone_model(warmed, LENGTH)
         task = MixedNeedles(text, LENGTH)
-        train_on(grown, task, attention, 16, steps=100, size=8, show=True)
+        continue_training(
+            grown, task, attention, 16, steps=100, size=8, show=True
+        )
         long = list(evaluate.needle_batches(text, LENGTH, 32))
         with evaluate.set_to(grown, attention, 16):
             bits = evaluate.text_bits(grown, text, LENGTH, 32)

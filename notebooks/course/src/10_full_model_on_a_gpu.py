@@ -194,9 +194,9 @@ show(*full_model.draw_loads(final))
 # A bias changes which experts a token gets, and nothing else: a token that keeps its experts keeps their weights.
 
 # %%
-chance = torch.Generator().manual_seed(1)
-logits = torch.randn(100, 64, generator=chance)
-bias = 0.02 * torch.randn(64, generator=chance)
+rng = torch.Generator().manual_seed(1)
+logits = torch.randn(100, 64, generator=rng)
+bias = 0.02 * torch.randn(64, generator=rng)
 before, plain = route(logits, torch.zeros(64), config)
 after, moved = route(logits, bias, config)
 before, order = before.sort(-1)
@@ -435,11 +435,13 @@ from dsa.training.losses import multi_token_loss
 base = dsa.from_pretrained("../data/base").requires_grad_(False)
 mtp = MTP(base.config).attach(base)
 mtp.reset_parameters(seed=0)
-lessons = PlainText(corpus.load(), length=128)
-chance = torch.Generator().manual_seed(0)
+training_text = PlainText(corpus.load(), length=128)
+rng = torch.Generator().manual_seed(0)
 optimizer = torch.optim.AdamW(mtp.own_parameters(), lr=0.01)
 for _ in range(40):
-    loss, extra = multi_token_loss(base, mtp, lessons.generate(chance, 8))
+    loss, extra = multi_token_loss(
+        base, mtp, training_text.generate(rng, 8)
+    )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

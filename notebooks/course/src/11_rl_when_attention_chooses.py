@@ -58,10 +58,10 @@ style()
 # its domain, then says whether to think first (T) or to answer directly (D). A symbol is a token; there are 48.
 
 # %%
-chance = Random(0)
+rng = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):
-        problem = generate(chance, name, 2, thinking)
+        problem = generate(rng, name, 2, thinking)
         written = read(worked(problem).tokens)
         print(f"{name:9} {read(problem.prompt):38} -> {written}")
 
@@ -97,7 +97,7 @@ for said in ("▸ 2 1 .", "▸ 2 7 ."):
 accepted, refused, fooled = 0, 0, 0
 for name in DOMAINS:
     for level in LEVELS:
-        problem = generate(chance, name, level, thinking=False)
+        problem = generate(rng, name, level, thinking=False)
         right = solve(problem)
         accepted += rl_domains.correct(problem, right)
         for place in range(len(right)):
@@ -459,20 +459,22 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
 # First live, with the model above as the teacher; then recorded.
 
 # %%
-lessons = sft.rejection_sample(
+samples = sft.rejection_sample(
     trained, three, num_prompts=192, num_generations=2
 )
 claim(
     "student-reads-right",
-    all(one.correct for one in lessons) and len(lessons) > 150,
+    all(one.correct for one in samples) and len(samples) > 150,
     "what the student reads is right, all of it",
 )
-pupil = copy.deepcopy(base)
-read_on = sft.sft(pupil, lessons, steps=40, learning_rate=1e-3, show=False)
+student = copy.deepcopy(base)
+read_on = sft.sft(
+    student, samples, steps=40, learning_rate=1e-3, show=False
+)
 
 # %% tags=["nbval-ignore-output"]
-learned = rollout.accuracy(pupil, three, 120)
-print(f"{len(lessons)} texts")
+learned = rollout.accuracy(student, three, 120)
+print(f"{len(samples)} texts")
 for name in three:
     print(
         f"{name:8} teacher {after[name]:.0%}, student {learned[name]:.0%}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Budget
+from course.experiments.attention_variants.selective_attention import Budget
 from dsa.kernels import ops
 from dsa.model import baselines
 from dsa.model.attention import Attention, Step, Trace

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.model.attention import IndexFactors
 
 
@@ -27,7 +27,7 @@ def bounds(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
     return scale * (above + torch.einsum("bthw,bnw->bthn", q.clamp(max=0), least))
 
 
-class Quest(Choosing):
+class Quest(SelectiveAttention):
     """MLA over the query's own block and the past ones of highest bound."""
 
     def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
