@@ -17,7 +17,7 @@ from torch import Tensor
 
 from course.experiments import variant_bench
 from course.experiments.attention_variants.selective_attention import Budget, SelectiveAttention
-from course.experiments.variant_costs import DESIGNS, TokenCost, token_cost
+from course.experiments.variant_costs import DESIGNS, token_cost
 from course.ui.panel import Draw
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.datasets.recall_tasks import Episodes
@@ -72,7 +72,7 @@ class Layer:
 
 
 @torch.no_grad()
-def layers_of(model: Transformer, tokens: Tensor) -> list[Layer]:
+def read_layers(model: Transformer, tokens: Tensor) -> list[Layer]:
     """Read tokens (B, T) with dense attention and keep what each layer's choosers need; the model has an indexer."""
     found = []
     attentions = [layer.get_submodule("self_attn") for layer in model.model.layers]
@@ -87,7 +87,7 @@ def layers_of(model: Transformer, tokens: Tensor) -> list[Layer]:
     return found
 
 
-def judged(layer: Layer, episodes: Episodes, who: str, budget: Budget) -> tuple[float, float]:
+def evaluate_chooser(layer: Layer, episodes: Episodes, who: str, budget: Budget) -> tuple[float, float]:
     """How many far needles one chooser finds, and what share of attention it keeps, rows with a real choice only."""
     chosen, far = layer.chosen(who, budget), episodes.distance > evaluate.HIT_FAR
     hits = evaluate.hit(chosen, episodes)[far].float().mean().item()
@@ -99,7 +99,7 @@ def draw_choices(layers: Sequence[Layer], episodes: Episodes) -> Draw:
 
     def draw(keys: int, block: int, layer: int) -> tuple[Figure, str]:
         budget = Budget(keys=keys, block=block)
-        found = {who: judged(layers[layer], episodes, who, budget) for who in CHOOSERS}
+        found = {who: evaluate_chooser(layers[layer], episodes, who, budget) for who in CHOOSERS}
         fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.9), sharey=True)
         for ax, part, title in zip(axes, (0, 1), ("far needles found", "attention kept"), strict=True):
             _bars(ax, {NAMES[who]: both[part] for who, both in found.items()}, title)
@@ -119,7 +119,7 @@ def _bars(ax: Axes, values: Mapping[str, float], title: str) -> None:
 
 
 def draw_distances(runs: Sequence[dict[str, Any]], length: int, steps: int) -> tuple[Figure, str]:
-    """Recorded recall over distance after equal lessons: the mean of seeds, with their range."""
+    """Recorded recall over distance after equal training: the mean of seeds, with their range."""
     bins = [*variant_bench.BINS, length]
     fig, axes = plt.subplots(1, 3, figsize=(8.8, 2.8), sharey=True)
     words = []
@@ -160,7 +160,7 @@ def draw_token_costs(config: Config, designs: Sequence[str] = DISTINCT) -> tuple
 
 
 def draw_split(config: Config, keys: int) -> tuple[Figure, str]:
-    """One token's bill at one length, proxy and attention apart; designs that attend to everything are left out."""
+    """One token's cost at one length, proxy and attention apart; designs that attend to everything are left out."""
     costs = {NAMES[d]: token_cost(d, config, keys) for d in DESIGNS if d not in ("dense", "delta")}
     fig, ax = plt.subplots(figsize=(7.4, 2.7))
     start = [0.0] * len(costs)
@@ -171,9 +171,7 @@ def draw_split(config: Config, keys: int) -> tuple[Figure, str]:
     ax.set(xlabel=f"MFLOP for a token that sees {keys:,}, one layer, modelled")
     ax.invert_yaxis()
     ax.legend()
-    words = ", ".join(f"{name} {_proxy(one):.0%} of {one.flops / 1e6:,.0f}" for name, one in costs.items())
+    # the proxy is whatever serves the choice alone: its matrices, and its products with every candidate
+    shares = {name: (one.projections + one.scoring) / one.flops for name, one in costs.items()}
+    words = ", ".join(f"{name} {shares[name]:.0%} of {one.flops / 1e6:,.0f}" for name, one in costs.items())
     return fig, f"The proxy's share of a token's MFLOP at {keys:,} tokens in view: {words}."
-
-
-def _proxy(one: TokenCost) -> float:
-    return (one.projections + one.scoring) / one.flops

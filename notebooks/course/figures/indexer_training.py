@@ -1,7 +1,7 @@
 """The pictures of chapter 05: a teacher of several heads, who is served badly by it, how the divergence falls, a sweep.
 
 Each function draws what it is given and returns the figure with the sentence that describes it, ready for `show`. The
-film of the training, which is the chapter's panel, is in `teaching`.
+film of the training, which is the chapter's panel, is in `warmup_film`.
 """
 
 from collections.abc import Mapping, Sequence

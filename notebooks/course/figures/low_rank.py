@@ -48,7 +48,7 @@ class Damage:
     recall: float
 
 
-def places(model: Transformer) -> tuple[str, ...]:
+def layer_choices(model: Transformer) -> tuple[str, ...]:
     """Where the rank can be cut: in all layers, or in one of them."""
     return (ALL, *(f"layer {number}" for number in range(model.config.num_hidden_layers)))
 
@@ -66,8 +66,8 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def low_rank(model: Transformer, rank: int, where: str = ALL) -> Transformer:
     """Copy a model, with `kv_b_proj` of one layer or of all cut to a rank; the original is not changed."""
-    if where not in places(model):
-        raise ValueError(f"place {where!r} is unknown: use one of {', '.join(places(model))}")
+    if where not in layer_choices(model):
+        raise ValueError(f"place {where!r} is unknown: use one of {', '.join(layer_choices(model))}")
     changed = copy.deepcopy(model)
     for attention in changed.modules():
         if isinstance(attention, Attention) and where in (ALL, f"layer {attention.layer}"):

@@ -114,7 +114,7 @@ def overlap(a: Tensor, b: Tensor, first: int = 0) -> float:
     return float((mine & other).sum() / mine.sum())
 
 
-def places_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+def ranks_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
     """Where the chosen tokens (B, T, K) that do not belong stood in the ranking of `scores` (B, T, S): places > K.
 
     A place is one more than the number of larger scores, so equal scores share theirs.
@@ -125,7 +125,7 @@ def places_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tenso
     return places[places > K]
 
 
-def place_of_most(places: Tensor, share: float = 0.95) -> int:
+def rank_quantile(places: Tensor, share: float = 0.95) -> int:
     """The place that `share` of `places` do not exceed."""
     return int(places.float().quantile(share, interpolation="higher"))
 

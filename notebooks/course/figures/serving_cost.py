@@ -1,4 +1,4 @@
-"""Bills as pictures: who pays for what, what matters most, and a calculator to move.
+"""What serving costs, as pictures: who pays for what, what matters most, and a calculator to move.
 
 Two kinds of bill stand beside each other and must not be mixed: the *list*, what a user pays for tokens, and *GPU
 time*, what it costs to compute them. The list is published; GPU time is modelled (:mod:`dsa.analysis.roofline`), except
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from course.figures.cost_curves import ki
+from course.figures.cost_curves import ki_axis
 from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis.pricing import LIST, Bar, Bill, Call, Prices, Work, computed, costs_of, priced
@@ -27,7 +27,7 @@ ANSWER = 1000  # tokens that the calculator's request writes
 PARTS = ("fresh", "cached", "written")
 
 
-def draw_bills(published: Costs, works: Mapping[str, Work], prices: Prices = LIST) -> Drawn:
+def draw_serving_costs(published: Costs, works: Mapping[str, Work], prices: Prices = LIST) -> Drawn:
     """For each use its bill by the list, and in GPU time by the published figure, dense and sparse."""
     fig, [axes] = plt.subplots(1, len(works), figsize=(8, 2.7), squeeze=False)
     words = []
@@ -116,7 +116,7 @@ def _curves(ax: Axes, curves: Costs, scale: float) -> None:
         look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("modelled")}
         places = sorted({*curve.positions, *range(0, LAST, 2 * 8192)})
         ax.plot(places, [scale * curve.at(p) for p in places], label=f"{model[:4]}, {phase}", **look)
-    ki(ax)
+    ki_axis(ax)
     lowest = scale * min(curve.dollars[0] for curve in curves.values())
     ax.set(yscale="log", title="a token", ylabel="$ per million tokens", ylim=(lowest / 3, None))
     ax.yaxis.set_major_formatter("{x:g}")

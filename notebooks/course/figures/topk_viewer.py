@@ -17,25 +17,25 @@ from course.ui.style import COLOURS, MARKERS
 from dsa.datasets import byte_tokenizer
 from dsa.model.transformer import Transformer
 
-LOOKS = {
+MARKUP = {
     "kept": ('<mark style="background:#56B4E9;color:#000"><b>', "</b></mark>"),
     "looking": ('<b style="outline:2px solid #D55E00">', "</b>"),
     "dropped": ('<span style="opacity:.65">', "</span>"),
     "unread": ('<i style="opacity:.65">', "</i>"),
 }
 LEGEND = (
-    f"{LOOKS['kept'][0]}kept{LOOKS['kept'][1]} · {LOOKS['dropped'][0]}dropped{LOOKS['dropped'][1]} · "
-    f"{LOOKS['looking'][0]}the token that looks back{LOOKS['looking'][1]} · "
-    f"{LOOKS['unread'][0]}not read yet{LOOKS['unread'][1]}"
+    f"{MARKUP['kept'][0]}kept{MARKUP['kept'][1]} · {MARKUP['dropped'][0]}dropped{MARKUP['dropped'][1]} · "
+    f"{MARKUP['looking'][0]}the token that looks back{MARKUP['looking'][1]} · "
+    f"{MARKUP['unread'][0]}not read yet{MARKUP['unread'][1]}"
 )
 
 
-def explore(model: Transformer, text: str) -> Panel:
+def topk_viewer(model: Transformer, text: str) -> Panel:
     """Show what sparse attention keeps of `text`, with sliders: the last expression of a cell."""
     longest = model.config.max_position_embeddings
     last = model.config.num_hidden_layers - 1
     return Panel(
-        draw_kept(model),
+        draw_topk_viewer(model),
         text=Text("your text, or file:PATH", text),
         top_k=Slider("top-k", 1, longest, model.top_k),
         layer=Slider("layer", 0, last, last),
@@ -43,7 +43,7 @@ def explore(model: Transformer, text: str) -> Panel:
     )
 
 
-def draw_kept(model: Transformer) -> Draw:
+def draw_topk_viewer(model: Transformer) -> Draw:
     """Make the panel's callback: draw(text, top_k, layer, token) -> ([text in colour, figure], sentence)."""
     read = reader(model)
     longest, layers = model.config.max_position_embeddings, model.config.num_hidden_layers
@@ -55,24 +55,24 @@ def draw_kept(model: Transformer) -> Draw:
         checked_int("token", token, 0, len(reading.ids) - 1, f"the text has {len(reading.ids)} tokens, 0 is the last")
         t = len(reading.ids) - 1 - token
         kept = sorted({s for s in reading.select("indexer", layer, top_k)[t].tolist() if s >= 0})
-        return [coloured(reading.ids, t, kept), figure(reading, layer, t, top_k, kept)], sentence(
+        return [highlight_tokens(reading.ids, t, kept), figure(reading, layer, t, top_k, kept)], sentence(
             reading, layer, t, top_k, kept
         )
 
     return draw
 
 
-def coloured(ids: list[int], t: int, kept: list[int]) -> Html:
+def highlight_tokens(ids: list[int], t: int, kept: list[int]) -> Html:
     """The text itself: kept tokens on blue, in bold; what the looking token has not read yet in pale italics."""
     chosen, parts, state = set(kept), [], ""
     for start, stop, text in byte_tokenizer.characters(ids):
         span = range(start, stop)
         new = "looking" if t in span else "unread" if start > t else "kept" if chosen & {*span} else "dropped"
         if new != state:
-            parts += [LOOKS[state][1] if state else "", LOOKS[new][0]]
+            parts += [MARKUP[state][1] if state else "", MARKUP[new][0]]
             state = new
         parts.append(escape(text))
-    body = "".join([*parts, LOOKS[state][1]])
+    body = "".join([*parts, MARKUP[state][1]])
     box = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.5"
     return Html(f'<div style="{box}">{body}</div><p>{LEGEND}</p>')
 

@@ -22,7 +22,7 @@
 # %%
 import dsa
 from course.figures.needle import draw_needle
-from course.figures.topk_viewer import draw_kept, explore
+from course.figures.topk_viewer import draw_topk_viewer, topk_viewer
 from course.ui.claims import claim
 from course.ui.environment import environment
 from course.ui.panel import Panel, Slider, static_snapshots
@@ -70,7 +70,7 @@ guess = predict("What share of the attention do the 16 hold?", 0.5)
 # those that hold a kept token.
 
 # %%
-explore(model, text)
+topk_viewer(model, text)
 
 # %% [markdown]
 # On the left is the attention that the looking token would pay to each earlier token if it could look everywhere.
@@ -86,7 +86,7 @@ explore(model, text)
 # If you read this without a kernel, here are two positions of the sliders:
 
 # %%
-draw = draw_kept(model)
+draw = draw_topk_viewer(model)
 ends = [{"top_k": 4, "layer": 2}, {"top_k": 64, "layer": 2}]
 static_snapshots(draw, [{"text": text, "token": 0, **end} for end in ends])
 

@@ -28,7 +28,7 @@ import math
 import dsa
 import torch
 from course.exercises.latent import check
-from course.figures import latent as mla
+from course.figures import mla_figures as mla
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
@@ -634,14 +634,14 @@ claim(
 )
 
 # %%
-from course.figures.low_rank import draw_rank, places
+from course.figures.low_rank import draw_rank, layer_choices
 from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_rank(small, tokens, episodes)
 panel = Panel(
     draw,
     rank=Slider("rank", 1, 48, 24),
-    where=Choice("cut in", places(small), "all layers"),
+    where=Choice("cut in", layer_choices(small), "all layers"),
 )
 panel
 

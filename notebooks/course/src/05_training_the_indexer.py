@@ -29,7 +29,7 @@ from pathlib import Path
 import dsa
 import torch
 from course.exercises.teaching import check
-from course.figures import adapting, indexer_training
+from course.figures import indexer_training, sparse_vs_dense
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -428,7 +428,7 @@ kept |= {
     "before": before["kept"]["indexer"],
 }
 kept |= {name: after["kept"][name] for name in ("window", "random")}
-show(*adapting.draw_held(kept, "16 keys"))
+show(*sparse_vs_dense.draw_attention_recall(kept, "16 keys"))
 
 # %% tags=["nbval-ignore-output"]
 share = after["of_oracle_mean"]

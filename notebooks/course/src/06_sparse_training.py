@@ -34,7 +34,7 @@ import torch
 from course.exercises.adapting import check
 from course.experiments import benchmark_suite
 from course.experiments.matched_runs import continue_training
-from course.figures import adapting
+from course.figures import sparse_vs_dense as figures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -113,13 +113,13 @@ choosers = {
     "window": ("warmed", "window"),
     "random": ("warmed", "random"),
 }
-show(*adapting.draw_sweep(swept, choosers, (2, 16), most=5))
+show(*figures.draw_sweep(swept, choosers, (2, 16), most=5))
 
 
 # %%
 def seeds_at(model, who, what, k):
     """The recorded values of all seeds, as a tensor."""
-    return torch.tensor(adapting.along(swept, model, who, what)[k])
+    return torch.tensor(figures.recorded_curve(swept, model, who, what)[k])
 
 
 # %%
@@ -247,7 +247,10 @@ leaked = {n: p.grad for n, p in leaking.named_parameters()
           if p.grad is not None and n in alone}  # fmt: skip
 
 # %%
-share = float(adapting.norm(leaked, leaked) / adapting.norm(alone, leaked))
+share = float(
+    figures.gradient_norm(leaked, leaked)
+    / figures.gradient_norm(alone, leaked)
+)
 print(f"reaches {len(leaked)} of the model's {len(alone)} tensors,"
       f" {share:.1f} times as strong as the language loss")  # fmt: skip
 claim(
@@ -280,7 +283,7 @@ for name, attention in ways.items():
     )
     measured = [row.get("language", row["loss"]) for row in run.rows]
     curves[name] = [mean(measured[n : n + 6]) for n in range(0, 60, 6)]
-show(*adapting.draw_behind(curves, "dense", steps=60))
+show(*figures.draw_loss_gap(curves, "dense", steps=60))
 
 # %% tags=["nbval-ignore-output"]
 after = {name: measure(models[name], ways[name]) for name in ways}
@@ -370,7 +373,7 @@ kept = {
     name: evaluate.watch(model, eval_set, "sparse", 2)["kept"]["oracle"]
     for name, model in (("before", warmed), ("trained with 2", few))
 }
-show(*adapting.draw_held(kept, "best two keys"))
+show(*figures.draw_attention_recall(kept, "best two keys"))
 before, trained = (torch.tensor(shares) for shares in kept.values())
 apart = (before - trained).abs().max()
 claim(
@@ -398,7 +401,7 @@ lines = {
     "trained with 16": ("sparse", "sparse"),
     "trained with 2": ("sparse 2", "sparse"),
 }
-show(*adapting.draw_sweep(swept, lines, (1, 2, 16)))
+show(*figures.draw_sweep(swept, lines, (1, 2, 16)))
 
 # %%
 bits = {}
@@ -491,7 +494,7 @@ from course.ui.panel import Choice, Panel, Slider, Text, static_snapshots
 from course.ui.reading import read_file
 
 story = read_file("../data/texts/lighthouse.txt").strip()[:700]
-draw = adapting.draw_price(
+draw = figures.draw_extra_bits(
     {"not yet": warmed, "with 16": models["sparse 16"], "with 2": few}
 )
 
@@ -500,7 +503,7 @@ Panel(
     draw,
     text=Text("your text, or file:PATH", story),
     top_k=Slider("top-k", 1, 64, 2),
-    who=Choice("chosen by", list(adapting.CHOOSERS), "indexer"),
+    who=Choice("chosen by", list(figures.CHOOSERS), "indexer"),
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -533,7 +536,7 @@ guess = predict(
 )
 
 # %%
-show(*adapting.draw_published(table))
+show(*figures.draw_published(table))
 
 # %%
 known = [b for b in table if b.chance() is not None]
@@ -599,7 +602,7 @@ for one in benchmark_suite.eval_sets(text, sequences=8):
 # %%
 ours = benchmark_suite.differences(record["suite"], "sparse")
 theirs = benchmark_suite.differences(record["suite"], "window")
-show(*adapting.draw_suite(ours, theirs))
+show(*figures.draw_benchmark_suite(ours, theirs))
 
 # %%
 quiet = sum(r["noise"] for r in ours)
@@ -690,7 +693,7 @@ claim(
 
 # %%
 scratch = {k: ablation("scratch", k)[0] for k in ("dense", "sparse")}
-show(*adapting.draw_scratch(scratch))
+show(*figures.draw_from_scratch(scratch))
 late = scratch["sparse"]["copy_steps"] / scratch["dense"]["copy_steps"]
 claim(
     "sparse-from-scratch",

@@ -25,8 +25,8 @@ import math
 import dsa
 import torch
 from course.exercises.fp8 import check
+from course.figures import fp8_figures as figures
 from course.figures import rounding
-from course.figures import rounding_figures as figures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -398,13 +398,13 @@ claim(
 # %%
 scores = ops.index_scores(*factors[2])
 places = {
-    name: rounding.places_of_newcomers(scores, chosen[name][2], first=64)
+    name: rounding.ranks_of_newcomers(scores, chosen[name][2], first=64)
     for name in ("e4m3", "e2m1", "int2")
 }
 show(*figures.draw_newcomers(places, queries=scores[:, 64:, 0].numel()))
 
 # %%
-place = rounding.place_of_most(places["e4m3"])
+place = rounding.rank_quantile(places["e4m3"])
 claim(
     "newcomers-were-near",
     place <= 24,

@@ -267,14 +267,20 @@ print(inspect.getsource(cpu_variants.four_lines))
 import json
 from pathlib import Path
 
-from course.figures.rejected_variants import draw_tried, of
+from course.figures.cpu_variant_times import (
+    draw_rejected_variants,
+    rows_by_variant,
+)
 
 text = Path("../data/measurements/cpu_tried.json").read_text()
 record = json.loads(text)
-show(*draw_tried(record))
+show(*draw_rejected_variants(record))
 
 # %%
-sparse, dense = of(record, "sparse"), of(record, "dense")
+sparse, dense = (
+    rows_by_variant(record, "sparse"),
+    rows_by_variant(record, "dense"),
+)
 dearer = sparse["masked"]["seconds"] / dense["ours"]["seconds"]
 claim(
     "masked-takes-longer",

@@ -65,7 +65,7 @@ guess = predict(
 )
 
 # %%
-show(*cost_curves.draw_said(published))
+show(*cost_curves.draw_quoted(published))
 old = {p: published[p, DENSE] for p in flops.PHASES}
 new = {p: published[p, SPARSE] for p in flops.PHASES}
 last = {p: old[p].at(131071) / new[p].at(131071) for p in old}
@@ -107,7 +107,7 @@ claim(
 # sparse price lies far below its decode curve (prefill is 0.12 there), and nearly all of the "6 times" comes from it:
 
 # %%
-for model, said in cost_curves.SAID.items():
+for model, said in cost_curves.QUOTED_PRICES.items():
     for n, dollars in said:
         there = published["decode", model].at(n)
         print(f"{model:13} at {n:,}: said {dollars:.2f}, is {there:.2f}")
@@ -622,7 +622,7 @@ uses = {
     "a long chat": pricing.CHAT,
     "a repository": pricing.REPOSITORY,
 }
-show(*serving_cost.draw_bills(published, uses))
+show(*serving_cost.draw_serving_costs(published, uses))
 gpu = {
     name: pricing.costs_of(published, work) for name, work in uses.items()
 }

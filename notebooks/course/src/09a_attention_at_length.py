@@ -693,10 +693,10 @@ claim(
 # the model has 16 heads instead of 128?
 
 # %%
-from course.figures.length import draw_length, token_gain
+from course.figures.context_cost import draw_context_cost, token_gain
 from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
-draw = draw_length(real)
+draw = draw_context_cost(real)
 panel = Panel(
     draw,
     length=Slider("length in Ki tokens", 1, 160, 128),

@@ -143,7 +143,7 @@ guess = predict(
 )
 
 # %%
-unmoved = full_model.settle(config, tokens, speed=0.0)
+unmoved = full_model.balance_new_router(config, tokens, speed=0.0)
 first = full_model.imbalance(unmoved[0])
 idle = int((unmoved[0] < unmoved[0].double().mean() / 4).sum())
 guess.reveal(first, "what all tokens have in common, some experts like.")
@@ -165,7 +165,9 @@ print(inspect.getsource(Gate.balance))
 
 # %%
 speeds = (0.0, 0.001, 0.01, 0.1)
-loads = {v: full_model.settle(config, tokens, v) for v in speeds}
+loads = {
+    v: full_model.balance_new_router(config, tokens, v) for v in speeds
+}
 history = {
     v: [full_model.imbalance(load) for load in steps]
     for v, steps in loads.items()
@@ -550,7 +552,8 @@ for name, how in tensor_parallel.plan(layer).items():
 # %%
 if FULL:
     once, twice = (
-        full_model.continued("../data/sparse", "def ", n) for n in (1, 2)
+        full_model.run_generation("../data/sparse", "def ", n)
+        for n in (1, 2)
     )
     print(once == twice, twice)
 

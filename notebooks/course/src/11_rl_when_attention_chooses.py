@@ -34,7 +34,7 @@ import dsa
 import torch
 from course.exercises.post_training import check
 from course.figures import rl_rewards
-from course.figures.grpo_groups import across, averaged
+from course.figures.grpo_groups import block_means, curves_by_seed
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -134,7 +134,7 @@ sampled = rollout.accuracy(base, names, 120, temperature=1.0)
 
 # %% tags=["nbval-ignore-output"]
 ways = {"likeliest tokens": greedy, "sampled": sampled}
-show(*rl_rewards.draw_careless(ways))
+show(*rl_rewards.draw_decoding_modes(ways))
 best, drawn = (sum(found.values()) / 5 for found in ways.values())
 guess.reveal(drawn, "it imitates the mistakes as faithfully as the rest.")
 claim(
@@ -248,7 +248,7 @@ old = rollout.logprobs_of(logits, tokens)
 def policy_loss(z):
     now = rollout.logprobs_of(z, tokens)
     losses, _ = grpo.token_losses(now, old, A, 0.2, 0.28)
-    return grpo.averaged(losses, own, "dapo", 4)  # mean over own tokens
+    return grpo.block_means(losses, own, "dapo", 4)  # mean over own tokens
 
 
 wanted = logits.clone().requires_grad_()
@@ -569,7 +569,11 @@ stages = torch.stack(
         *(of(lambda r, n=n: r["sequential"][n]) for n in range(5)),
     ]
 )  # (1 + stages, seeds, domains)
-show(*rl_rewards.draw_row(stages.transpose(0, 1), rows["mixed"], names))
+show(
+    *rl_rewards.draw_sequential_stages(
+        stages.transpose(0, 1), rows["mixed"], names
+    )
+)
 
 # %%
 gained = (rows["mixed"] - rows["base"]).mean(1)  # by seed
@@ -680,7 +684,9 @@ claim(
 # %%
 both = {"sparse, K = 8": "mixed", "dense": "mixed, dense"}
 show(*rl_rewards.draw_learning(runs, both))
-sparse, dense = (across(runs, name, "reward") for name in both.values())
+sparse, dense = (
+    curves_by_seed(runs, name, "reward") for name in both.values()
+)
 apart = (sparse - dense).abs().max()  # of (seeds, 12)
 claim(
     "dense-sparse-rewards",
@@ -724,7 +730,7 @@ hack = grpo.grpo(hacked, ["brackets"], steps=25, config=config,
 # %% tags=["nbval-ignore-output"]
 from course.figures.grpo_groups import group_of
 
-paid = averaged([row["reward"] for row in hack.rows])
+paid = block_means([row["reward"] for row in hack.rows])
 honest = rollout.accuracy(hacked, ["brackets"], 150)["brackets"]
 guess.reveal(honest, "it did what it was paid for.")
 claim(

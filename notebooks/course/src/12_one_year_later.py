@@ -207,7 +207,7 @@ warmed = dsa.from_pretrained("../data/warmed")
 text = corpus.load("../data/texts")
 task = Needles(text, length=256, pairs=8, queries=8)
 episodes = task.generate(torch.Generator().manual_seed(1), 6)
-layers = pictures.layers_of(warmed, episodes.tokens)
+layers = pictures.read_layers(warmed, episodes.tokens)
 print(pictures.CHOOSERS)
 
 # %%
@@ -220,7 +220,7 @@ draw = pictures.draw_choices(layers, episodes)
 show(*draw(keys=32, block=8, layer=2))
 
 # %% tags=["nbval-ignore-output"]
-judge = pictures.judged
+judge = pictures.evaluate_chooser
 found = {
     who: judge(layers[2], episodes, who, Budget())
     for who in pictures.CHOOSERS

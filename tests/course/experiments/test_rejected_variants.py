@@ -10,7 +10,7 @@ import torch
 
 from course.experiments import cpu_variants as ideas
 from course.experiments import rejected_variants
-from course.figures import rejected_variants as show
+from course.figures import cpu_variant_times
 from dsa.bench import cpu
 from dsa.kernels import ops, reference
 from dsa.kernels.fp8 import Codes, quantise_int8
@@ -120,9 +120,9 @@ def test_the_picture_has_a_bar_for_each_idea_and_tells_its_faults():
             ("sparse", "ours", 1.0, 0), ("sparse", "masked", 18.0, 1234), ("dense", "ours", 1.0, None),
         )
     ]  # fmt: skip
-    fig, words = show.draw_tried({"rows": rows})
+    fig, words = cpu_variant_times.draw_rejected_variants({"rows": rows})
     assert [len(ax.patches) for ax in fig.axes] == [2, 1] and "masked 18.00 times ours" in words
     assert [text.get_text() for text in fig.axes[0].texts] == ["1.00", "18.00, 1,234 page faults"]
     plt.close(fig)
     with pytest.raises(ValueError, match="no rows for attention='dense'"):
-        show.draw_tried({"rows": rows[:2]})
+        cpu_variant_times.draw_rejected_variants({"rows": rows[:2]})

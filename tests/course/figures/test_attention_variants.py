@@ -32,7 +32,7 @@ def episodes():
 
 @pytest.fixture(scope="module")
 def layers(warmed, episodes):
-    return pictures.layers_of(warmed, episodes.tokens)
+    return pictures.read_layers(warmed, episodes.tokens)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_each_chooser_says_what_the_model_with_this_design_reads(warmed, layers,
 
 def test_hits_and_mass_by_hand(layers, episodes):
     budget = Budget(keys=32, block=8)
-    hits, kept = pictures.judged(layers[2], episodes, "moba", budget)
+    hits, kept = pictures.evaluate_chooser(layers[2], episodes, "moba", budget)
     chosen = [[set(keys) for keys in row] for row in layers[2].chosen("moba", budget).tolist()]
     found, shares = [], []
     for b in range(len(episodes.tokens)):

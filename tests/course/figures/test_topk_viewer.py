@@ -14,7 +14,7 @@ import dsa
 from course.figures import selection_map
 from course.figures.needle import RUNS, ask, draw_needle
 from course.figures.selection_map import draw_choices
-from course.figures.topk_viewer import draw_kept, explore
+from course.figures.topk_viewer import draw_topk_viewer, topk_viewer
 from course.ui.environment import environment
 from course.ui.panel import Choice, Html, Panel, Slider
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def draw(model):
-    return draw_kept(model)
+    return draw_topk_viewer(model)
 
 
 def at(draw, **changes):
@@ -131,7 +131,7 @@ def test_a_file_is_read_like_its_text(draw, tmp_path):
 
 
 def test_the_panel_stays_usable_after_a_mistake(model):
-    panel = explore(model, TEXT)
+    panel = topk_viewer(model, TEXT)
     assert "keeps 16" in panel.sentence
     panel.inputs["text"].value = ""
     assert "0 of at least 2 tokens" in panel.output.value
@@ -142,7 +142,7 @@ def test_the_panel_stays_usable_after_a_mistake(model):
 @pytest.mark.parametrize("kind", ["kept", "needle", "choices"])
 def test_every_callback_draws_over_its_grid(model, kind):
     if kind == "kept":
-        panel = explore(model, TEXT)
+        panel = topk_viewer(model, TEXT)
     elif kind == "needle":
         panel = Panel(draw_needle(model, TEXT), depth=Slider("depth", 0, 100, 25), top_k=Slider("top-k", 1, 64, 16))
     else:

@@ -25,7 +25,7 @@ from dsa.model.config import Config
 UNIT = 1024  # tokens that one step of the length slider adds
 
 
-def draw_length(config: Config) -> Draw:
+def draw_context_cost(config: Config) -> Draw:
     """Make a panel's callback: draw(length, top_k, heads, precision) -> (figure, sentence).
 
     `length` counts units of 1,024 tokens. Raises ValueError for what the model cannot have.
@@ -100,7 +100,7 @@ def _draw_bytes(ax: Axes, config: Config, keys: int, precision: str) -> None:
 def _sentence(config: Config, keys: int, precision: str) -> str:
     dense = [token_work(config, keys, "dense", phase).total / 1e9 for phase in ("prefill", "decode")]
     sparse = token_work(config, keys, "sparse", "decode")
-    meets = [_place(crossover(config, phase)) for phase in ("prefill", "decode")]
+    meets = [_from_length(crossover(config, phase)) for phase in ("prefill", "decode")]
     held, bare = (keys * cache_bytes(config, precision, indexer=kind) / 1e9 for kind in (True, False))
     read = decode_traffic(config, keys, "sparse", precision)
     return (
@@ -116,5 +116,5 @@ def scoring_share(work: Work) -> float:
     return work.scoring / work.total
 
 
-def _place(keys: float) -> str:
+def _from_length(keys: float) -> str:
     return "at no length" if keys == math.inf else f"above {keys:,.0f} tokens"
