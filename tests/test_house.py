@@ -35,7 +35,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
 )
 # what is chosen by name at run time: the door, backends, optional packages, a chapter's exercises
 LAZY = {
-    "dsa", "dsa.kernels.backends", "dsa.datasets.token_ids", "dsa.datasets.tokenizers", "course.exercises.catalogue",
+    "dsa", "dsa.kernels.backends", "dsa.datasets.token_ids", "dsa.datasets.tokenizers", "course.exercises.registry",
 }  # fmt: skip
 GPU = ("dsa.kernels.triton", "dsa.bench.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))

@@ -17,8 +17,8 @@ import jupytext
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course.exercises.catalogue import find
-from course.exercises.core import Exercise
+from course.exercises.exercise import Exercise
+from course.exercises.registry import find_exercise
 
 UNNAMED = "unnamed"
 EXERCISE = re.compile(r"\{exercise:([\w.]+)\}")
@@ -58,7 +58,7 @@ def _expand_exercise(cell: NotebookNode) -> list[NotebookNode]:
         return [new_code_cell(cell.source, id=UNNAMED, metadata=tags)]
     if asked := EXERCISE.fullmatch(cell.source.strip()):
         try:
-            return exercise_cells(find(asked[1]))
+            return exercise_cells(find_exercise(asked[1]))
         except ValueError as unknown:
             raise BuildError(f"{asked[0]}: {unknown}") from None
     return [new_markdown_cell(cell.source, id=UNNAMED, metadata=tags)]

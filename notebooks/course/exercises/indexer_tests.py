@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from course.bugs import catalogue
-from course.exercises.core import Answer, Exercise, require
+from course.exercises.exercise import Answer, Exercise, require
 from dsa.kernels import loops
 
 

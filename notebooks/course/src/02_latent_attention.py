@@ -27,7 +27,7 @@ import math
 
 import dsa
 import torch
-from course.exercises.latent import check
+from course.exercises.latent_attention import check
 from course.figures import mla_figures as mla
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -672,19 +672,19 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:latent.my_cache_bytes}
+# {exercise:latent_attention.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:latent.my_scores}
+# {exercise:latent_attention.my_scores}
 
 # %% [markdown]
-# {exercise:latent.my_output}
+# {exercise:latent_attention.my_output}
 
 # %% [markdown]
-# {exercise:latent.my_partners}
+# {exercise:latent_attention.my_partners}
 
 # %% [markdown]
-# {exercise:latent.my_for_halves}
+# {exercise:latent_attention.my_for_halves}
 
 # %% [markdown]
 # ## Where it fails

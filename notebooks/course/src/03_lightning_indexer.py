@@ -30,7 +30,7 @@ from pathlib import Path
 import dsa
 import torch
 import torch.nn.functional as F
-from course.exercises.indexer import check
+from course.exercises.lightning_indexer import check
 from course.figures import ranking
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -786,16 +786,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:indexer.my_index_scores}
+# {exercise:lightning_indexer.my_index_scores}
 
 # %% [markdown]
-# {exercise:indexer.my_index_key}
+# {exercise:lightning_indexer.my_index_key}
 
 # %% [markdown]
-# {exercise:indexer.my_two_heads}
+# {exercise:lightning_indexer.my_two_heads}
 
 # %% [markdown]
-# {exercise:indexer.my_test}
+# {exercise:lightning_indexer.my_test}
 
 # %% [markdown]
 # ## Where it fails

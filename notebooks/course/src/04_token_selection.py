@@ -547,7 +547,7 @@ static_snapshots(
 # {exercise:selection.my_select}
 
 # %% [markdown]
-# {exercise:selection.my_mass_kept}
+# {exercise:selection.my_attention_recall}
 
 # %% [markdown]
 # {exercise:selection.my_sparse_attention}

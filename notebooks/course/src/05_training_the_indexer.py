@@ -28,7 +28,7 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.teaching import check
+from course.exercises.indexer_kl import check
 from course.figures import indexer_training, sparse_vs_dense
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -680,16 +680,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:teaching.my_target}
+# {exercise:indexer_kl.my_target}
 
 # %% [markdown]
-# {exercise:teaching.my_safe_kl}
+# {exercise:indexer_kl.my_safe_kl}
 
 # %% [markdown]
-# {exercise:teaching.my_head_gradient}
+# {exercise:indexer_kl.my_head_gradient}
 
 # %% [markdown]
-# {exercise:teaching.my_sparse_target}
+# {exercise:indexer_kl.my_sparse_target}
 
 # %% [markdown]
 # ## Where it fails

@@ -31,7 +31,7 @@ from statistics import mean, stdev
 
 import dsa
 import torch
-from course.exercises.adapting import check
+from course.exercises.sparse_training import check
 from course.experiments import benchmark_suite
 from course.experiments.matched_runs import continue_training
 from course.figures import sparse_vs_dense as figures
@@ -767,16 +767,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:adapting.my_gpu_hours}
+# {exercise:sparse_training.my_gpu_hours}
 
 # %% [markdown]
-# {exercise:adapting.my_sparse_loss}
+# {exercise:sparse_training.my_sparse_loss}
 
 # %% [markdown]
-# {exercise:adapting.my_interval}
+# {exercise:sparse_training.my_interval}
 
 # %% [markdown]
-# {exercise:adapting.my_longer}
+# {exercise:sparse_training.my_longer}
 
 # %% [markdown]
 # The package has such a copy, too. With it: the training at 512 tokens, the length of the shipped models, and then at

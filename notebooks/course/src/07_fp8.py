@@ -24,7 +24,7 @@ import math
 
 import dsa
 import torch
-from course.exercises.fp8 import check
+from course.exercises.fp8_scales import check
 from course.figures import fp8_figures as figures
 from course.figures import rounding
 from course.ui.claims import claim
@@ -729,16 +729,16 @@ static_snapshots(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:fp8.my_scale}
+# {exercise:fp8_scales.my_scale}
 
 # %% [markdown]
-# {exercise:fp8.my_quantise}
+# {exercise:fp8_scales.my_quantise}
 
 # %% [markdown]
-# {exercise:fp8.my_block_matmul}
+# {exercise:fp8_scales.my_block_matmul}
 
 # %% [markdown]
-# {exercise:fp8.my_index_scores}
+# {exercise:fp8_scales.my_index_scores}
 
 # %% [markdown]
 # ## Where it fails

@@ -35,7 +35,7 @@ import dsa
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from course.exercises.tiles import check
+from course.exercises.tiled_attention import check
 from course.figures import gpu_targets
 from course.figures.full_model import read_record
 from course.figures.traffic import Memory, draw_tiles, tile_traffic
@@ -370,10 +370,10 @@ claim(
 # out.)
 
 # %% [markdown]
-# {exercise:tiles.my_tile_reads}
+# {exercise:tiled_attention.my_tile_reads}
 
 # %% [markdown]
-# {exercise:tiles.my_gather}
+# {exercise:tiled_attention.my_gather}
 
 # %% [markdown]
 # ## Tiles
@@ -405,7 +405,7 @@ claim(
 # as all registers of one of the chip's 132 processors. So our kernel takes 64.
 
 # %% [markdown]
-# {exercise:tiles.my_attention}
+# {exercise:tiled_attention.my_attention}
 
 # %% [markdown]
 # ## Tokens or blocks?

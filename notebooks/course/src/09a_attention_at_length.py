@@ -32,7 +32,7 @@ from itertools import product
 
 import dsa
 import torch
-from course.exercises.roofline import check
+from course.exercises.attention_flops import check
 from course.figures import flop_counts
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -718,16 +718,16 @@ static_snapshots(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:roofline.my_pairs}
+# {exercise:attention_flops.my_pairs}
 
 # %% [markdown]
-# {exercise:roofline.my_cache_bytes}
+# {exercise:attention_flops.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:roofline.my_crossover}
+# {exercise:attention_flops.my_crossover}
 
 # %% [markdown]
-# {exercise:roofline.my_growth}
+# {exercise:attention_flops.my_growth}
 
 # %% [markdown]
 # ## Where it fails

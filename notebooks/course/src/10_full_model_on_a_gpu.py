@@ -26,7 +26,7 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.full_model import check
+from course.exercises.moe_parallelism import check
 from course.figures import full_model
 from course.ui.claims import claim
 from course.ui.panel import Choice, Panel, static_snapshots
@@ -114,7 +114,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_route}
+# {exercise:moe_parallelism.my_route}
 
 # %% [markdown]
 # ## The bias that keeps 256 experts busy
@@ -213,7 +213,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_balance}
+# {exercise:moe_parallelism.my_balance}
 
 # %% [markdown]
 # And in a model that was trained so? The course's own has 8 experts in two of its layers, of which a token takes 2.
@@ -529,7 +529,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_partial}
+# {exercise:moe_parallelism.my_partial}
 
 # %% [markdown]
 # In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by
@@ -636,7 +636,7 @@ static_snapshots(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_bytes}
+# {exercise:moe_parallelism.my_bytes}
 
 # %% [markdown]
 # ## The real weights, step by step

@@ -32,7 +32,7 @@ from random import Random
 
 import dsa
 import torch
-from course.exercises.post_training import check
+from course.exercises.policy_gradient import check
 from course.figures import rl_rewards
 from course.figures.grpo_groups import block_means, curves_by_seed
 from course.ui.claims import claim
@@ -701,16 +701,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:post_training.my_advantages}
+# {exercise:policy_gradient.my_advantages}
 
 # %% [markdown]
-# {exercise:post_training.my_gain}
+# {exercise:policy_gradient.my_gain}
 
 # %% [markdown]
-# {exercise:post_training.my_checker}
+# {exercise:policy_gradient.my_checker}
 
 # %% [markdown]
-# {exercise:post_training.my_divergence}
+# {exercise:policy_gradient.my_divergence}
 
 # %% [markdown]
 # ## Where it fails

@@ -28,7 +28,7 @@ from pathlib import Path
 import dsa
 import matplotlib.pyplot as plt
 import torch
-from course.exercises.alternatives import check
+from course.exercises.sparse_variants import check
 from course.experiments import variant_bench as bench
 from course.experiments.attention_variants import blocks, delta
 from course.experiments.attention_variants.selective_attention import Budget
@@ -757,16 +757,16 @@ for design in bench.DESIGNS:
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:alternatives.my_bound}
+# {exercise:sparse_variants.my_bound}
 
 # %% [markdown]
-# {exercise:alternatives.my_blocks}
+# {exercise:sparse_variants.my_blocks}
 
 # %% [markdown]
-# {exercise:alternatives.my_step}
+# {exercise:sparse_variants.my_step}
 
 # %% [markdown]
-# {exercise:alternatives.my_meeting}
+# {exercise:sparse_variants.my_meeting}
 
 # %% [markdown]
 # ## Where DSA loses

@@ -57,7 +57,7 @@ Panel(draw, k=Slider("k", 1, 4, 2))
 
 @pytest.fixture(autouse=True)
 def known_exercise(monkeypatch):
-    monkeypatch.setattr("course.builder.source.find", lambda place: {"sample.largest": SAMPLE}[place])
+    monkeypatch.setattr("course.builder.source.find_exercise", lambda place: {"sample.largest": SAMPLE}[place])
 
 
 def course_at(folder, source=SOURCE, **other):
@@ -157,7 +157,7 @@ def test_an_exercise_nobody_wrote_is_an_error(tmp_path, monkeypatch):
     def unknown(place):
         raise ValueError(f"there is no exercise {place!r}")
 
-    monkeypatch.setattr("course.builder.source.find", unknown)
+    monkeypatch.setattr("course.builder.source.find_exercise", unknown)
     with pytest.raises(BuildError, match=r"sample\.least.*no exercise"):
         draft(tmp_path, "# %% [markdown]\n# {exercise:sample.least}\n")
 

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from course.exercises import catalogue
-from course.exercises.core import checker, judge
+from course.exercises import registry
+from course.exercises.exercise import checker, judge
 from project import NOTEBOOKS
 from sample_exercise import SAMPLE, largest, smallest, unsorted
 
-EXERCISES = [SAMPLE, *catalogue.all_exercises()]
+EXERCISES = [SAMPLE, *registry.all_exercises()]
 
 
 def defined(exercise, source):
@@ -47,20 +47,20 @@ class TestEveryExercise:
             assert max(map(len, source.splitlines())) <= 76
 
 
-def test_the_catalogue_has_every_module_and_no_function_twice_in_one():
+def test_the_registry_has_every_module_and_no_function_twice_in_one():
     folder = NOTEBOOKS / "course/exercises"
     modules = [path.stem for path in folder.glob("*.py") if "\ncheck = " in path.read_text("utf-8")]
-    assert sorted(modules) == sorted(catalogue.CHAPTERS)
+    assert sorted(modules) == sorted(registry.CHAPTERS)
     for module in modules:
-        names = [exercise.name for exercise in catalogue.chapter(module)]
+        names = [exercise.name for exercise in registry.chapter_exercises(module)]
         assert len(names) == len(set(names))
-        assert catalogue.find(f"{module}.{names[-1]}").name == names[-1]
+        assert registry.find_exercise(f"{module}.{names[-1]}").name == names[-1]
 
 
 @pytest.mark.parametrize("named", ["selection.my_choice", "elsewhere.my_select", "my_select", ""])
 def test_an_unknown_exercise_is_named(named):
     with pytest.raises(ValueError, match=rf"no exercise '{named}'; these are known: (selection\.|modules latent)"):
-        catalogue.find(named)
+        registry.find_exercise(named)
 
 
 def test_the_stub_shows_signature_and_docstring_and_nothing_of_the_solution():

@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 import torch
 
-from course.exercises.multiplications import counted
+from course.exercises.flop_counter import count_flops
 from course.figures import low_rank, mla_figures
 from course.ui.panel import Choice, Panel, Slider
 from dsa.datasets.recall_tasks import Episodes
@@ -200,6 +200,6 @@ def test_turns_are_those_of_the_published_sizes():
 )
 def test_the_same_work_counts_the_same_however_it_is_written(product):
     a, b = torch.randn(3, 5), torch.randn(5, 7)
-    found, flops = counted(lambda: product(a, b))
+    found, flops = count_flops(lambda: product(a, b))
     torch.testing.assert_close(found, a @ b)
     assert flops == 2 * 3 * 5 * 7

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from course.bugs.injected import Replacement
-from course.exercises.core import Answer, Exercise, checker, require
+from course.exercises.exercise import Answer, Exercise, checker, require
 from course.exercises.fp8_products import BLOCK_MATMUL, INDEX_SCORES
 from dsa.kernels import fp8
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course.exercises import indexer_tests
-from course.exercises.core import Answer, Exercise, checker, require
+from course.exercises.exercise import Answer, Exercise, checker, require
 from dsa.kernels import loops
 from dsa.model.rope import Rope
 
