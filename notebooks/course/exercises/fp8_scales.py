@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from course.bugs.injected import Replacement
+from course.bugs.injected_bugs import Patch
 from course.exercises.exercise import Answer, Exercise, checker, require
 from course.exercises.fp8_products import BLOCK_MATMUL, INDEX_SCORES
 from dsa.kernels import fp8
@@ -117,7 +117,7 @@ def _by_hand(answer: Answer, x: Tensor) -> Tensor:
         asked.append(block)
         return right(x, block)
 
-    with Replacement(fp8, "largest_of_block", spied)():
+    with Patch(fp8, "largest_of_block", spied)():
         found = answer(x.clone())
     require(not asked, "fp8.quantise does all of it: write the groups yourself, with fp8.scales and fp8.round_to")
     return found

@@ -1,6 +1,6 @@
-"""The exercises of chapter 03: score, normalise and rotate; and the two of the bug museum.
+"""The exercises of chapter 03: score, normalise and rotate; and the two of the bug catalogue.
 
-The wrong answers are those of the bug museum wherever it has one: each was written by somebody, some were published.
+The wrong answers are those of the bug catalogue wherever it has one: each was written by somebody, some were published.
 """
 
 import torch

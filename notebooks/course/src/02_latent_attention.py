@@ -706,11 +706,11 @@ claim(
 # pairs. The course keeps such mistakes in a list, to be switched on for a while:
 
 # %%
-from course.bugs.injected import find
+from course.bugs.injected_bugs import find_bug
 
-mistake = find("halves in MLA")
-print(mistake.what)
-with mistake.apply():
+bug = find_bug("halves in MLA")
+print(bug.what)
+with bug.apply():
     wrong = compare(small)
 
 # %%

@@ -674,11 +674,16 @@ static_snapshots(draw, [{"layer": 1, "back": 0, "activation": "none"}])
 # K = 128, so that every visible token is chosen: K >= S.
 
 # %%
-from course.bugs.catalogue import EXHIBITS, draw_damage, shrink_keys, tour
-from course.bugs.injected import Mistake, Replacement, find
+from course.bugs.bug_catalogue import (
+    INDEXER_BUGS,
+    bug_effects,
+    draw_bug_effects,
+    shrink_keys,
+)
+from course.bugs.injected_bugs import Bug, Patch, find_bug
 
-for name in EXHIBITS:
-    print(f"{name}. {find(name).what}")
+for name in INDEXER_BUGS:
+    print(f"{name}. {find_bug(name).what}")
 guess = predict(
     "How many of the 11 change a logit when K >= S?",
     5,
@@ -692,11 +697,11 @@ guess = predict(
 
 # %%
 task = Needles(corpus.load("../data/texts"), length=128, pairs=4, queries=4)
-visit = task.generate(torch.Generator().manual_seed(2), 4)
+sample = task.generate(torch.Generator().manual_seed(2), 4)
 exact = dsa.from_pretrained("../data/warmed", dtype=torch.float64)
-tours = {k: tour(exact, visit, k) for k in (128, 16)}
-for k, damage in tours.items():
-    found = damage("neighbours in the indexer")
+effects = {k: bug_effects(exact, sample, k) for k in (128, 16)}
+for k, effect in effects.items():
+    found = effect("neighbours in the indexer")
     print(
         f"K = {k}: largest change of a logit {found.logits:.1f},"
         f" chosen tokens swapped {found.swapped:.0%}"
@@ -716,9 +721,9 @@ def dice(q, k, w, top_k):
     return ops.select(noise.masked_fill(future, float("-inf")), top_k)
 
 
-throw = Replacement(ops, "index_topk", dice)
-thrown = Mistake("dice", "No indexer at all.", "Why not.", "K < S", throw)
-by_dice = tours[128](thrown)
+patch = Patch(ops, "index_topk", dice)
+dice_bug = Bug("dice", "No indexer at all.", "Why not.", "K < S", patch)
+by_dice = effects[128](dice_bug)
 claim(
     "dice-change-nothing",
     by_dice.logits < 1e-3,
@@ -731,8 +736,8 @@ claim(
 
 # %%
 wide, narrow = {}, {}
-for name in EXHIBITS:
-    wide[name], narrow[name] = tours[128](name), tours[16](name)
+for name in INDEXER_BUGS:
+    wide[name], narrow[name] = effects[128](name), effects[16](name)
     print(
         f"{name:27} logits {wide[name].logits:4.1f} |"
         f" {narrow[name].logits:4.1f}, swapped {narrow[name].swapped:5.1%}"
@@ -748,9 +753,9 @@ guess.reveal(
 claim(
     "bugs-invisible-while-all-kept",
     shown == ["fillers not masked again"],
-    f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)} exhibits are"
+    f"{len(INDEXER_BUGS) - len(shown)} of {len(INDEXER_BUGS)} exhibits are"
     " invisible while K >= S",
-    value=f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)}",
+    value=f"{len(INDEXER_BUGS) - len(shown)} of {len(INDEXER_BUGS)}",
 )
 
 # %%
@@ -758,9 +763,10 @@ hidden = [name for name, found in narrow.items() if not found.visible]
 claim(
     "bugs-show-when-some-kept",
     hidden == ["LayerNorm with eps 1e-5"],
-    f"with K < S {len(EXHIBITS) - len(hidden)} of {len(EXHIBITS)} show",
+    f"with K < S {len(INDEXER_BUGS) - len(hidden)} of"
+    f" {len(INDEXER_BUGS)} show",
 )
-show(*draw_damage({128: wide, 16: narrow}))
+show(*draw_bug_effects({128: wide, 16: narrow}))
 
 # %% [markdown]
 # One exhibit is still in hiding: an eps of 1e-5, torch's default, instead of 1e-6. It is added to the variance of
@@ -768,7 +774,7 @@ show(*draw_damage({128: wide, 16: narrow}))
 # smaller. (A LayerNorm undoes the factor, but for its eps.)
 
 # %%
-eps = tour(shrink_keys(exact), visit, 16)("LayerNorm with eps 1e-5")
+eps = bug_effects(shrink_keys(exact), sample, 16)("LayerNorm with eps 1e-5")
 print(f"small keys: {eps.logits:.1f}, swapped {eps.swapped:.0%}")
 claim(
     "small-keys-show-the-last",
@@ -804,7 +810,7 @@ claim(
 
 # %%
 published = narrow["neighbours in the indexer"]
-by_dice = tours[16](thrown).answered
+by_dice = effects[16](dice_bug).answered
 claim(
     "swapped-tokens-still-answer",
     published.swapped > 0.2 and published.answered > by_dice + 0.3,
@@ -818,13 +824,13 @@ claim(
 # Scored by the second half of its numbers alone, which no convention touches, layer 2 still finds:
 
 # %%
-shown = teacher_batches(model, visit.tokens)[2]
+shown = teacher_batches(model, sample.tokens)[2]
 with torch.no_grad():
     q, k, w = activation.indexers(model)[2](
         shown.x, shown.query_latent, shown.rope
     )
 still = activation.scores("relu", q[..., R:], k[..., R:], w)
-share = float(hit(ops.select(still, 16), visit).float().mean())
+share = float(hit(ops.select(still, 16), sample).float().mean())
 claim(
     "unrotated-half-finds",
     share > 0.8,

@@ -1,4 +1,4 @@
-"""Functions that are wrong on purpose: what the mistakes of `injected` put in the place of right ones.
+"""Functions that are wrong on purpose: what `injected_bugs` puts in the place of right ones.
 
 Each has the signature of the function it replaces and differs from it in one step, which its docstring names. Where
 only the outcome is changed, the right function is called first: it is bound as a default argument, `right`, because by
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course.experiments import ablations
 from dsa.kernels import ops, reference
 from dsa.kernels.loops import EMPTY
 from dsa.model import rope
@@ -79,9 +78,6 @@ def transformed_query(self: Indexer, q: Tensor, k: Tensor, w: Tensor) -> tuple[T
 def raw_query_latent(self: Attention, x: Tensor, angles: Rope, right: Any = Attention.queries) -> tuple[Tensor, Tensor]:
     """Hand the indexer the query latent before its norm."""
     return right(self, x, angles)[0], self.q_a_proj(x)
-
-
-attached = ablations.attached_forward  # the indexer with inputs that are not detached: chapter 06 trains with it, too
 
 
 # ---- scores and selection
