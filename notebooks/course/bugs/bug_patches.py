@@ -124,6 +124,7 @@ def forward_with_mscale_once(self: Attention, *args: Any, right: Any = Attention
     """Scale the softmax by mscale instead of mscale squared."""
     scale = self.scale
     try:
+        # scale is m^2 / sqrt(d), so the root of m^2 / d is m / sqrt(d)
         self.scale = (scale * (self.nope + self.rotary) ** -0.5) ** 0.5
         return right(self, *args)
     finally:

@@ -50,24 +50,15 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     try:
         client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     except CellExecutionError as error:
-        raise BuildError(f"cell {_failed_cell(notebook)}: {error.ename}: {error.evalue}\n{error}") from None
+        failed = [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
+        place = next((cell.id for cell in failed if "raises-exception" not in cell.metadata.get("tags", [])), "?")
+        raise BuildError(f"cell {place}: {error.ename}: {error.evalue}\n{error}") from None
     notebook.metadata = metadata()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            _strip_run_state(output)
-
-
-def _failed_cell(notebook: NotebookNode) -> str:
-    """The id of the cell whose error ended the run."""
-    failed = [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
-    return next((cell.id for cell in failed if "raises-exception" not in cell.metadata.get("tags", [])), "?")
-
-
-def _strip_run_state(output: NotebookNode) -> None:
-    """Drop what belongs to this run alone: ids of live widgets, and this machine's folders in tracebacks."""
-    output.get("data", {}).pop(WIDGET_VIEW, None)
-    if output.output_type == "error":
-        output.traceback = [line.replace(f"{ROOT}/", "") for line in output.traceback]
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        # drop what belongs to this run alone: ids of live widgets, and this machine's folders in tracebacks
+        output.get("data", {}).pop(WIDGET_VIEW, None)
+        if output.output_type == "error":
+            output.traceback = [line.replace(f"{ROOT}/", "") for line in output.traceback]
 
 
 def reuse_outputs(draft: NotebookNode, old: NotebookNode) -> bool:
@@ -77,7 +68,7 @@ def reuse_outputs(draft: NotebookNode, old: NotebookNode) -> bool:
     unchanged = [cell.source for cell in past] == [cell.source for cell in code]
     for cell in code:
         if same := next((other for other in past if other.source == cell.source), None):
-            past.remove(same)
+            past.remove(same)  # an equal cell further down has outputs of its own
             cell.outputs, cell.execution_count = same.outputs, same.execution_count
     return unchanged
 

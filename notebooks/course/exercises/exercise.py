@@ -137,6 +137,7 @@ def _guarded(answer: Answer) -> Answer:
         try:
             result = answer(*arguments, **named)
         except Exception as error:
+            # `from None`: the reader is told the line, not the checker's traceback
             raise Refused(f"your code raised {_describe(error)}{_error_location(error, answer)}") from None
         if result is ...:  # the stub's own `return ...`
             raise NotTried
@@ -158,4 +159,5 @@ def _error_location(error: Exception, answer: Answer) -> str:
     if not frames:
         return ""
     number = frames[-1].lineno or 0
+    # IPython registers each cell with linecache under the file name of its code
     return f" in line {number}: `{linecache.getline(frames[-1].filename, number).strip()}`"

@@ -77,6 +77,7 @@ def from_scratch(corpus: Corpus, kind: str, seed: int, steps: int, cap: int = CO
     objective, extra = pretrain.learn, []
     if kind == "sparse":
         model, objective = with_indexer(model, seed=seed), learn_both
+        # top-k passes no gradient: indexers learn from a loss of their own, at a rate of their own
         model.attention, extra = "sparse", adamw(model.indexer_parameters(), WARMUP_RATE)
     plan = [
         Phase("copy", cap, objective(Copy(COPY_LENGTH), COPY_BATCH), warmup=20, done=until("copy", 0.95)),
@@ -86,11 +87,11 @@ def from_scratch(corpus: Corpus, kind: str, seed: int, steps: int, cap: int = CO
         model.train(), [*main_optimizers("muon", model, RATE), *extra], plan, seed=seed, after=balance, show=False
     )
     curves = {name: [row[name] for row in run.rows if name in row] for name in ("copy", "recall")}
-    return {"copy_steps": len(curves["copy"])} | {name: _block_means(curve) for name, curve in curves.items()}
-
-
-def _block_means(curve: list[float]) -> list[float]:
-    return [round(sum(part) / len(part), 3) for part in (curve[n : n + EVERY] for n in range(0, len(curve), EVERY))]
+    thinned = {}
+    for name, curve in curves.items():
+        parts = (curve[n : n + EVERY] for n in range(0, len(curve), EVERY))
+        thinned[name] = [round(sum(part) / len(part), 3) for part in parts]
+    return {"copy_steps": len(curves["copy"])} | thinned
 
 
 def detached_or_not(model: Transformer, corpus: Corpus, kind: str, seed: int, steps: int) -> Row:

@@ -107,10 +107,11 @@ def evaluate_suite(model: Transformer, suite: Sequence[EvalSet], attention: str,
         for eval_set in suite:
             for part in torch.arange(len(eval_set.tokens)).split(evaluate.BATCH):
                 tokens = eval_set.tokens[part]
+                # logits at t are about the token at t + 1, and so are the masks
                 hit = model(tokens)[:, :-1].argmax(-1) == tokens[:, 1:]
                 for name, mask in eval_set.asked.items():
                     asked = mask[part, 1:]
-                    found[name].append((hit & asked).sum(1) / asked.sum(1))
+                    found[name].append((hit & asked).sum(1) / asked.sum(1))  # 0 / 0 = nan: it asked nothing
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -119,7 +120,7 @@ def rows(right: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> list[Row]:
     found = []
     for name, own in right.items():
         gap = own - dense[name]
-        gap = gap[~gap.isnan()]
+        gap = gap[~gap.isnan()]  # paired by sequence, so a hard one is hard for both
         measures = {"right": own.nanmean(), "over_dense": gap.mean(), "error": gap.std() / len(gap) ** 0.5}
         found.append({"benchmark": name} | {key: round(value.item(), 5) for key, value in measures.items()})
     return found

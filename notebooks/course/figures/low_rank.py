@@ -92,6 +92,7 @@ def damage(model: Transformer, tokens: Tensor, episodes: Episodes) -> Callable[[
     @torch.no_grad()
     def compare(changed: Transformer) -> Damage:
         logits, now = changed(tokens, trace=True)
+        # half the absolute difference: what leaves one key arrives at another and would count twice
         moved = [float((a.mass - b.mass).abs().sum(-1).mean()) / 2 for a, b in zip(was, now, strict=True)]
         spent, size = bits_per_byte(logits, tokens)
         recall = float(episodes.correct(changed(episodes.tokens)).float().mean())

@@ -49,9 +49,9 @@ def _whole(bits: int) -> Format:
 
 FORMATS = MappingProxyType(
     {
-        "bf16": _float(16, 7, -100, 3e38),
+        "bf16": _float(16, 7, -100, 3e38),  # the limits are far from any index vector: only its 7 bits matter
         "int8": _whole(8),
-        "e4m3": _float(8, 3, -6, 448.0),
+        "e4m3": _float(8, 3, -6, 448.0),  # the variant without infinities, whose top exponent is in use
         "e5m2": _float(8, 2, -14, 57344.0),
         "e3m2": _float(6, 2, -2, 28.0),
         "int4": _whole(4),
@@ -121,6 +121,7 @@ def ranks_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor
     """
     K, descending = chosen.shape[-1], scores[:, first:].sort(dim=-1, descending=True).values
     mine = scores[:, first:].gather(-1, chosen[:, first:].long())
+    # searchsorted wants rising rows; it finds how many scores are larger
     places = torch.searchsorted((-descending).contiguous(), (-mine).contiguous()) + 1  # (B, T - first, K)
     return places[places > K]
 

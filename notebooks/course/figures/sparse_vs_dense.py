@@ -38,7 +38,7 @@ def bits_per_token(model: Transformer, ids: list[int], attention: str, top_k: in
     tokens = torch.tensor([ids])
     with set_to(model, attention, top_k):
         chances = model(tokens)[0, :-1].log_softmax(-1)
-    return -chances.gather(-1, tokens[0, 1:, None])[:, 0] / math.log(2)
+    return -chances.gather(-1, tokens[0, 1:, None])[:, 0] / math.log(2)  # nats to bits
 
 
 def draw_extra_bits(models: Mapping[str, Transformer]) -> Draw:

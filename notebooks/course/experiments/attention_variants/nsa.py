@@ -86,12 +86,10 @@ class Nsa(Attention):
         coarse, importance = self.compressed(absorbed, kv)
         chosen = self.selected(importance, S)
         recent = baselines.window(B, T, S, self.budget.block, x.device)
-        branches = [coarse, *(self._attend(absorbed, kv, keys) for keys in (chosen, recent))]
+        fine = (ops.sparse_attention(absorbed, kv, keys, self.scale, self.latent) for keys in (chosen, recent))
+        branches = [coarse, *fine]
         gates = self.gates(x).sigmoid().unflatten(-1, (3, self.heads))  # (B, T, 3, H)
         mixed = torch.einsum("btgh,btghc->bthc", gates, torch.stack(branches, 2))
         heads = torch.einsum("bthc,hvc->bthv", mixed, self.up_projections(mixed.dtype)[1])
         record = self.trace(step, q, kv, None, chosen) if step.record == "trace" else None
         return self.o_proj(heads.flatten(-2)), record
-
-    def _attend(self, absorbed: Tensor, kv: Tensor, keys: Tensor) -> Tensor:
-        return ops.sparse_attention(absorbed, kv, keys, self.scale, self.latent)

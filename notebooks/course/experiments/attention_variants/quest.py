@@ -21,6 +21,7 @@ def bounds(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
 
     max(q_i a_i, q_i b_i) with a_i <= b_i takes b_i where q_i is positive and a_i where it is negative: two products.
     """
+    # what fills the last block up must not become its least or greatest value
     least = blocks.cut(kv, size, float("inf")).amin(2)  # (B, N, W)
     greatest = blocks.cut(kv, size, float("-inf")).amax(2)
     above = torch.einsum("bthw,bnw->bthn", q.clamp(min=0), greatest)
