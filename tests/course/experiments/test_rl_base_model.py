@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import dsa
 from course.experiments import post_training, rl_base_model
-from course.figures.grpo_groups import across
+from course.figures.grpo_groups import curves_by_seed
 from dsa.datasets.rl_domains import DOMAINS
 from dsa.record import as_of_today
 from dsa.training import grpo, rollout, sft
@@ -119,5 +119,5 @@ def test_the_record_holds_what_the_chapter_says():
     own = [sum(run["specialists"][name][name] for name in DOMAINS) / 5 for run in runs]
     assert sum(mean["mixed"]) - sum(mean["base"]) > 0.2 * 3, "mixed GRPO raises its base by more than 0.2"
     assert sum(mean["student"]) - sum(own) > -0.05 * 3, "the student is within 0.05 of the specialists"
-    sparse, dense = (across(runs, name, "reward").mean(0) for name in ("mixed", "mixed, dense"))
+    sparse, dense = (curves_by_seed(runs, name, "reward").mean(0) for name in ("mixed", "mixed, dense"))
     assert (sparse - dense).abs().max() < 0.15 and len(sparse) == options["steps"]["mixed"] // 5
