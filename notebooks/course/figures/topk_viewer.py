@@ -113,19 +113,19 @@ def _words(reading: Reading, layer: int, t: int, kept: list[int], most: int = 8)
 def figure(reading: Reading, layer: int, t: int, top_k: int, kept: list[int]) -> Figure:
     """Left: the attention of the looking token by distance, kept and dropped. Right: share kept for every K."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.7), width_ratios=[1.25, 1])
-    _draw_mass(left, reading, layer, t, kept)
+    _draw_attention(left, reading, layer, t, kept)
     _draw_shares(right, reading, layer, t, top_k)
     return fig
 
 
-def _draw_mass(ax: Axes, reading: Reading, layer: int, t: int, kept: list[int]) -> None:
-    mass = reading.attention_probs[layer, t, : t + 1]
+def _draw_attention(ax: Axes, reading: Reading, layer: int, t: int, kept: list[int]) -> None:
+    probs = reading.attention_probs[layer, t, : t + 1]
     dropped = sorted({*range(t + 1)} - {*kept})
-    ax.vlines([t - s for s in kept], 0, mass[kept], color=COLOURS[0], linewidth=1)
+    ax.vlines([t - s for s in kept], 0, probs[kept], color=COLOURS[0], linewidth=1)
     ax.plot(
-        [t - s for s in dropped], mass[dropped], marker="o", linestyle="", color="#8a8a8a", mfc="none", label="dropped"
+        [t - s for s in dropped], probs[dropped], marker="o", linestyle="", color="#8a8a8a", mfc="none", label="dropped"
     )
-    ax.plot([t - s for s in kept], mass[kept], marker="s", linestyle="", color=COLOURS[0], label="kept by the indexer")
+    ax.plot([t - s for s in kept], probs[kept], marker="s", linestyle="", color=COLOURS[0], label="kept by the indexer")
     ax.invert_xaxis()
     ax.set(xlabel="tokens back", ylabel="attention", title=f"Layer {layer}: where token {t + 1} wants to look")
     ax.legend(loc="upper left")

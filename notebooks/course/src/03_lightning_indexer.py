@@ -83,7 +83,7 @@ model.attention = "dense"
 with torch.no_grad():
     _, trace = model(tokens, trace=True)
 mass = torch.stack([layer.mass[0, -1] for layer in trace])  # (layers, T)
-show(*ranking.draw_mass(mass, needle.value))
+show(*ranking.draw_attention(mass, needle.value))
 
 # %% [markdown]
 # Three different targets: spread out (mind its scale), the neighbours, and one far token. Each layer has an indexer
