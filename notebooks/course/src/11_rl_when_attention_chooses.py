@@ -248,7 +248,7 @@ old = rollout.logprobs_of(logits, tokens)
 def policy_loss(z):
     now = rollout.logprobs_of(z, tokens)
     losses, _ = grpo.token_losses(now, old, A, 0.2, 0.28)
-    return grpo.block_means(losses, own, "dapo", 4)  # mean over own tokens
+    return grpo.averaged(losses, own, "dapo", 4)  # mean over own tokens
 
 
 wanted = logits.clone().requires_grad_()
