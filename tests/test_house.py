@@ -37,7 +37,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("course",),
 )
 # what is chosen by name at run time: the door, sub-commands, backends, a chapter's exercises
-LAZY = {"dsa", "dsa.cli", "dsa.kernels.backends", "course.exercises.catalogue"}
+LAZY = {"dsa", "dsa.cli", "dsa.kernels.backends", "course.exercises.registry"}
 GPU = ("dsa.kernels.triton", "dsa.bench.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))
 COURSE = [path for path in sorted((ROOT / "notebooks/course").rglob("*.py")) if "src" not in path.parts]

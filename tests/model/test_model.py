@@ -190,7 +190,7 @@ def test_a_decoded_token_sees_and_is_traced_under_an_fp8_cache_as_in_a_prompt(at
         for a, b in zip(part, whole, strict=True):
             seen = slice(t, t + 1), slice(t + 1)
             assert gap(a.scores, b.scores[:, *seen]) < 1e-9 and gap(a.mass, b.mass[:, *seen]) < 1e-9
-            assert torch.equal(membership(a.selected, T), membership(b.selected, T)[:, seen[0]])
+            assert torch.equal(selection_mask(a.selected, T), selection_mask(b.selected, T)[:, seen[0]])
 
 
 def test_a_trace_that_would_not_fit_is_refused_with_its_size():

@@ -7,7 +7,7 @@ Each is a calculation that a reader may want for a system of their own, and each
 import math
 from itertools import product
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from dsa.analysis import pricing, roofline
 from dsa.analysis.published import crossing
 from dsa.model.config import Config

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from course.exercises.core import Exercise, require
+from course.exercises.exercise import Exercise, require
 from dsa.kernels import fp8, loops
 
 SCALED = "right, but a matrix product was given numbers that are no codes: multiply codes first, scale afterwards"

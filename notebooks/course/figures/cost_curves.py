@@ -20,9 +20,9 @@ from dsa.analysis.published import Curve, crossing
 from dsa.analysis.roofline import DENSE, MAX_POSITION, SPARSE, Curves, relative_error
 
 Drawn = tuple[Figure, str]
-SAID = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}
+QUOTED_PRICES = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}
 """The article's prices: (tokens, USD per million)."""
-FASTER = ((6.0, 7.0, 0, 6.1, "“6 to 7 times”"), (2.0, 3.0, 7000, 1.3, "“2 to 3 times” above 7,000"))
+QUOTED_SPEEDUPS = ((6.0, 7.0, 0, 6.1, "“6 to 7 times”"), (2.0, 3.0, 7000, 1.3, "“2 to 3 times” above 7,000"))
 """The article's ratios: from, to, above which position, and a label with its height."""
 
 
@@ -39,13 +39,13 @@ def power(curve: Curve, length: int) -> float:
     return math.log2(curve.total(0, length) / curve.total(0, length / 2))
 
 
-def ki(ax: Axes) -> None:
+def ki_axis(ax: Axes) -> None:
     """Label positions in Ki tokens."""
     ax.set_xticks([0, 32_768, 65_536, 98_304, 131_072], ["0", "32", "64", "96", "128"])
     ax.set(xlabel="position, Ki tokens")
 
 
-def draw_said(published: Curves) -> Drawn:
+def draw_quoted(published: Curves) -> Drawn:
     """Both phases' curves with the article's prices on them, and the ratio with the article's ratios."""
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), width_ratios=[1, 1, 1.15])
     for ax, phase in zip(axes[:2], PHASES, strict=True):
@@ -53,8 +53,14 @@ def draw_said(published: Curves) -> Drawn:
             curve = published[phase, model]
             look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("published")}
             ax.plot(curve.positions, curve.dollars, label=model, **look)
-            ax.plot(*zip(*SAID[model], strict=True), "X", color=COLOURS[number], markersize=9, markeredgecolor="black")
-        ki(ax)
+            ax.plot(
+                *zip(*QUOTED_PRICES[model], strict=True),
+                "X",
+                color=COLOURS[number],
+                markersize=9,
+                markeredgecolor="black",
+            )
+        ki_axis(ax)
         ax.set(title=phase, ylim=(0, 2.5), ylabel="$ per million tokens" if phase == "prefill" else "")
     axes[0].legend(title="crosses: as said", loc="upper left", fontsize=8, title_fontsize=8)
     _ratios(axes[2], published)
@@ -68,11 +74,11 @@ def _ratios(ax: Axes, published: Curves) -> None:
         ratio = [published[phase, DENSE].at(p) / published[phase, SPARSE].at(p) for p in places]
         look: dict[str, Any] = {"color": COLOURS[2 + number], "marker": MARKERS[2 + number], "markevery": 60}
         ax.plot(places, ratio, label=phase, **look | provenance("published"))
-    for low, high, start, height, words in FASTER:
+    for low, high, start, height, words in QUOTED_SPEEDUPS:
         ax.fill_between([start, MAX_POSITION], low, high, color="#bbbbbb", alpha=0.5, linewidth=0)
         ax.text(MAX_POSITION * 0.99, height, words, ha="right", va="bottom", fontsize=8)
     ax.axhline(1, color="black", linewidth=0.8)
-    ki(ax)
+    ki_axis(ax)
     ax.set(title="V3.1-Terminus / V3.2-Exp", ylim=(0, 9))
     ax.legend(loc="upper left", fontsize=8)
 
@@ -101,7 +107,7 @@ def draw_fit(published: Curves, models: Mapping[str, Curves]) -> Drawn:
             ax.plot(places, off, label=f"{model}, {name}", **look | provenance("modelled"))
         ax.axhspan(-10, 10, color="#eeeeee", zorder=0)
         ax.set(title=phase, ylim=(-12, 12), ylabel="model against figure, %" if phase == "prefill" else "")
-        ki(ax)
+        ki_axis(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return fig, _fit_in_words(published, models)
 

@@ -89,7 +89,8 @@ def draw_gain(config: Config) -> Drawn:
     fig, ax = plt.subplots(figsize=(7, 3))
     words = []
     for phase, place in (("prefill", (1.25, 0.65)), ("decode", (0.75, 1.5))):
-        gain = [_gain(config, n, phase) for n in LENGTHS]
+        works = [[token_flops(config, n, kind, phase).total for kind in ATTENTIONS] for n in LENGTHS]
+        gain = [dense / sparse for dense, sparse in works]
         ax.plot(LENGTHS, gain, label=phase, markevery=4, linestyle=MODELLED)
         meet = crossover(config, phase)
         at = (place[0] * meet, place[1])
@@ -172,11 +173,6 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
             f"{phase} curves cross at {crossing(dense, sparse) / 1e3:.1f} thousand, end {apart:.2f} times apart"
         )
     return fig, f"Published costs: {'; '.join(words)}."
-
-
-def _gain(config: Config, keys: int, phase: str) -> float:
-    dense, sparse = (token_flops(config, keys, kind, phase).total for kind in ATTENTIONS)
-    return dense / sparse
 
 
 def _stacked(ax: Axes, rows: Mapping[str, tuple[int, int]], labels: tuple[str, str], colours: tuple[str, str]) -> None:

@@ -149,11 +149,11 @@ def _marked(one: Transcript) -> str:
     return " ".join(escape(SYMBOLS[token]) if own else f"<b>⟦{escape(SYMBOLS[token])}⟧</b>" for token, own in said)
 
 
-def averaged(values: Sequence[float], width: int = 5) -> list[float]:
+def block_means(values: Sequence[float], width: int = 5) -> list[float]:
     """Means of ``width`` values each, what is left over dropped."""
     return [sum(values[n : n + width]) / width for n in range(0, len(values) - width + 1, width)]
 
 
-def across(runs: Sequence[Mapping[str, Any]], curve: str, measure: str, width: int = 5) -> Tensor:
+def curves_by_seed(runs: Sequence[Mapping[str, Any]], curve: str, measure: str, width: int = 5) -> Tensor:
     """One recorded curve of every seed in means of ``width`` steps: (seeds, steps / width)."""
-    return torch.tensor([averaged(run["curves"][curve][measure], width) for run in runs])
+    return torch.tensor([block_means(run["curves"][curve][measure], width) for run in runs])

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.datasets import byte_tokenizer
 from dsa.datasets.recall_tasks import Haystack, insert_needle
@@ -59,8 +59,8 @@ def draw_needle(model: Transformer, text: str) -> Draw:
     longest = model.config.max_position_embeddings
 
     def draw(depth: int, top_k: int) -> tuple[Figure, str]:
-        checked("depth", depth, 0, 100, "0 is the beginning of the text, 100 its end")
-        checked("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
+        checked_int("depth", depth, 0, 100, "0 is the beginning of the text, 100 its end")
+        checked_int("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
         hidden = insert_needle(text, length=longest, depth=depth / 100, key=KEY, value=VALUE)
         answers = ask(model, hidden, top_k)
         back = hidden.query - hidden.value

@@ -28,8 +28,8 @@ Seconds = Mapping[int, tuple[float, float]]
 
 def dollars_per_second(seconds: Seconds, dense_slope: float) -> float:
     """The factor that gives measured dense seconds the published slope, by least squares through zero."""
-    along = sum(keys * dense for keys, (dense, _) in seconds.items())
-    return dense_slope * sum(keys * keys for keys in seconds) / along
+    measured = sum(keys * dense for keys, (dense, _) in seconds.items())
+    return dense_slope * sum(keys * keys for keys in seconds) / measured  # published slope / measured slope
 
 
 def meeting(seconds: Seconds) -> float | None:

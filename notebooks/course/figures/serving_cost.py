@@ -1,4 +1,4 @@
-"""Bills as pictures: who pays for what, what matters most, and a calculator to move.
+"""What serving costs, as pictures: who pays for what, what matters most, and a calculator to move.
 
 Two kinds of bill stand beside each other and must not be mixed: the *list*, what a user pays for tokens, and *GPU
 time*, what it costs to compute them. The list is published; GPU time is modelled (:mod:`dsa.analysis.roofline`), except
@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from course.figures.cost_curves import ki
-from course.ui.reading import checked
+from course.figures.cost_curves import ki_axis
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis.pricing import (
     LIST_PRICES,
@@ -37,7 +37,9 @@ ANSWER = 1000  # tokens that the calculator's request writes
 PARTS = ("fresh", "cached", "written")
 
 
-def draw_bills(published: Curves, conversations: Mapping[str, Conversation], prices: Prices = LIST_PRICES) -> Drawn:
+def draw_serving_costs(
+    published: Curves, conversations: Mapping[str, Conversation], prices: Prices = LIST_PRICES
+) -> Drawn:
     """For each use its bill by the list, and in GPU time by the published figure, dense and sparse."""
     fig, [axes] = plt.subplots(1, len(conversations), figsize=(8, 2.7), squeeze=False)
     words = []
@@ -102,12 +104,11 @@ def draw_calculator(config: Config, published: Curves) -> Callable[..., Drawn]:
     found = base_costs(published)
 
     def draw(length: int, top_k: int, price: int, cached: int) -> Drawn:
-        checked(
-            "length", length, 1, 127, f"the figure ends at {MAX_POSITION:,} tokens, and the answer needs {ANSWER:,}"
-        )
-        checked("top-k", top_k, 1, MAX_POSITION, "no more than the context")
-        checked("price", price, 1, 10_000, "US cents for an hour of one GPU")
-        checked("cached", cached, 0, 100, "a share in per cent")
+        ends = f"the figure ends at {MAX_POSITION:,} tokens, and the answer needs {ANSWER:,}"
+        checked_int("length", length, 1, 127, ends)
+        checked_int("top-k", top_k, 1, MAX_POSITION, "no more than the context")
+        checked_int("price", price, 1, 10_000, "US cents for an hour of one GPU")
+        checked_int("cached", cached, 0, 100, "a share in per cent")
         curves = modelled_curves(config.replace(index_topk=top_k), found)
         request = Request(length * UNIT, length * UNIT * cached // 100, ANSWER)
         scale = price / 100 / H800.dollars_per_hour
@@ -129,7 +130,7 @@ def _curves(ax: Axes, curves: Curves, scale: float) -> None:
         look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("modelled")}
         places = sorted({*curve.positions, *range(0, MAX_POSITION, 2 * 8192)})
         ax.plot(places, [scale * curve.at(p) for p in places], label=f"{model[:4]}, {phase}", **look)
-    ki(ax)
+    ki_axis(ax)
     lowest = scale * min(curve.dollars[0] for curve in curves.values())
     ax.set(yscale="log", title="a token", ylabel="$ per million tokens", ylim=(lowest / 3, None))
     ax.yaxis.set_major_formatter("{x:g}")

@@ -24,9 +24,9 @@ import math
 
 import dsa
 import torch
-from course.exercises.fp8 import check
+from course.exercises.fp8_scales import check
+from course.figures import fp8_figures as figures
 from course.figures import rounding
-from course.figures import rounding_figures as figures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -398,13 +398,13 @@ claim(
 # %%
 scores = ops.index_scores(*factors[2])
 places = {
-    name: rounding.places_of_newcomers(scores, chosen[name][2], first=64)
+    name: rounding.ranks_of_newcomers(scores, chosen[name][2], first=64)
     for name in ("e4m3", "e2m1", "int2")
 }
 show(*figures.draw_newcomers(places, queries=scores[:, 64:, 0].numel()))
 
 # %%
-place = rounding.place_of_most(places["e4m3"])
+place = rounding.rank_quantile(places["e4m3"])
 claim(
     "newcomers-were-near",
     place <= 24,
@@ -690,7 +690,7 @@ claim(
 # which format suffers least from an outlier of 1,024? And whom does the Hadamard transform help?
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 first = tuple(x[:2] for x in factors[2])
 draw = rounding.draw_outlier(first)
@@ -706,7 +706,7 @@ panel
 # The same for readers without a kernel:
 
 # %%
-twins(
+static_snapshots(
     draw,
     [
         {"outlier": 10, "block": "a row", "format": "e4m3"},
@@ -729,16 +729,16 @@ twins(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:fp8.my_scale}
+# {exercise:fp8_scales.my_scale}
 
 # %% [markdown]
-# {exercise:fp8.my_quantize}
+# {exercise:fp8_scales.my_quantize}
 
 # %% [markdown]
-# {exercise:fp8.my_block_matmul}
+# {exercise:fp8_scales.my_block_matmul}
 
 # %% [markdown]
-# {exercise:fp8.my_index_scores}
+# {exercise:fp8_scales.my_index_scores}
 
 # %% [markdown]
 # ## Where it fails

@@ -35,12 +35,12 @@ import dsa
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from course.exercises.tiles import check
+from course.exercises.tiled_attention import check
 from course.figures import gpu_targets
 from course.figures.full_model import read_record
 from course.figures.traffic import Memory, draw_tiles, tile_traffic
 from course.ui.claims import claim
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import provenance, show, style
@@ -267,14 +267,20 @@ print(inspect.getsource(cpu_variants.four_lines))
 import json
 from pathlib import Path
 
-from course.figures.rejected_variants import draw_tried, of
+from course.figures.cpu_variant_times import (
+    draw_rejected_variants,
+    rows_by_variant,
+)
 
 text = Path("../data/measurements/cpu_tried.json").read_text()
 record = json.loads(text)
-show(*draw_tried(record))
+show(*draw_rejected_variants(record))
 
 # %%
-sparse, dense = of(record, "sparse"), of(record, "dense")
+sparse, dense = (
+    rows_by_variant(record, "sparse"),
+    rows_by_variant(record, "dense"),
+)
 dearer = sparse["masked"]["seconds"] / dense["ours"]["seconds"]
 claim(
     "masked-takes-longer",
@@ -364,10 +370,10 @@ claim(
 # out.)
 
 # %% [markdown]
-# {exercise:tiles.my_tile_reads}
+# {exercise:tiled_attention.my_tile_reads}
 
 # %% [markdown]
-# {exercise:tiles.my_gather}
+# {exercise:tiled_attention.my_gather}
 
 # %% [markdown]
 # ## Tiles
@@ -383,7 +389,7 @@ Panel(
 )
 
 # %%
-twins(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
+static_snapshots(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
 
 # %%
 short, tall = tile_traffic(2048, 16)[0], tile_traffic(2048, 128)[0]
@@ -399,7 +405,7 @@ claim(
 # as all registers of one of the chip's 132 processors. So our kernel takes 64.
 
 # %% [markdown]
-# {exercise:tiles.my_attention}
+# {exercise:tiled_attention.my_attention}
 
 # %% [markdown]
 # ## Tokens or blocks?

@@ -65,7 +65,7 @@ guess = predict(
 )
 
 # %%
-show(*cost_curves.draw_said(published))
+show(*cost_curves.draw_quoted(published))
 old = {p: published[p, DENSE] for p in flops.PHASES}
 new = {p: published[p, SPARSE] for p in flops.PHASES}
 last = {p: old[p].at(131071) / new[p].at(131071) for p in old}
@@ -107,7 +107,7 @@ claim(
 # sparse price lies far below its decode curve (prefill is 0.12 there), and nearly all of the "6 times" comes from it:
 
 # %%
-for model, said in cost_curves.SAID.items():
+for model, said in cost_curves.QUOTED_PRICES.items():
     for n, dollars in said:
         there = published["decode", model].at(n)
         print(f"{model:13} at {n:,}: said {dollars:.2f}, is {there:.2f}")
@@ -628,7 +628,7 @@ uses = {
     "a long chat": pricing.CHAT,
     "a repository": pricing.REPOSITORY,
 }
-show(*serving_cost.draw_bills(published, uses))
+show(*serving_cost.draw_serving_costs(published, uses))
 gpu = {
     name: pricing.published_gpu_bills(published, work)
     for name, work in uses.items()
@@ -711,7 +711,7 @@ claim(
 # less?
 
 # %%
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 
 draw = serving_cost.draw_calculator(real, published)
 Panel(
@@ -727,7 +727,7 @@ Panel(
 
 # %%
 base = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
-twins(draw, [base | {"cached": 90}])
+static_snapshots(draw, [base | {"cached": 90}])
 
 
 def gained(cached):

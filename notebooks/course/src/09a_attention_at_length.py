@@ -32,7 +32,7 @@ from itertools import product
 
 import dsa
 import torch
-from course.exercises.roofline import check
+from course.exercises.attention_flops import check
 from course.figures import flop_counts
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -693,10 +693,10 @@ claim(
 # the model has 16 heads instead of 128?
 
 # %%
-from course.figures.length import draw_length, token_gain
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.figures.context_cost import draw_context_cost, token_gain
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
-draw = draw_length(real)
+draw = draw_context_cost(real)
 panel = Panel(
     draw,
     length=Slider("length in Ki tokens", 1, 160, 128),
@@ -708,7 +708,9 @@ panel
 
 # %%
 base = {"length": 128, "top_k": 2048, "heads": 128, "precision": "deployed"}
-twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
+static_snapshots(
+    draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1
+)
 
 # %% [markdown]
 # ## Exercises
@@ -716,16 +718,16 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:roofline.my_pairs}
+# {exercise:attention_flops.my_pairs}
 
 # %% [markdown]
-# {exercise:roofline.my_cache_bytes}
+# {exercise:attention_flops.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:roofline.my_crossover}
+# {exercise:attention_flops.my_crossover}
 
 # %% [markdown]
-# {exercise:roofline.my_growth}
+# {exercise:attention_flops.my_growth}
 
 # %% [markdown]
 # ## Where it fails

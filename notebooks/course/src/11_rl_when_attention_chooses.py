@@ -32,9 +32,9 @@ from random import Random
 
 import dsa
 import torch
-from course.exercises.post_training import check
+from course.exercises.policy_gradient import check
 from course.figures import rl_rewards
-from course.figures.grpo_groups import across, averaged
+from course.figures.grpo_groups import block_means, curves_by_seed
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -58,10 +58,10 @@ style()
 # its domain, then says whether to think first (T) or to answer directly (D). A symbol is a token; there are 48.
 
 # %%
-chance = Random(0)
+rng = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):
-        problem = generate(chance, name, 2, thinking)
+        problem = generate(rng, name, 2, thinking)
         written = read(demonstration(problem).tokens)
         print(f"{name:9} {read(problem.prompt):38} -> {written}")
 
@@ -97,7 +97,7 @@ for said in ("▸ 2 1 .", "▸ 2 7 ."):
 accepted, refused, fooled = 0, 0, 0
 for name in DOMAINS:
     for level in LEVELS:
-        problem = generate(chance, name, level, thinking=False)
+        problem = generate(rng, name, level, thinking=False)
         right = solve(problem)
         accepted += rl_domains.correct(problem, right)
         for place in range(len(right)):
@@ -134,7 +134,7 @@ sampled = rollout.accuracy(base, names, 120, temperature=1.0)
 
 # %% tags=["nbval-ignore-output"]
 ways = {"likeliest tokens": greedy, "sampled": sampled}
-show(*rl_rewards.draw_careless(ways))
+show(*rl_rewards.draw_decoding_modes(ways))
 best, drawn = (sum(found.values()) / 5 for found in ways.values())
 guess.reveal(drawn, "it imitates the mistakes as faithfully as the rest.")
 claim(
@@ -288,7 +288,7 @@ print(inspect.getsource(grpo.token_losses))
 
 # %%
 from course.figures.grpo_groups import RIGHT, draw_objective
-from course.ui.panel import Choice, Panel, twins
+from course.ui.panel import Choice, Panel, static_snapshots
 
 Panel(
     draw_objective,
@@ -300,7 +300,7 @@ Panel(
 
 # %%
 base_case = {"size": 8, "right": "half", "high": 0.28, "beta": 0.0}
-twins(
+static_snapshots(
     draw_objective,
     [base_case, base_case | {"right": "one"}, base_case | {"beta": 2.0}],
     columns=1,
@@ -421,7 +421,9 @@ Panel(
 
 # %% tags=["nbval-ignore-output"]
 at = {"domain": "repair", "level": 2, "mode": "direct"}
-twins(draw, [{"model": who, **at} for who in ("before", "after")])
+static_snapshots(
+    draw, [{"model": who, **at} for who in ("before", "after")]
+)
 
 # %% [markdown]
 # ## Rewards that are not 0 or 1
@@ -457,20 +459,22 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
 # First live, with the model above as the teacher; then recorded.
 
 # %%
-lessons = sft.rejection_sample(
+samples = sft.rejection_sample(
     trained, three, num_prompts=192, num_generations=2
 )
 claim(
     "student-reads-right",
-    all(one.correct for one in lessons) and len(lessons) > 150,
+    all(one.correct for one in samples) and len(samples) > 150,
     "what the student reads is right, all of it",
 )
-pupil = copy.deepcopy(base)
-read_on = sft.sft(pupil, lessons, steps=40, learning_rate=1e-3, show=False)
+student = copy.deepcopy(base)
+read_on = sft.sft(
+    student, samples, steps=40, learning_rate=1e-3, show=False
+)
 
 # %% tags=["nbval-ignore-output"]
-learned = rollout.accuracy(pupil, three, 120)
-print(f"{len(lessons)} texts")
+learned = rollout.accuracy(student, three, 120)
+print(f"{len(samples)} texts")
 for name in three:
     print(
         f"{name:8} teacher {after[name]:.0%}, student {learned[name]:.0%}"
@@ -565,7 +569,11 @@ stages = torch.stack(
         *(of(lambda r, n=n: r["sequential"][n]) for n in range(5)),
     ]
 )  # (1 + stages, seeds, domains)
-show(*rl_rewards.draw_row(stages.transpose(0, 1), rows["mixed"], names))
+show(
+    *rl_rewards.draw_sequential_stages(
+        stages.transpose(0, 1), rows["mixed"], names
+    )
+)
 
 # %%
 gained = (rows["mixed"] - rows["base"]).mean(1)  # by seed
@@ -676,7 +684,9 @@ claim(
 # %%
 both = {"sparse, K = 8": "mixed", "dense": "mixed, dense"}
 show(*rl_rewards.draw_learning(runs, both))
-sparse, dense = (across(runs, name, "reward") for name in both.values())
+sparse, dense = (
+    curves_by_seed(runs, name, "reward") for name in both.values()
+)
 apart = (sparse - dense).abs().max()  # of (seeds, 12)
 claim(
     "dense-sparse-rewards",
@@ -691,16 +701,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:post_training.my_advantages}
+# {exercise:policy_gradient.my_advantages}
 
 # %% [markdown]
-# {exercise:post_training.my_gain}
+# {exercise:policy_gradient.my_gain}
 
 # %% [markdown]
-# {exercise:post_training.my_checker}
+# {exercise:policy_gradient.my_checker}
 
 # %% [markdown]
-# {exercise:post_training.my_divergence}
+# {exercise:policy_gradient.my_divergence}
 
 # %% [markdown]
 # ## Where it fails
@@ -720,7 +730,7 @@ hack = grpo.grpo(hacked, ["brackets"], steps=25, config=config,
 # %% tags=["nbval-ignore-output"]
 from course.figures.grpo_groups import group_of
 
-paid = averaged([row["reward"] for row in hack.rows])
+paid = block_means([row["reward"] for row in hack.rows])
 honest = rollout.accuracy(hacked, ["brackets"], 150)["brackets"]
 guess.reveal(honest, "it did what it was paid for.")
 claim(

@@ -111,7 +111,7 @@ def test_a_power_is_two_for_what_grows_with_the_square():
 
 
 def test_the_figure_of_what_was_said_draws_and_says_the_published_numbers():
-    fig, words = cost_curves.draw_said(PUBLISHED)
+    fig, words = cost_curves.draw_quoted(PUBLISHED)
     assert "prefill 0.87 at the start, 3.56 at the end, 1 from 10.6 thousand, 2 times from 42" in words
     assert "decode 0.74 at the start, 8.65 at the end, 1 from 4.9 thousand, 2 times from 15" in words
     ratio = fig.axes[2].lines[1].get_ydata()
@@ -133,7 +133,7 @@ def test_ranges_are_drawn_as_computed():
 
 
 def test_bills_and_tornado_are_drawn_as_computed():
-    fig, words = serving_cost.draw_bills(PUBLISHED, {"a chat": pricing.CHAT})
+    fig, words = serving_cost.draw_serving_costs(PUBLISHED, {"a chat": pricing.CHAT})
     heights = [bar.get_height() for bar in fig.axes[0].patches]
     gpu = pricing.published_gpu_bills(PUBLISHED, pricing.CHAT)
     right = 100 * (pricing.list_price_bill(pricing.CHAT).total + gpu[DENSE].total + gpu[SPARSE].total)

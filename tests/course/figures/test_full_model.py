@@ -55,7 +55,7 @@ def test_balancing_evens_the_load_and_standing_still_does_not():
 
 
 def test_what_the_command_writes_can_be_had_in_a_cell():
-    assert full_model.continued(str(DATA / "sparse"), "def ", 1).startswith("def ")
+    assert full_model.run_generation(str(DATA / "sparse"), "def ", 1).startswith("def ")
 
 
 def test_without_a_record_a_sentence_says_how_to_make_one(tmp_path):

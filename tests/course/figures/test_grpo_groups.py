@@ -8,9 +8,9 @@ import dsa
 from course.figures.grpo_groups import (
     RATIOS,
     RIGHT,
-    across,
-    averaged,
     best_ratio,
+    block_means,
+    curves_by_seed,
     draw_group,
     draw_objective,
     gain,
@@ -98,6 +98,6 @@ def test_groups_are_shown_as_they_were_sampled():
 
 
 def test_curves_are_averaged_by_fives():
-    assert averaged([1, 2, 3, 4, 5, 6]) == [3] and averaged([1, 3, 5, 7], 2) == [2, 6]
+    assert block_means([1, 2, 3, 4, 5, 6]) == [3] and block_means([1, 3, 5, 7], 2) == [2, 6]
     runs = [{"curves": {"mixed": {"reward": [s, s + 2]}}} for s in (0.0, 1.0)]
-    assert across(runs, "mixed", "reward", 2).tolist() == [[1], [2]]
+    assert curves_by_seed(runs, "mixed", "reward", 2).tolist() == [[1], [2]]

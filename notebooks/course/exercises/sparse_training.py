@@ -7,8 +7,8 @@ narrow, or in a model that quietly is another one.
 import torch
 from torch import Tensor
 
-from course.exercises import adapting_numbers as numbers
-from course.exercises.core import Exercise, checker, require
+from course.exercises import training_arithmetic
+from course.exercises.exercise import Exercise, checker, require
 from dsa.datasets.recall_tasks import Copy, Episodes
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
@@ -168,7 +168,7 @@ EXERCISES = (
         ("A backward pass computes two products where the forward pass computes one.",
          "So a training step is three forward passes.",
          "Divide by the FLOP per second that you really get, then by 3600."),
-        numbers.my_gpu_hours, numbers.WRONG_HOURS, numbers.check_hours,
+        training_arithmetic.my_gpu_hours, training_arithmetic.WRONG_HOURS, training_arithmetic.check_hours,
     ),
     Exercise(
         "Two losses, one step", 2, 15,
@@ -184,7 +184,7 @@ EXERCISES = (
         ("A lucky base model helps both of its descendants: look at the differences within a seed.",
          "`statistics.stdev` divides by n - 1, which matters for three.",
          "The mean of n differences is steadier than one of them, by the root of n."),
-        numbers.my_interval, numbers.WRONG_INTERVALS, numbers.check_interval,
+        training_arithmetic.my_interval, training_arithmetic.WRONG_INTERVALS, training_arithmetic.check_interval,
     ),
     Exercise(
         "A longer context", 2, 15,

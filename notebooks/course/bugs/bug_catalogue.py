@@ -1,10 +1,10 @@
-"""The bug museum: mistakes that were made with index scores, and what one sees of each.
+"""The bug catalogue: mistakes that were made with index scores, and what one sees of each.
 
-An exhibit is one of `injected.MISTAKES`, switched on while a model reads. What is recorded is what a test could look
+An entry is one of `injected_bugs.BUGS`, switched on while a model reads. What is recorded is what a test could look
 at: how far logits move, how many of the chosen tokens are others, and whether needles are still answered. With K >= S
-nearly every exhibit is invisible, since every visible token is chosen whatever its score; the museum makes that a
-number. For readers who write a test of their own there is a `specimen`, a model small enough to be read many times in a
-moment, and a row of `visitors`, right and wrong.
+nearly every bug is invisible, since every visible token is chosen whatever its score; the catalogue makes that a
+number. For readers who write a test of their own there is a `fixture_model`, small enough to be read many times in a
+moment, and a row of `cases`, right and wrong.
 """
 
 import copy
@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.bugs.injected import Mistake, Replacement, find
+from course.bugs.injected_bugs import Bug, Patch, find_bug
 from dsa.datasets.recall_tasks import Episodes
 from dsa.kernels import ops
 from dsa.kernels.loops import EMPTY
@@ -28,7 +28,7 @@ from dsa.model.attention import Attention
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 
-EXHIBITS = (
+INDEXER_BUGS = (
     "neighbours in the indexer",
     "index layout reversed",
     "no ReLU",
@@ -41,12 +41,12 @@ EXHIBITS = (
     "mask with 0",
     "fillers not masked again",
 )
-SEEN = 1e-3  # a logit that moves by more was moved by the mistake: in fp64 rounding moves them by some 1e-14
+VISIBLE_CHANGE = 1e-3  # a logit that moves by more was moved by the mistake: in fp64 rounding moves them by some 1e-14
 
 
 @dataclass(frozen=True)
-class Damage:
-    """What a mistake did.
+class BugEffect:
+    """What a bug did.
 
     Attributes:
         logits: the largest change of any logit.
@@ -61,7 +61,7 @@ class Damage:
     @property
     def visible(self) -> bool:
         """Could a test of logits have noticed?"""
-        return self.logits > SEEN
+        return self.logits > VISIBLE_CHANGE
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class _Run:
     answered: float
 
 
-def tour(model: Transformer, episodes: Episodes, top_k: int) -> Callable[[Mistake | str], Damage]:
-    """Let a model read needle episodes with K = `top_k`; the function that is returned shows one exhibit after another.
+def bug_effects(model: Transformer, episodes: Episodes, top_k: int) -> Callable[[Bug | str], BugEffect]:
+    """Let a model read needle episodes with K = `top_k`; the function that is returned applies one bug after another.
 
     Use fp64: in fp32 rounding alone may make a router choose another expert, and then logits move without a mistake.
-    The model's settings are restored. Raises ValueError for a mistake of unknown name or a model without indexers.
+    The model's settings are restored. Raises ValueError for a bug of unknown name or a model without indexers.
     """
     right = _run(model, episodes, top_k)
 
-    def damage(mistake: Mistake | str) -> Damage:
-        with (find(mistake) if isinstance(mistake, str) else mistake).apply():
+    def effect(bug: Bug | str) -> BugEffect:
+        with (find_bug(bug) if isinstance(bug, str) else bug).apply():
             other = _run(model, episodes, top_k)
         common = (right.chosen & other.chosen).sum() / torch.maximum(right.chosen.sum(), other.chosen.sum())
         moved = (right.logits - other.logits).abs().max()
-        return Damage(float(moved), float(1 - common), other.answered)
+        return BugEffect(float(moved), float(1 - common), other.answered)
 
-    return damage
+    return effect
 
 
 @torch.no_grad()
@@ -101,23 +101,23 @@ def _run(model: Transformer, episodes: Episodes, top_k: int) -> _Run:
     return _Run(logits, chosen, float(episodes.correct(logits).float().mean()))
 
 
-def draw_damage(found: Mapping[int, Mapping[str, Damage]]) -> tuple[Figure, str]:
-    """How far each exhibit moves a logit, for each K in `found`; a change of zero is drawn at the left edge, 1e-16."""
+def draw_bug_effects(found: Mapping[int, Mapping[str, BugEffect]]) -> tuple[Figure, str]:
+    """How far each bug moves a logit, for each K in `found`; a change of zero is drawn at the left edge, 1e-16."""
     fig, ax = plt.subplots(figsize=(6.6, 3.2))
     said = []
-    for i, (marker, (top_k, damage)) in enumerate(zip("os^D", found.items(), strict=False)):
-        moved = [max(one.logits, 1e-16) for one in damage.values()]
+    for i, (marker, (top_k, effects)) in enumerate(zip("os^D", found.items(), strict=False)):
+        moved = [max(one.logits, 1e-16) for one in effects.values()]
         places = [n + 0.25 * (i - (len(found) - 1) / 2) for n in range(len(moved))]  # beside each other
         ax.plot(moved, places, marker, markersize=6, label=f"K = {top_k}")
-        said.append(f"with K = {top_k} {sum(one.visible for one in damage.values())} of {len(moved)}")
+        said.append(f"with K = {top_k} {sum(one.visible for one in effects.values())} of {len(moved)}")
     names = list(next(iter(found.values())))
-    ax.axvline(SEEN, color="#888888", linewidth=0.8, marker="")
+    ax.axvline(VISIBLE_CHANGE, color="#888888", linewidth=0.8, marker="")
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set(xlabel="largest change of a logit (zero drawn at 1e-16)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(found))
-    return fig, f"Exhibits that move a logit by more than {SEEN:g}: {', '.join(said)}."
+    return fig, f"Exhibits that move a logit by more than {VISIBLE_CHANGE:g}: {', '.join(said)}."
 
 
 def shrink_keys(model: Transformer, factor: float = 1e-3) -> Transformer:
@@ -152,25 +152,25 @@ def _another_order(q: Tensor, k: Tensor, w: Tensor, top_k: int, right=ops.index_
     return right(q, k, w, top_k).flip(-1)
 
 
-IN_ANOTHER_ORDER = Replacement(ops, "index_topk", _another_order)
-HIDDEN = ("mask after top-k", "mask with 0", "fillers not masked again")
-"""Mistakes with the future, which the last query does not have. In the last layer alone nothing carries them to it, and
-nothing carries them to a logit either: there the specimen's attention writes nothing."""
+REORDERED = Patch(ops, "index_topk", _another_order)
+MASK_BUGS = ("mask after top-k", "mask with 0", "fillers not masked again")
+"""Bugs with the future, which the last query does not have. In the last layer alone nothing carries them to it, and
+nothing carries them to a logit either: there the fixture model's attention writes nothing."""
 
 
-def in_layer(layer: int, mistake: Mistake) -> Replacement:
-    """Make the mistake only where one layer chooses its tokens."""
+def in_one_layer(layer: int, bug: Bug) -> Patch:
+    """Inject the bug only where one layer chooses its tokens."""
     right = Attention.select
 
     def select(self: Attention, *arguments: Any) -> Tensor | None:
-        with mistake.apply() if self.layer == layer else nullcontext():
+        with bug.apply() if self.layer == layer else nullcontext():
             return right(self, *arguments)
 
-    return Replacement(Attention, "select", select)
+    return Patch(Attention, "select", select)
 
 
 @lru_cache(maxsize=1)
-def specimen() -> tuple[Transformer, Tensor, dict[int, Golden]]:
+def fixture_model() -> tuple[Transformer, Tensor, dict[int, Golden]]:
     """A small random model, tokens, and what is right for them.
 
     Its index keys are small, or an eps would not count. And the output projection of its last layer is still zero, as
@@ -184,7 +184,7 @@ def specimen() -> tuple[Transformer, Tensor, dict[int, Golden]]:
         for name, p in model.named_parameters():
             if p.ndim == 1 and "correction" not in name:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
-        model.model.layers[-1].self_attn.o_proj.weight.zero_()
+        model.model.layers[-1].get_submodule("self_attn.o_proj").get_parameter("weight").zero_()
     model = shrink_keys(model.eval())
     tokens = torch.randint(256, (1, TOKENS), generator=generator)
     golden = {}
@@ -195,12 +195,12 @@ def specimen() -> tuple[Transformer, Tensor, dict[int, Golden]]:
     return model, tokens, golden
 
 
-def visitors() -> Iterator[tuple[str, AbstractContextManager[None], bool]]:
-    """Whom the reader's test meets: a name, the circumstance, and whether the model is right in it."""
+def cases() -> Iterator[tuple[str, AbstractContextManager[None], bool]]:
+    """What the reader's test is given: a name, the circumstance, and whether the model is right in it."""
     yield "the right model", nullcontext(), True
-    yield "a right model that lists its tokens in another order", IN_ANOTHER_ORDER(), True
-    for name in EXHIBITS:
-        yield name, find(name).apply(), False
-    last = len(specimen()[0].model.layers) - 1
-    for name in HIDDEN:
-        yield f"{name}, in the last layer only", in_layer(last, find(name))(), False
+    yield "a right model that lists its tokens in another order", REORDERED(), True
+    for name in INDEXER_BUGS:
+        yield name, find_bug(name).apply(), False
+    last = len(fixture_model()[0].model.layers) - 1
+    for name in MASK_BUGS:
+        yield f"{name}, in the last layer only", in_one_layer(last, find_bug(name))(), False

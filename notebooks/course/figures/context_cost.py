@@ -14,7 +14,7 @@ from torch import Tensor
 
 from course.figures.flop_counts import LENGTHS, work_lines
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.analysis.flops import FlopCount, crossover, decode_traffic, token_flops
 from dsa.analysis.memory import PRECISIONS, cache_bytes
@@ -25,7 +25,7 @@ from dsa.model.config import Config
 UNIT = 1024  # tokens that one step of the length slider adds
 
 
-def draw_length(config: Config) -> Draw:
+def draw_context_cost(config: Config) -> Draw:
     """Make a panel's callback: draw(length, top_k, heads, precision) -> (figure, sentence).
 
     `length` counts units of 1,024 tokens. Raises ValueError for what the model cannot have.
@@ -33,9 +33,9 @@ def draw_length(config: Config) -> Draw:
     longest = config.max_position_embeddings
 
     def draw(length: int, top_k: int, heads: int, precision: str) -> tuple[Figure, str]:
-        checked("length", length, 1, longest // UNIT, f"the model reads {longest:,} tokens, {UNIT:,} in a unit")
-        checked("top-k", top_k, 1, longest, f"the model reads {longest:,} tokens")
-        checked("heads", heads, 1, 1024, "the published model has 128")
+        checked_int("length", length, 1, longest // UNIT, f"the model reads {longest:,} tokens, {UNIT:,} in a unit")
+        checked_int("top-k", top_k, 1, longest, f"the model reads {longest:,} tokens")
+        checked_int("heads", heads, 1, 1024, "the published model has 128")
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
         chosen = config.replace(index_topk=top_k, num_attention_heads=heads)
@@ -100,7 +100,7 @@ def _draw_bytes(ax: Axes, config: Config, keys: int, precision: str) -> None:
 def _sentence(config: Config, keys: int, precision: str) -> str:
     dense = [token_flops(config, keys, "dense", phase).total / 1e9 for phase in ("prefill", "decode")]
     sparse = token_flops(config, keys, "sparse", "decode")
-    meets = [_place(crossover(config, phase)) for phase in ("prefill", "decode")]
+    meets = [_from_length(crossover(config, phase)) for phase in ("prefill", "decode")]
     held, bare = (keys * cache_bytes(config, precision, indexer=kind) / 1e9 for kind in (True, False))
     read = decode_traffic(config, keys, "sparse", precision)
     return (
@@ -116,5 +116,5 @@ def scoring_share(work: FlopCount) -> float:
     return work.scoring / work.total
 
 
-def _place(keys: float) -> str:
+def _from_length(keys: float) -> str:
     return "at no length" if keys == math.inf else f"above {keys:,.0f} tokens"

@@ -72,7 +72,7 @@ def draw_newcomers(places: Mapping[str, Tensor], queries: int, top_k: int = 16, 
         ax.plot(range(top_k + 1, last + 1), count.tolist(), label=name, markersize=3.5)
     ax.set(xlabel="place in the exact ranking", ylabel="newcomers a query", yscale="log", ylim=(1e-4, 1))
     ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
-    words = ", ".join(f"{name} {rounding.place_of_most(at)}" for name, at in places.items())
+    words = ", ".join(f"{name} {rounding.rank_quantile(at)}" for name, at in places.items())
     return fig, f"Where newcomers to the {top_k} stood in fp32. 95% of them stood no farther down than: {words}."
 
 

@@ -7,7 +7,7 @@ chosen twice, a memory that adds where it should correct, a bill without the pro
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from course.experiments.attention_variants import blocks, delta
 from dsa.kernels import ops
 

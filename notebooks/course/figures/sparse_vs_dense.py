@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked, readable
+from course.ui.reading import checked_int, tokenize
 from course.ui.style import COLOURS, LINES, MARKERS
 from dsa.analysis.published import Benchmark
 from dsa.datasets import byte_tokenizer
@@ -26,22 +26,22 @@ from dsa.model.transformer import Transformer
 from dsa.training.evaluate import set_to
 
 CHOOSERS = ("indexer", "oracle", "window", "random")
-MOST = 64
+MAX_TOP_K = 64
 HATCHES = ("", "//", "..", "xx", "--")
 Row = dict[str, Any]
 Pair = tuple[str, str]
 Drawn = tuple[Figure, str]
 
 
-def bits(model: Transformer, ids: list[int], attention: str, top_k: int) -> Tensor:
+def bits_per_token(model: Transformer, ids: list[int], attention: str, top_k: int) -> Tensor:
     """Bits that a model pays for each token of a text after the first: (T - 1,)."""
     tokens = torch.tensor([ids])
     with set_to(model, attention, top_k):
         chances = model(tokens)[0, :-1].log_softmax(-1)
-    return -chances.gather(-1, tokens[0, 1:, None])[:, 0] / math.log(2)
+    return -chances.gather(-1, tokens[0, 1:, None])[:, 0] / math.log(2)  # nats to bits
 
 
-def draw_price(models: Mapping[str, Transformer]) -> Draw:
+def draw_extra_bits(models: Mapping[str, Transformer]) -> Draw:
     """Make a panel's callback: draw(text, top_k, who) -> (figure, sentence), for models by name.
 
     ValueError for a text that cannot be read, a K outside 1 ... 64, or an unknown chooser.
@@ -50,15 +50,15 @@ def draw_price(models: Mapping[str, Transformer]) -> Draw:
 
     @lru_cache(maxsize=32)
     def paid(name: str, text: str, attention: str, top_k: int) -> Tensor:
-        return bits(models[name], byte_tokenizer.last_tokens(readable(text), longest), attention, top_k)
+        return bits_per_token(models[name], byte_tokenizer.last_tokens(tokenize(text), longest), attention, top_k)
 
     def draw(text: str, top_k: int, who: str) -> tuple[Figure, str]:
-        checked("top-k", top_k, 1, MOST, "with more keys there is little left to see")
+        checked_int("top-k", top_k, 1, MAX_TOP_K, "with more keys there is little left to see")
         if who not in CHOOSERS:
             raise ValueError(f"chooser {who!r} is unknown: use one of {', '.join(CHOOSERS)}")
         attention = "sparse" if who == "indexer" else who
         raw = int(
-            byte_tokenizer.byte_count(torch.tensor(byte_tokenizer.last_tokens(readable(text), longest)[1:])).sum()
+            byte_tokenizer.byte_count(torch.tensor(byte_tokenizer.last_tokens(tokenize(text), longest)[1:])).sum()
         )
         full = {name: paid(name, text, "dense", longest) for name in models}
         cut = {name: paid(name, text, attention, top_k) for name in models}
@@ -87,7 +87,7 @@ def _sentence(full: Mapping[str, Tensor], cut: Mapping[str, Tensor], top_k: int,
     return f"{tokens} tokens, K = {top_k}, chooser: {who}. Bits per byte, " + "; ".join(parts) + "."
 
 
-def along(rows: Sequence[Row], model: str, attention: str, measure: str) -> dict[int, list[float]]:
+def recorded_curve(rows: Sequence[Row], model: str, attention: str, measure: str) -> dict[int, list[float]]:
     """One line of a recorded sweep: K -> the measure of each seed. ValueError if it was not swept."""
     found: dict[int, list[float]] = {}
     for row in rows:
@@ -98,7 +98,7 @@ def along(rows: Sequence[Row], model: str, attention: str, measure: str) -> dict
     return dict(sorted(found.items()))
 
 
-def norm(gradients: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
+def gradient_norm(gradients: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
     """The norm of these gradients, taken as one long vector: a scalar."""
     return torch.cat([gradients[name].flatten() for name in names]).norm()
 
@@ -110,13 +110,13 @@ def draw_sweep(rows: Sequence[Row], lines: Mapping[str, Pair], said: Sequence[in
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 2.9))
     for number, (name, pair) in enumerate(lines.items()):
-        _line(left, along(rows, *pair, "bits"), name, number)
-        _line(right, along(rows, *pair, "recall"), name, number)
+        _line(left, recorded_curve(rows, *pair, "bits"), name, number)
+        _line(right, recorded_curve(rows, *pair, "recall"), name, number)
     left.set(ylabel="bits per byte", ylim=(None, most))
     right.set(ylabel="needles recalled", ylim=(0, 1.05))
     fig.legend(*left.get_legend_handles_labels(), loc="outside right center")
     means = {
-        name: [tuple(mean(along(rows, *pair, what)[k]) for what in ("bits", "recall")) for k in said]
+        name: [tuple(mean(recorded_curve(rows, *pair, what)[k]) for what in ("bits", "recall")) for k in said]
         for name, pair in lines.items()
     }
     words = "; ".join(
@@ -140,21 +140,21 @@ def _line(ax: Axes, line: Mapping[int, Sequence[float]], label: str, number: int
     ax.set_xlabel("K")
 
 
-def draw_behind(curves: Mapping[str, Sequence[float]], twin: str, steps: int) -> Drawn:
-    """How far curves of language losses lie above that of `twin`; each has the means of equal parts of `steps`."""
+def draw_loss_gap(curves: Mapping[str, Sequence[float]], baseline: str, steps: int) -> Drawn:
+    """How far curves of language losses lie above that of `baseline`; each has the means of equal parts of `steps`."""
     fig, ax = plt.subplots(figsize=(6.6, 2.6))
-    part, words = steps / len(curves[twin]), []
-    for name in (name for name in curves if name != twin):
-        behind = [a - b for a, b in zip(curves[name], curves[twin], strict=True)]
+    part, words = steps / len(curves[baseline]), []
+    for name in (name for name in curves if name != baseline):
+        behind = [a - b for a, b in zip(curves[name], curves[baseline], strict=True)]
         ax.plot([part * (n + 0.5) for n in range(len(behind))], behind, label=name)
         words.append(f"{name} {behind[0]:.2f} at first, {behind[-1]:.2f} at last")
-    ax.set(xlabel="step", ylabel=f"nats behind the {twin} twin", ylim=(0, None))
+    ax.set(xlabel="step", ylabel=f"nats behind the {baseline} twin", ylim=(0, None))
     fig.legend(*ax.get_legend_handles_labels(), loc="outside right center")
-    batches = f"Language loss on the training batches, minus the {twin} twin's on the same batches"
+    batches = f"Language loss on the training batches, minus the {baseline} twin's on the same batches"
     return fig, f"{batches}, measured: {'; '.join(words)}."
 
 
-def draw_held(kept: Mapping[str, Sequence[float]], whose: str) -> Drawn:
+def draw_attention_recall(kept: Mapping[str, Sequence[float]], whose: str) -> Drawn:
     """Bars of how much attention some keys hold in each layer, by the name of the model or of who chose the keys."""
     fig, ax = plt.subplots(figsize=(6.6, 2.5))
     step = min(0.3, 0.8 / len(kept))
@@ -169,13 +169,13 @@ def draw_held(kept: Mapping[str, Sequence[float]], whose: str) -> Drawn:
     return fig, f"Attention held by the {whose}, layer by layer: {words}."
 
 
-def draw_suite(ours: Sequence[Row], window: Sequence[Row]) -> Drawn:
-    """Our benchmarks: the sparse and the window model's differences to the dense twin, with their 95 % intervals."""
+def draw_benchmark_suite(sparse: Sequence[Row], window: Sequence[Row]) -> Drawn:
+    """Our benchmarks: what the sparse and the window model lack to the dense baseline, with 95 % intervals."""
     fig, ax = plt.subplots(figsize=(7, 3.6))
     _differences(ax, window, "window", 1)
-    _differences(ax, ours, "sparse", 0)
+    _differences(ax, sparse, "sparse", 0)
     ax.axvline(0, color="#8a8a8a", linewidth=1)
-    ax.set_yticks([-n for n in range(len(ours))], [row["benchmark"] for row in ours])
+    ax.set_yticks([-n for n in range(len(sparse))], [row["benchmark"] for row in sparse])
     ax.set(xlabel="difference to the dense twin, points (recorded)")
     ax.set_xscale("symlog", linthresh=5)
     ax.set_xticks([-100, -10, -2, 0, 2, 10], ["-100", "-10", "-2", "0", "2", "10"])
@@ -184,7 +184,7 @@ def draw_suite(ours: Sequence[Row], window: Sequence[Row]) -> Drawn:
     found = ";\n".join(
         f"{row['benchmark']} {row['dense']:.0%}, {100 * row['difference']:+.1f} ± {100 * row['half']:.1f}"
         + ("" if row["noise"] else ": outside")
-        for row in ours
+        for row in sparse
     )
     return fig, (
         "Difference to the dense twin, mean and 95% interval of three seeds, recorded. The window loses up to "
@@ -201,7 +201,7 @@ def _differences(ax: Axes, table: Sequence[Row], label: str, number: int) -> Non
     ax.errorbar(gaps, places, xerr=halves, label=label, capsize=2, elinewidth=1, **look)
 
 
-def draw_scratch(runs: Mapping[str, Row]) -> Drawn:
+def draw_from_scratch(runs: Mapping[str, Row]) -> Drawn:
     """Recorded runs from random weights, by name: the share copied, then the share of needles, every ten steps."""
     fig, ax = plt.subplots(figsize=(6.8, 2.7))
     words = []

@@ -1,7 +1,7 @@
-"""Every deliberate mistake is caught, and each is invisible exactly where the list says so.
+"""Every injected bug is caught, and each is invisible exactly where the list says so.
 
-A check that passes with the mistake in place proves nothing. So the check against the oracle and the check of the
-gradients run once as they are and once with each mistake switched on, and then must fail. Two circumstances have to
+A check that passes with the bug in place proves nothing. So the check against the oracle and the check of the
+gradients run once as they are and once with each bug switched on, and then must fail. Two circumstances have to
 be made on purpose: index keys of small variance (or a LayerNorm's eps is lost in rounding) and negative biases.
 """
 
@@ -11,17 +11,17 @@ import torch
 import dsa
 import oracle
 import small
-from course.bugs import injected
+from course.bugs import injected_bugs
 from dsa.kernels import loops
 from dsa.model.rope import Rope
 
 T = 40
-LOGITS = [m for m in injected.MISTAKES if m.visible_when != injected.GRADIENTS]
-LESSONS = [m for m in injected.MISTAKES if m.visible_when == injected.GRADIENTS]
+LOGITS = [m for m in injected_bugs.BUGS if m.visible_when != injected_bugs.GRADIENTS]
+GRADIENT_BUGS = [m for m in injected_bugs.BUGS if m.visible_when == injected_bugs.GRADIENTS]
 
 
 def named(some):
-    return pytest.mark.parametrize("mistake", some, ids=lambda m: m.name)
+    return pytest.mark.parametrize("bug", some, ids=lambda m: m.name)
 
 
 def shrink_keys(model):
@@ -34,8 +34,8 @@ def shrink_keys(model):
 
 CIRCUMSTANCES = {
     "usual": lambda: small.model(1),
-    injected.SMALL_KEYS: lambda: shrink_keys(small.model(1)),
-    injected.NEGATIVE_BIAS: lambda: small.model(1, gate_bias=-3.0),
+    injected_bugs.SMALL_KEYS: lambda: shrink_keys(small.model(1)),
+    injected_bugs.NEGATIVE_BIAS: lambda: small.model(1, gate_bias=-3.0),
     "no yarn": lambda: small.model(1, small.config(yarn=None)),
 }
 
@@ -63,32 +63,34 @@ def test_without_a_mistake_the_oracle_agrees(circumstance, cases):
 
 
 @named(LOGITS)
-def test_the_oracle_catches_it_where_the_list_says(mistake, cases):
-    needed = mistake.visible_when if mistake.visible_when in cases else "usual"
-    with mistake.apply():
+def test_the_oracle_catches_it_where_the_list_says(bug, cases):
+    needed = bug.visible_when if bug.visible_when in cases else "usual"
+    with bug.apply():
         assert complaints(cases[needed])
     assert complaints(cases[needed]) == []  # and nothing of it stays behind
 
 
-@named([m for m in LOGITS if m.visible_when in (injected.SMALL_KEYS, injected.NEGATIVE_BIAS, injected.YARN)])
-def test_it_is_invisible_without_its_circumstance(mistake, cases):
-    with mistake.apply():
-        assert complaints(cases["no yarn" if mistake.visible_when == injected.YARN else "usual"]) == []
+@named(
+    [m for m in LOGITS if m.visible_when in (injected_bugs.SMALL_KEYS, injected_bugs.NEGATIVE_BIAS, injected_bugs.YARN)]
+)
+def test_it_is_invisible_without_its_circumstance(bug, cases):
+    with bug.apply():
+        assert complaints(cases["no yarn" if bug.visible_when == injected_bugs.YARN else "usual"]) == []
 
 
 @named(LOGITS)
-def test_with_all_tokens_selected_the_indexers_mistakes_are_invisible(mistake, cases):
+def test_with_all_tokens_selected_the_indexers_mistakes_are_invisible(bug, cases):
     """Which is why nothing here is tested with K >= S alone."""
-    model, _ = cases[mistake.visible_when if mistake.visible_when in cases else "usual"]
+    model, _ = cases[bug.visible_when if bug.visible_when in cases else "usual"]
     tokens, top_k = small.tokens(2, T), model.top_k
     try:
         model.top_k = T
         right = model(tokens)
-        with mistake.apply():
+        with bug.apply():
             same = torch.allclose(model(tokens), right, atol=5e-5, rtol=0)
     finally:
         model.top_k = top_k
-    assert same == mistake.visible_when.startswith(injected.SPARSE)
+    assert same == bug.visible_when.startswith(injected_bugs.SPARSE)
 
 
 # ---- what only gradients show
@@ -120,7 +122,7 @@ def written_out_loss(model, tokens):
     return torch.stack(losses)
 
 
-def lesson_faults(attention):
+def indexer_training_errors(attention):
     """What is wrong with the training of the indexer, in words; empty if nothing is."""
     model, tokens, words = small.model(1), small.tokens(1, 10), []
     model.attention = attention
@@ -144,28 +146,28 @@ def lesson_faults(attention):
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
 def test_the_indexer_learns_what_the_definition_says(attention):
-    assert lesson_faults(attention) == []
+    assert indexer_training_errors(attention) == []
 
 
-@named(LESSONS)
-def test_gradients_catch_what_logits_cannot(mistake, cases):
+@named(GRADIENT_BUGS)
+def test_gradients_catch_what_logits_cannot(bug, cases):
     model, _ = cases["usual"]
     right = model(small.tokens(2, T))
-    with mistake.apply():
+    with bug.apply():
         assert torch.equal(model(small.tokens(2, T)), right)
-        assert lesson_faults("sparse")
-    assert lesson_faults("sparse") == []
+        assert indexer_training_errors("sparse")
+    assert indexer_training_errors("sparse") == []
 
 
 def test_the_list_is_complete_enough_to_read():
-    names = [m.name for m in injected.MISTAKES]
+    names = [m.name for m in injected_bugs.BUGS]
     assert len(set(names)) == len(names) >= 20
-    for mistake in injected.MISTAKES:
-        assert mistake.what.endswith(".") and mistake.tempting.endswith(".") and mistake.apply.wrong.__name__
-        assert injected.find(mistake.name) is mistake
+    for bug in injected_bugs.BUGS:
+        assert bug.what.endswith(".") and bug.tempting.endswith(".") and bug.apply.replacement.__name__
+        assert injected_bugs.find_bug(bug.name) is bug
     with pytest.raises(ValueError, match="no mistake 'x'; these are known: neighbours in the indexer"):
-        injected.find("x")
-    with pytest.raises(KeyError), injected.MISTAKES[0].apply():
+        injected_bugs.find_bug("x")
+    with pytest.raises(KeyError), injected_bugs.BUGS[0].apply():
         raise KeyError  # a mistake is taken back even if the code under it fails
-    test = injected.MISTAKES[0].apply
-    assert test.owner.__dict__[test.name] is not test.wrong
+    test = injected_bugs.BUGS[0].apply
+    assert test.owner.__dict__[test.name] is not test.replacement

@@ -1,4 +1,4 @@
-"""What was tried on the processor and did not help, as a picture: times ours, and page faults."""
+"""What was tried on the processor and did not help, as a picture: times the path in use, and page faults."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from course.ui.style import COLOURS
 Row = Mapping[str, Any]
 
 
-def of(record: Mapping[str, Any], attention: str) -> dict[str, Row]:
+def rows_by_variant(record: Mapping[str, Any], attention: str) -> dict[str, Row]:
     """A record's rows for "sparse" or "dense" attention, by what was tried; ValueError if it has none."""
     rows = {row["tried"]: row for row in record["rows"] if row["attention"] == attention}
     if not rows:
@@ -23,9 +23,9 @@ def of(record: Mapping[str, Any], attention: str) -> dict[str, Row]:
     return rows
 
 
-def draw_tried(record: Mapping[str, Any]) -> tuple[Figure, str]:
+def draw_rejected_variants(record: Mapping[str, Any]) -> tuple[Figure, str]:
     """A bar for each idea, its length the time in multiples of ours, and its page faults beside it."""
-    kinds = {kind: list(of(record, kind).values()) for kind in ("sparse", "dense")}
+    kinds = {kind: list(rows_by_variant(record, kind).values()) for kind in ("sparse", "dense")}
     heights = [len(rows) for rows in kinds.values()]
     fig, axes = plt.subplots(2, 1, figsize=(7.2, 4.6), sharex=True, height_ratios=heights)
     for number, (ax, (kind, rows)) in enumerate(zip(axes, kinds.items(), strict=True)):

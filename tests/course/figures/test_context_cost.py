@@ -7,8 +7,8 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from course.figures import flop_counts, length
-from course.figures.length import draw_length, token_gain
+from course.figures import context_cost, flop_counts
+from course.figures.context_cost import draw_context_cost, token_gain
 from course.ui.panel import Choice, Panel, Slider
 from dsa.analysis import memory
 from dsa.analysis.published import read_costs
@@ -21,7 +21,7 @@ START = {"length": 128, "top_k": 2048, "heads": 128, "precision": "deployed"}
 
 @pytest.fixture(scope="module")
 def draw():
-    return draw_length(REAL)
+    return draw_context_cost(REAL)
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_the_gain_of_a_token_is_a_ratio_of_two_clocks_and_of_two_counts(monkeypa
             flop[name] = counter.get_total_flops()
         return flop
 
-    monkeypatch.setattr(length, "cpu_seconds", counted)
+    monkeypatch.setattr(context_cost, "cpu_seconds", counted)
     measured, promised = token_gain(4096)
     assert measured == flop["dense"] / flop["sparse"] and promised == 17 * 4096 / (4096 + 17 * 64)
     assert measured == pytest.approx(promised, rel=0.1), "what is timed is what is counted"

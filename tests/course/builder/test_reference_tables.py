@@ -7,7 +7,7 @@ import re
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, writes
 
-from course.builder.reference import TABLES, Course, file_of, table
+from course.builder.reference_tables import TABLES, CellIndex, source_file, table
 from project import DATA, NOTEBOOKS, ROOT
 
 REPORT = [  # everything in the report on V3.2-Exp that has a number
@@ -27,13 +27,13 @@ def test_it_is_drawn_and_every_name_in_it_leads_somewhere(name):
 
 
 def test_the_index_has_every_numbered_thing_of_the_report():
-    rows = Course(ROOT).rows("paper_index.csv")
+    rows = CellIndex(ROOT).rows("paper_index.csv")
     assert {*REPORT} <= {row["item"] for row in rows if row["work"] == "V3.2-Exp"}
 
 
 def test_every_statement_is_judged():
     with (DATA / "published/statements.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 50 == len(Course(ROOT).rows("ledger.csv"))
+        assert len(list(csv.DictReader(file))) == 50 == len(CellIndex(ROOT).rows("ledger.csv"))
 
 
 def test_a_link_to_a_claim_leads_to_the_cell_that_printed_it():
@@ -184,8 +184,8 @@ def test_a_claim_is_made_once_in_the_whole_course(house):
 
 
 def test_modules_and_what_is_in_them_exist_and_nothing_else():
-    assert file_of(ROOT, "dsa.kernels.triton.top_k") == ROOT / "dsa/kernels/triton/top_k.py"
-    assert file_of(ROOT, "dsa.model.attention.Attention.absorb") == ROOT / "dsa/model/attention.py"
-    assert file_of(ROOT, "course.figures.needle") == NOTEBOOKS / "course/figures/needle.py"
-    assert file_of(ROOT, "dsa.model.attention.Attention.adsorb") is None
-    assert file_of(ROOT, "dsa.kernels") is None
+    assert source_file(ROOT, "dsa.kernels.triton.top_k") == ROOT / "dsa/kernels/triton/top_k.py"
+    assert source_file(ROOT, "dsa.model.attention.Attention.absorb") == ROOT / "dsa/model/attention.py"
+    assert source_file(ROOT, "course.figures.needle") == NOTEBOOKS / "course/figures/needle.py"
+    assert source_file(ROOT, "dsa.model.attention.Attention.adsorb") is None
+    assert source_file(ROOT, "dsa.kernels") is None

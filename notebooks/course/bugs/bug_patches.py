@@ -1,4 +1,4 @@
-"""Functions that are wrong on purpose: what the mistakes of `injected` put in the place of right ones.
+"""Functions that are wrong on purpose: what `injected_bugs` puts in the place of right ones.
 
 Each has the signature of the function it replaces and differs from it in one step, which its docstring names. Where
 only the outcome is changed, the right function is called first: it is bound as a default argument, `right`, because by
@@ -77,7 +77,7 @@ def raw_query_latent(self: Attention, x: Tensor, angles: Rope, right: Any = Atte
     return right(self, x, angles)[0], self.q_a_proj(x)
 
 
-def attached(self: Indexer, *args: Any, right: Any = Indexer.forward, **kwargs: Any) -> Any:
+def attached_forward(self: Indexer, *args: Any, right: Any = Indexer.forward, **kwargs: Any) -> Any:
     """Let the indexer's loss flow on into the model."""
     self.detached = False
     try:
@@ -130,6 +130,7 @@ def forward_with_mscale_once(self: Attention, *args: Any, right: Any = Attention
     """Scale the softmax by mscale instead of mscale squared."""
     scale = self.scale
     try:
+        # scale is m^2 / sqrt(d), so the root of m^2 / d is m / sqrt(d)
         self.scale = (scale * (self.nope + self.rotary) ** -0.5) ** 0.5
         return right(self, *args)
     finally:

@@ -1,6 +1,6 @@
-"""The exercises of chapter 03: score, normalise and rotate; and the two of the bug museum.
+"""The exercises of chapter 03: score, normalise and rotate; and the two of the bug catalogue.
 
-The wrong answers are those of the bug museum wherever it has one: each was written by somebody, some were published.
+The wrong answers are those of the bug catalogue wherever it has one: each was written by somebody, some were published.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course.exercises import indexer_tests
-from course.exercises.core import Answer, Exercise, checker, require
+from course.exercises.exercise import Answer, Exercise, checker, require
 from dsa.kernels import loops
 from dsa.model.rope import Rope
 

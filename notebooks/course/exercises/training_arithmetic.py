@@ -6,7 +6,7 @@ What their wrong answers get wrong is a factor, or an interval that claims to kn
 import math
 from statistics import mean, pstdev, stdev
 
-from course.exercises.core import require
+from course.exercises.exercise import require
 
 
 def my_gpu_hours(tokens: float, forward: float, peak: float, used: float):

@@ -7,7 +7,7 @@ year: a biased score may be negative.
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from dsa.model.config import Config
 from dsa.model.moe import route
 

@@ -57,7 +57,7 @@ class Exercise:
 
     def __post_init__(self) -> None:
         """Refuse an exercise that misses something a reader needs."""
-        faults = {
+        errors = {
             "difficulty must be 1, 2 or 3": self.difficulty in (1, 2, 3),
             "minutes must be positive": self.minutes > 0,
             "there must be exactly three hints": len(self.hints) == 3 and all(h.strip() for h in self.hints),
@@ -65,9 +65,9 @@ class Exercise:
             "there must be at least three wrong answers": len(self.wrong) >= 3,
             "each wrong answer needs a docstring: its reason": all(w.__doc__ for w in self.wrong),
         }
-        for fault, fine in faults.items():
+        for error, fine in errors.items():
             if not fine:
-                raise ValueError(f"exercise {self.name}: {fault}")
+                raise ValueError(f"exercise {self.name}: {error}")
 
     @property
     def name(self) -> str:
@@ -102,14 +102,14 @@ def judge(exercise: Exercise, answer: Answer) -> Verdict:
             "refused", f"✗ this is a {type(answer).__name__}; hand over the function itself: {exercise.name}"
         )
     try:
-        exercise.check(_watched(answer))
+        exercise.check(_guarded(answer))
     except NotTried:
         todo = f"replace `return ...` in `{exercise.name}` and run both cells"
         return Verdict("untried", f"not tried yet: {todo}")
     except AssertionError as refusal:
         return Verdict("refused", f"✗ {refusal}")
     except Exception as error:  # the checker could not use what it was given
-        return Verdict("refused", f"✗ your result cannot be used: {_named(error)}")
+        return Verdict("refused", f"✗ your result cannot be used: {_describe(error)}")
     return Verdict("right", f"✓ {exercise.title}")
 
 
@@ -129,7 +129,7 @@ def checker(*exercises: Exercise) -> Callable[[Answer], None]:
     return check
 
 
-def _watched(answer: Answer) -> Answer:
+def _guarded(answer: Answer) -> Answer:
     """The answer, with its untouched stub, a forgotten `return` and its exceptions told apart from wrong results."""
 
     @wraps(answer)
@@ -137,8 +137,9 @@ def _watched(answer: Answer) -> Answer:
         try:
             result = answer(*arguments, **named)
         except Exception as error:
-            raise Refused(f"your code raised {_named(error)}{_place(error, answer)}") from None
-        if result is ...:
+            # `from None`: the reader is told the line, not the checker's traceback
+            raise Refused(f"your code raised {_describe(error)}{_error_location(error, answer)}") from None
+        if result is ...:  # the stub's own `return ...`
             raise NotTried
         if result is None:
             raise Refused("your function returned None: is a `return` missing?")
@@ -147,15 +148,16 @@ def _watched(answer: Answer) -> Answer:
     return call
 
 
-def _named(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _place(error: Exception, answer: Answer) -> str:
+def _error_location(error: Exception, answer: Answer) -> str:
     """The line of the reader's own code in which it went wrong, if it got that far."""
     code = getattr(answer, "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     if not frames:
         return ""
     number = frames[-1].lineno or 0
+    # IPython registers each cell with linecache under the file name of its code
     return f" in line {number}: `{linecache.getline(frames[-1].filename, number).strip()}`"

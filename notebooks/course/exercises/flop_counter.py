@@ -29,18 +29,14 @@ def _twice_input(shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     return 2 * prod(shape)
 
 
-def _uncounted() -> dict[Any, Callable]:
-    """What PyTorch's counter takes for free, and a loop or a broadcast could do the work with."""
+def count_flops(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """A call's result and the floating-point operations of its products and sums."""
     aten = torch.ops.aten
-    return {
+    mapping = {  # what PyTorch's counter takes for free, and a loop or a broadcast could do the work with
         **dict.fromkeys((aten.mv, aten.dot, aten.vdot), _twice_input),
         **dict.fromkeys((aten.sum, aten.mean), _of_input),
         **dict.fromkeys((aten.mul, aten.mul_), _of_output),
     }
-
-
-def counted(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """A call's result and the floating-point operations of its products and sums."""
-    with FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         result = call()
     return result, counter.get_total_flops()

@@ -64,7 +64,7 @@ class Budget:
         return self.keys // self.block
 
 
-class Choosing(Attention):
+class SelectiveAttention(Attention):
     """MLA whose keys a subclass chooses, whatever `model.attention` says; the indexer, if any, is asked under "sparse".
 
     A key that is chosen twice would count twice: choices have no repeats.

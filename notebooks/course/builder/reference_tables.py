@@ -20,7 +20,7 @@ from pydoc import locate
 import nbformat
 from nbformat import NotebookNode
 
-from course.builder.prose import claims
+from course.builder.prose import claim_records
 
 Row = dict[str, str]
 PROVEN = ("reproduced", "in part", "modelled", "contradicted")  # verdicts that need claims
@@ -34,85 +34,81 @@ WORKS = {
 }
 
 
-class Course:
+class CellIndex:
     """What links can lead to: claims and cells of executed notebooks, code and tests of the project."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         self.cells: dict[str, set[str]] = {}
-        self.proofs: dict[str, str] = {}  # claim -> NOTEBOOK#CELL
+        self.claim_cells: dict[str, str] = {}  # claim -> NOTEBOOK#CELL
         for path in sorted((root / "notebooks").glob("*.ipynb")):
             notebook = nbformat.read(path, as_version=4)
             self.cells[path.stem] = {cell.id for cell in notebook.cells}
             for cell in notebook.cells:
-                for made in claims(NotebookNode(cells=[cell])):
-                    self.require(made.name not in self.proofs, f"{made.name} is claimed in {path.stem} and before")
-                    self.proofs[made.name] = f"{path.stem}#{cell.id}"
+                for made in claim_records(NotebookNode(cells=[cell])):
+                    self.require(made.name not in self.claim_cells, f"{made.name} is claimed in {path.stem} and before")
+                    self.claim_cells[made.name] = f"{path.stem}#{cell.id}"
 
     def rows(self, name: str) -> list[Row]:
         """The rows of a CSV file of data/ by column name."""
         with (self.root / "data" / name).open(encoding="utf-8", newline="") as file:
             return [{key: (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(file)]
 
-    def require(self, condition: object, fault: str) -> bool:
-        """Note a fault unless the condition holds."""
+    def require(self, condition: object, error: str) -> bool:
+        """Note an error unless the condition holds; all are collected, so that one build names every dead link."""
         if not condition:
-            self.faults.append(fault)
+            self.errors.append(error)
         return bool(condition)
 
-    def cell(self, place: str, text: str, of: str) -> str:
+    def cell(self, cell_ref: str, text: str, of: str) -> str:
         """A link to a cell, NOTEBOOK#CELL."""
-        notebook, _, cell = place.partition("#")
-        self.require(cell in self.cells.get(notebook, ()), f"{of}: there is no cell {place}")
+        notebook, _, cell = cell_ref.partition("#")
+        self.require(cell in self.cells.get(notebook, ()), f"{of}: there is no cell {cell_ref}")
         return f"[{text}]({notebook}.ipynb#cell-id={cell})"
 
     def claims(self, names: str, of: str) -> str:
         """Links to the cells that make these claims, named by chapter."""
-        known = [name for name in names.split() if self.require(name in self.proofs, f"{of}: no cell claims {name}")]
-        places = [(name, self.proofs[name]) for name in known]
-        return ", ".join(self.cell(place, f"{place.partition('_')[0]} {name}", of) for name, place in places)
+        links = []
+        for name in names.split():
+            if self.require(name in self.claim_cells, f"{of}: no cell claims {name}"):
+                cell_ref = self.claim_cells[name]
+                links.append(self.cell(cell_ref, f"{cell_ref.partition('_')[0]} {name}", of))
+        return ", ".join(links)
 
     def code(self, names: str, of: str) -> str:
         """Links to the files of functions, classes or modules, named without their room."""
-        found = {name: file_of(self.root, name) for name in names.split()}
-        for name, file in found.items():
-            self.require(file, f"{of}: there is no {name}")
-        return ", ".join(
-            f"[`{'.'.join(name.split('.')[2:])}`]({_seen_from_notebooks(file, self.root)})"
-            for name, file in found.items()
-            if file
-        )
+        notebooks, links = self.root / "notebooks", []
+        for name in names.split():
+            file = source_file(self.root, name)
+            if self.require(file, f"{of}: there is no {name}") and file:
+                inside = file.is_relative_to(notebooks)  # links are followed from the notebooks' folder
+                target = file.relative_to(notebooks) if inside else f"../{file.relative_to(self.root)}"
+                links.append(f"[`{'.'.join(name.split('.')[2:])}`]({target})")
+        return ", ".join(links)
 
     def tests(self, names: str, of: str) -> str:
         """Links to the files of tests, whose names are sentences."""
         pairs = [name.split("::") for name in names.split()]
         for file, function in pairs:
             path = self.root / "tests" / file
-            there = path.is_file() and function in _functions(path)
+            # parsed, not imported: a test module's imports may take seconds
+            tree = ast.parse(path.read_text("utf-8") if path.is_file() else "")
+            there = any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body)
             self.require(there, f"{of}: there is no test {file}::{function}")
         said = [f"[{function.removeprefix('test_').replace('_', ' ')}](../tests/{file})" for file, function in pairs]
         return f"*{'; '.join(said)}*" if said else ""
 
 
-def file_of(root: Path, name: str) -> Path | None:
+def source_file(root: Path, name: str) -> Path | None:
     """The file of a module, or of the module that has what a dotted name says; None if there is no such thing."""
     folder = root / "notebooks" if name.startswith("course.") else root
     parts = name.split(".")
-    for end in range(len(parts), 0, -1):
+    for end in range(len(parts), 0, -1):  # the longest prefix that is a module; what is left are attributes of it
         file = folder.joinpath(*parts[:end]).with_suffix(".py")
         if file.is_file():
             return file if end == len(parts) or locate(name) is not None else None
     return None
-
-
-def _functions(path: Path) -> set[str]:
-    return {node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
-
-
-def _seen_from_notebooks(file: Path, root: Path) -> str:
-    notebooks = root / "notebooks"
-    return str(file.relative_to(notebooks)) if file.is_relative_to(notebooks) else f"../{file.relative_to(root)}"
 
 
 def markdown(*lines: tuple[str, ...]) -> str:
@@ -125,74 +121,69 @@ def _joined(*parts: str, by: str = "<br>") -> str:
     return by.join(filter(None, parts))
 
 
-def ledger(course: Course) -> str:
+def ledger(index: CellIndex) -> str:
     """What is said, and what stands: statement, verdict, evidence; folded below a count of the verdicts."""
-    judged = {row["id"]: row for row in course.rows("ledger.csv")}
-    statements = course.rows("published/statements.csv")
+    judged = {row["id"]: row for row in index.rows("ledger.csv")}
+    statements = index.rows("published/statements.csv")
     said = [row["id"] for row in statements]
-    course.require(sorted(said) == sorted(judged), "data/ledger.csv: its ids are not those of published/statements.csv")
+    index.require(sorted(said) == sorted(judged), "data/ledger.csv: its ids are not those of published/statements.csv")
     lines = [("", "it is said that", "here", "shown by")]
     for row in statements:
         own = judged.get(row["id"], {"verdict": "", "claims": "", "note": ""})
         of, verdict = f"statement {row['id']}", own["verdict"]
-        course.require(verdict in VERDICTS, f"{of}: the verdict {verdict!r} is unknown: use {', '.join(VERDICTS)}")
-        course.require(own["claims"] or verdict not in PROVEN, f"{of} is {verdict} by no claim")
-        course.require(own["note"] or verdict not in EXPLAINED, f"{of} is {verdict}: its note must say why")
-        shown = _joined(course.claims(own["claims"], of), own["note"], by="; ")
+        index.require(verdict in VERDICTS, f"{of}: the verdict {verdict!r} is unknown: use {', '.join(VERDICTS)}")
+        index.require(own["claims"] or verdict not in PROVEN, f"{of} is {verdict} by no claim")
+        index.require(own["note"] or verdict not in EXPLAINED, f"{of} is {verdict}: its note must say why")
+        shown = _joined(index.claims(own["claims"], of), own["note"], by="; ")
         lines.append((row["id"], row["statement"], f"**{verdict}**", shown))
     counts = [f"{n} {verdict}" for verdict in VERDICTS if (n := sum(r["verdict"] == verdict for r in judged.values()))]
     summary = f"{len(statements)} statements: {', '.join(counts)}"
     return f"<details><summary>{summary}</summary>\n\n{markdown(*lines)}\n\n</details>"
 
 
-def papers(course: Course) -> str:
+def papers(index: CellIndex) -> str:
     """Equation, section, figure -> function -> test -> cell: a table for each report."""
-    index = course.rows("paper_index.csv")
     lines: dict[str, list[tuple[str, ...]]] = {work: [] for work in WORKS}
-    for row in index:
+    for row in index.rows("paper_index.csv"):
         of = f"{row['work']} {row['item']}"
-        if not course.require(row["work"] in WORKS, f"{of}: the work is unknown: use {', '.join(WORKS)}"):
+        if not index.require(row["work"] in WORKS, f"{of}: the work is unknown: use {', '.join(WORKS)}"):
             continue
         whole = all(row[column] for column in ("functions", "tests", "claims"))
-        course.require(whole or row["note"], f"{of} names no function, no test or no claim: its note must say why")
-        code = _joined(course.code(row["functions"], of), course.tests(row["tests"], of))
-        shown = _joined(course.claims(row["claims"], of), row["note"], by="; ")
+        index.require(whole or row["note"], f"{of} names no function, no test or no claim: its note must say why")
+        code = _joined(index.code(row["functions"], of), index.tests(row["tests"], of))
+        shown = _joined(index.claims(row["claims"], of), row["note"], by="; ")
         lines[row["work"]].append((row["item"], row["says"], code, shown))
     head = ("item", "what it says", "code, *what is tested*", "shown by")
     return "\n\n".join(f"**{WORKS[work]}**\n\n{markdown(head, *body)}" for work, body in lines.items())
 
 
-def choices(course: Course) -> str:
+def choices(index: CellIndex) -> str:
     """What the report does not say, and what was chosen."""
     lines = [("not said", "chosen", "see")]
-    for row in course.rows("choices.csv"):
+    for row in index.rows("choices.csv"):
         of = f"choice {row['topic']!r}"
-        course.require(row["where"] and (row["claims"] or row["note"]), f"{of} needs code, and a claim or a note")
-        see = _joined(course.code(row["where"], of), course.claims(row["claims"], of), row["note"])
+        index.require(row["where"] and (row["claims"] or row["note"]), f"{of} needs code, and a claim or a note")
+        see = _joined(index.code(row["where"], of), index.claims(row["claims"], of), row["note"])
         lines.append((f"**{row['topic']}**: {row['silent']}", row["chosen"], see))
     return markdown(*lines)
 
 
-def glossary(course: Course) -> str:
+def glossary(index: CellIndex) -> str:
     """Every term, with a link to the cell that introduces it."""
-    terms = course.rows("glossary.csv")
+    terms = index.rows("glossary.csv")
     names = [row["term"] for row in terms]
     for twice in sorted({name for name in names if names.count(name) > 1}):
-        course.require(False, f"the glossary has {twice} more than once")
+        index.require(False, f"the glossary has {twice} more than once")
     lines = [("term", "in plain words", "introduced")]
     for row in terms:
         of = f"the glossary's {row['term']}"
-        course.require(row["meaning"], f"{of} has no meaning")
-        lines.append((row["term"], row["meaning"], course.cell(row["cell"], _title(row["cell"]), of)))
+        index.require(row["meaning"], f"{of} has no meaning")
+        chapter = row["cell"].partition("#")[0].replace("_", " ")  # in words: "04 token selection"
+        lines.append((row["term"], row["meaning"], index.cell(row["cell"], chapter, of)))
     return markdown(*lines)
 
 
-def _title(place: str) -> str:
-    """The chapter of NOTEBOOK#CELL in words: "04 token selection"."""
-    return place.partition("#")[0].replace("_", " ")
-
-
-TABLES: Mapping[str, Callable[[Course], str]] = {
+TABLES: Mapping[str, Callable[[CellIndex], str]] = {
     "ledger": ledger, "papers": papers, "choices": choices, "glossary": glossary,
 }  # fmt: skip
 
@@ -201,8 +192,8 @@ def table(name: str, root: Path) -> str:
     """A table in Markdown. ValueError says which name is unknown, or which links lead nowhere."""
     if name not in TABLES:
         raise ValueError(f"is unknown: use one of {', '.join(TABLES)}")
-    course = Course(root)
-    drawn = TABLES[name](course)
-    if course.faults:
-        raise ValueError("; ".join(course.faults))
+    index = CellIndex(root)
+    drawn = TABLES[name](index)
+    if index.errors:
+        raise ValueError("; ".join(index.errors))
     return drawn

@@ -6,7 +6,7 @@ Each wrong answer is one that trains: without an error, and towards something el
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from dsa.training import grpo
 
 

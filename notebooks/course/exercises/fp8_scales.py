@@ -10,8 +10,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from course.bugs.injected import Replacement
-from course.exercises.core import Answer, Exercise, checker, require
+from course.bugs.injected_bugs import Patch
+from course.exercises.exercise import Answer, Exercise, checker, require
 from course.exercises.fp8_products import BLOCK_MATMUL, INDEX_SCORES
 from dsa.kernels import fp8
 
@@ -117,7 +117,7 @@ def _by_hand(answer: Answer, x: Tensor) -> Tensor:
         asked.append(block)
         return right(x, block)
 
-    with Replacement(fp8, "block_amax", spied)():
+    with Patch(fp8, "block_amax", spied)():
         found = answer(x.clone())
     require(not asked, "fp8.quantize does all of it: write the groups yourself, with fp8.scales and fp8.round_to")
     return found

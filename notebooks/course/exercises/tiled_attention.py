@@ -6,7 +6,7 @@ traffic it made.
 
 import numpy as np
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from course.figures.traffic import Memory
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from course.exercises import rotary
-from course.exercises.core import Exercise, checker, require
-from course.exercises.multiplications import counted
+from course.exercises.exercise import Exercise, checker, require
+from course.exercises.flop_counter import count_flops
 from dsa.model.config import Config
 
 H, N, R, C, V = 3, 8, 4, 16, 6  # sizes of the checkers' tiny attention
@@ -138,7 +138,7 @@ def _check_scores(answer: Callable) -> None:
     S = 60
     q, kv = torch.randn(H, N + R, generator=generator), torch.randn(S, C + R, generator=generator)
     w_k = torch.randn(H, N, C, generator=generator)
-    found, flops = counted(lambda: answer(q.clone(), kv.clone(), w_k.clone()))
+    found, flops = count_flops(lambda: answer(q.clone(), kv.clone(), w_k.clone()))
     require(getattr(found, "shape", None) == (H, S), f"{H} heads and {S} tokens give scores of shape ({H}, {S})")
     keys = torch.stack([torch.cat([kv[:, :C] @ w_k[h].T, kv[:, C:]], dim=-1) for h in range(H)])  # (H, S, N + R)
     right = torch.stack([keys[h] @ q[h] for h in range(H)])
@@ -194,7 +194,7 @@ def _check_output(answer: Callable) -> None:
     S = 60
     weights = torch.randn(H, S, generator=generator).softmax(-1)
     kv, w_v = torch.randn(S, C + R, generator=generator), torch.randn(H, V, C, generator=generator)
-    found, flops = counted(lambda: answer(weights.clone(), kv.clone(), w_v.clone()))
+    found, flops = count_flops(lambda: answer(weights.clone(), kv.clone(), w_v.clone()))
     require(getattr(found, "shape", None) == (H, V), f"{H} heads of value width {V} give shape ({H}, {V})")
     right = torch.stack([weights[h] @ (kv[:, :C] @ w_v[h].T) for h in range(H)])
     gap = float((found - right).abs().max())

@@ -4,8 +4,8 @@ import matplotlib
 import pytest
 import torch
 
-from course.exercises.multiplications import counted
-from course.figures import latent, low_rank
+from course.exercises.flop_counter import count_flops
+from course.figures import low_rank, mla_figures
 from course.ui.panel import Choice, Panel, Slider
 from dsa.datasets.recall_tasks import Episodes
 from dsa.model.attention import Attention
@@ -36,7 +36,7 @@ def episodes():
 @pytest.fixture(scope="module")
 def panel(model, tokens, episodes):
     draw = low_rank.draw_rank(model, tokens, episodes, steps=2)
-    slider, choice = Slider("rank", 1, 20, 10), Choice("cut in", low_rank.places(model), low_rank.ALL)
+    slider, choice = Slider("rank", 1, 20, 10), Choice("cut in", low_rank.layer_choices(model), low_rank.ALL)
     return Panel(draw, rank=slider, where=choice)
 
 
@@ -120,9 +120,9 @@ def test_what_cannot_be_cut_is_said(panel, values, says):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 5e-5)])
 def test_a_layer_of_any_head_sizes_is_the_same_in_both_modes(dtype, most, model, monkeypatch):
-    assert latent.between_modes(model.config, dtype) < most
+    assert mla_figures.between_modes(model.config, dtype) < most
     monkeypatch.setattr(Attention, "absorb", lambda self, q: 1.01 * wide(self, q))
-    assert latent.between_modes(model.config, dtype) > 100 * most
+    assert mla_figures.between_modes(model.config, dtype) > 100 * most
 
 
 wide = Attention.absorb
@@ -130,14 +130,14 @@ wide = Attention.absorb
 
 def test_logits_are_compared_between_modes_and_the_model_is_left_as_it_was(model, tokens, monkeypatch):
     before = model.attention, model.top_k
-    assert latent.between_logits(model, tokens) < 5e-5
+    assert mla_figures.between_logits(model, tokens) < 5e-5
     monkeypatch.setattr(Attention, "absorb", lambda self, q: 1.01 * wide(self, q))
-    assert latent.between_logits(model, tokens) > 1e-4
+    assert mla_figures.between_logits(model, tokens) > 1e-4
     assert (model.attention, model.top_k) == before
 
 
 def test_only_a_mixture_of_conventions_swings():
-    found = latent.swings(Config.mini(), distance=5, positions=40)
+    found = mla_figures.swings(Config.mini(), distance=5, positions=40)
     assert {name: len(scores) for name, scores in found.items()} == dict.fromkeys(found, 35)
     swing = [float(scores.max() - scores.min()) for scores in found.values()]
     assert max(swing[:2]) < 1e-3 and swing[2] > 1
@@ -151,40 +151,40 @@ def said(picture):
 
 
 def test_caches_are_tokens_times_bytes():
-    words = said(latent.draw_caches({"MHA": 5_000_000, "MLA": 70_000}, tokens=100_000))
+    words = said(mla_figures.draw_caches({"MHA": 5_000_000, "MLA": 70_000}, tokens=100_000))
     assert "MHA 500 GB, MLA 7 GB" in words
 
 
 def test_drift_names_each_heads_lowest_cosine():
     alike = torch.tensor([[1.0, 1.0], [0.5, -0.8], [0.7, 0.0]])
-    assert "within 3 tokens: head 0 0.5, head 1 -0.8" in said(latent.draw_drift(alike))
+    assert "within 3 tokens: head 0 0.5, head 1 -0.8" in said(mla_figures.draw_drift(alike))
 
 
 def test_crossing_says_both_ends():
-    words = said(latent.draw_crossing(lambda n: (1000 + n, 10 * n), [1, 10, 1000], crossing=112, cached=50))
+    words = said(mla_figures.draw_crossing(lambda n: (1000 + n, 10 * n), [1, 10, 1000], crossing=112, cached=50))
     assert "for 1 new token the MHA mode costs 100 times" in words
     assert "for 1,000 the MQA mode 5.0 times" in words
     assert "they cross at 112" in words
 
 
 def test_pairs_are_those_that_the_rotations_turn():
-    words = said(latent.draw_pairs())
+    words = said(mla_figures.draw_pairs())
     assert "neighbours: MLA: 0-1, 2-3, 4-5, 6-7" in words
     assert "halves: the indexer: 0-4, 1-5, 2-6, 3-7" in words
     with pytest.raises(ValueError, match="width=7"):
-        latent.draw_pairs(7)
+        mla_figures.draw_pairs(7)
 
 
 def test_swing_is_the_range():
-    assert "a by 3.0, b by 0.0" in said(latent.draw_swing({"a": torch.tensor([1.0, -2]), "b": torch.ones(2)}, 5))
+    assert "a by 3.0, b by 0.0" in said(mla_figures.draw_swing({"a": torch.tensor([1.0, -2]), "b": torch.ones(2)}, 5))
 
 
 def test_turns_are_those_of_the_published_sizes():
-    words = said(latent.draw_turns(Config.v32_exp()))
+    words = said(mla_figures.draw_turns(Config.v32_exp()))
     assert "of the 32 pairs" in words
     assert "leaves 11 pairs alone, slows 9 by 40 and blends 12" in words
     with pytest.raises(ValueError, match="no YaRN"):
-        latent.draw_turns(Config.mini())
+        mla_figures.draw_turns(Config.mini())
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,6 @@ def test_turns_are_those_of_the_published_sizes():
 )
 def test_the_same_work_counts_the_same_however_it_is_written(product):
     a, b = torch.randn(3, 5), torch.randn(5, 7)
-    found, flops = counted(lambda: product(a, b))
+    found, flops = count_flops(lambda: product(a, b))
     torch.testing.assert_close(found, a @ b)
     assert flops == 2 * 3 * 5 * 7

@@ -7,7 +7,7 @@ choosing, a limit taken for the present.
 import math
 from itertools import product
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from dsa.analysis import flops
 from dsa.model.config import Config
 
