@@ -5,18 +5,26 @@ mean is made more likely, what is worse less likely (report section 2.2; Shao et
 in the DeepSeek-V3 report, Eq. 26 to 28):
 
     A_i  = r_i - mean(r_1 ... r_G)                                          (divided by the group's deviation, if asked)
-    L    = - mean over own tokens of  min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)  +  beta KL
+    L    = - mean over own tokens of  [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) M  -  beta KL ]
     rho  = p_now(token) / p_sampled(token)
 
 The usual alternative, PPO, trains a second network to guess the mean. Names and meanings are TRL's (``GRPOConfig``),
 and so are the defaults where size does not forbid; what differs is said in :class:`GRPOConfig`. As in TRL, ``beta=0``
-means that no reference model is kept.
+means that no reference model is kept; and the KL term is the one that TRL 1.10 takes by default
+(``use_bias_correction_kl=True``), k3 times rho: see :func:`divergence`.
+
+DeepSeek-V3.2's report (arXiv 2512.02556, section 3.1) adds what keeps a large run stable when the samples are not quite
+the trained policy's own. M leaves out worse answers that have become too unlikely (:func:`on_policy`, *off-policy
+sequence masking*): here an option, off unless asked for.
 
 A group whose rewards are all equal teaches nothing: its advantages are zero. The share of such groups is measured
 (``frac_reward_zero_std``), because a run in which it nears 1 stands still and looks calm.
 
-The sparse model's indexers learn on beside it from the divergence over what was selected (Eq. 4), since no reward
-reaches them: selecting passes no gradient.
+No reward reaches the sparse model's indexers: selecting passes no gradient. They may *learn on* (``train_indexer``), as
+in stage two of training: each from the divergence of its own scores from attention over what was selected (Eq. 4). It
+is a loss beside the policy's, with inputs and attention detached, so that neither moves the other's weights. Or they
+stay *frozen*: then what is selected changes only as the hidden states do, and a sampler that holds an older copy of the
+weights disagrees less about it. The reports do not say which it was; prime-rl and NeMo RL freeze them.
 """
 
 import copy
@@ -51,6 +59,9 @@ class GRPOConfig:
     - ``num_iterations``: updates from one batch of samples; the clip acts from the second on.
     - ``epsilon``, ``epsilon_high``: the ratio may fall to 1 - epsilon and rise to 1 + epsilon_high (None: epsilon).
     - ``beta``: weight of the divergence from the model as it was at the start.
+    - ``off_policy_mask_threshold``: answers worse than their group's mean whose tokens have become less likely by more
+      than so many nats on average push no more (:func:`on_policy`); None: all push.
+    - ``train_indexer``: whether the indexers learn on from Eq. 4 or stay as they are.
     - ``scale_rewards``: divide advantages by the deviation in the "group", in the "batch", or by nothing ("none").
     - ``loss_type``: "grpo" averages over a completion and then over completions, "dapo" over all own tokens, "dr_grpo"
       divides their sum by the most tokens there could be, so that length changes no weight.
@@ -69,6 +80,8 @@ class GRPOConfig:
     scale_rewards: str = "group"
     loss_type: str = "dapo"
     max_grad_norm: float = 1.0
+    off_policy_mask_threshold: float | None = None
+    train_indexer: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -82,6 +95,10 @@ class GRPOConfig:
         _require(high >= 0, f"epsilon_high={high} must be at least 0; None takes epsilon")
         _require(self.beta >= 0, f"beta={self.beta} must be at least 0; 0 keeps no reference")
         _require(self.scale_rewards in SCALES, f"scale_rewards={self.scale_rewards!r}: use one of {', '.join(SCALES)}")
+        delta = self.off_policy_mask_threshold
+        _require(
+            delta is None or delta > 0, f"off_policy_mask_threshold={delta} must be above 0 nats; None masks nothing"
+        )
         _require(self.loss_type in LOSSES, f"loss_type={self.loss_type!r}: use one of {', '.join(LOSSES)}")
 
 
@@ -111,9 +128,31 @@ def token_losses(
     return -torch.minimum(ratio * A, held * A), held * A < ratio * A
 
 
-def divergence(now: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(now || reference) from sampled tokens: never negative, right on average."""
-    return (reference - now).exp() - (reference - now) - 1
+def divergence(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """KL(now || reference), estimated from tokens that ``old`` sampled: log-probabilities (B, T) each -> (B, T).
+
+    Schulman's k3 times the importance ratio p_now / p_old, as DeepSeek-V3.2 has it (arXiv 2512.02556) and TRL by
+    default (``use_bias_correction_kl``). Its mean under ``old`` is the divergence, and so is the mean of its *gradient*
+    the divergence's gradient, however far ``now`` has moved. k3 is ``r - 1 - log r`` with ``r = p_ref / p_now``, so
+
+        grad (ratio * k3) = ratio * (k3 + 1 - r) * grad log p_now = ratio * log(p_now / p_ref) * grad log p_now
+
+    Without the ratio the gradient is ``(1 - r) grad log p_now``: on average that of KL(reference || now).
+    """
+    apart = reference - now
+    return (now - old).exp() * (apart.exp() - apart - 1)  # the ratio is not detached: half the gradient comes from it
+
+
+@torch.no_grad()
+def on_policy(now: Tensor, old: Tensor, own: Tensor, advantage: Tensor, threshold: float) -> Tensor:
+    """V3.2's sequence mask M: log-probabilities and own tokens (B, T), advantages (B,) -> (B,) bool, who may push.
+
+    Left out is an answer with a negative advantage whose mean log (p_old / p_now) over its own tokens is above
+    ``threshold``: the policy has left it already, and pushing it further away teaches little and is what blows up. The
+    better answers are never left out, whatever their ratio: from those the policy learns what it should do.
+    """
+    drift = ((old - now) * own).sum(1) / own.sum(1).clamp(min=1)
+    return (advantage >= 0) | (drift <= threshold)
 
 
 def averaged(losses: Tensor, own: Tensor, loss_type: str, longest: int) -> Tensor:
@@ -177,24 +216,27 @@ class Objective:
         return Graded(rollout, found, advantages(found, config.num_generations, config.scale_rewards), reference)
 
     def loss(self, model: Transformer, graded: Graded) -> tuple[Tensor, dict[str, float]]:
-        """The clipped objective on a graded batch, the indexers' divergence added under sparse attention.
+        """The clipped objective on a graded batch, the indexers' divergence added if they are to learn.
 
         Rows without an advantage have no part in it and are not read, unless the reference asks for them.
         """
         config, rollout = self.config, graded.rollout
+        old, own = rollout.logprobs, rollout.own
         rows = (graded.advantages != 0) | (graded.reference is not None)
         tokens = rollout.tokens[rows if rows.any() else ~rows]
-        logits, beside = read(model, tokens)
-        now = rollout.logprobs.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
-        losses, clipped = token_losses(now, rollout.logprobs, graded.advantages, config.epsilon, config.epsilon_high)
-        kl = None if graded.reference is None else divergence(now, graded.reference)
-        if kl is not None:
-            losses = losses + config.beta * kl
-        loss = averaged(losses, rollout.own, config.loss_type, config.max_completion_length)
+        logits, indexer_loss = read(model, tokens) if config.train_indexer else (model(tokens), 0.0)
+        now = old.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
+        losses, clipped = token_losses(now, old, graded.advantages, config.epsilon, config.epsilon_high)
         measures = _measures(graded, now.detach(), clipped, config.num_generations)
-        if kl is not None:
-            measures["kl"] = kl.detach()[rollout.own].mean().item()
-        return loss + beside, measures
+        if config.off_policy_mask_threshold is not None:
+            pushes = on_policy(now, old, own, graded.advantages, config.off_policy_mask_threshold)
+            losses = losses * pushes[:, None]  # the divergence below still holds those that are left out
+            measures["off_policy_masked"] = (~pushes).float().mean().item()
+        if graded.reference is not None:
+            kl = divergence(now, old, graded.reference)
+            losses = losses + config.beta * kl
+            measures["kl"] = kl.detach()[own].mean().item()
+        return averaged(losses, own, config.loss_type, config.max_completion_length) + indexer_loss, measures
 
 
 def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:

@@ -75,7 +75,9 @@ def test_the_gradient_agrees_with_finite_differences(loss_type, beta):
     A = torch.tensor([1.0, -2.0, 0.5]).double()
 
     def loss(now):
-        return averaged(token_losses(now, old, A, 0.2, 0.28)[0] + beta * divergence(now, reference), own, loss_type, 6)
+        return averaged(
+            token_losses(now, old, A, 0.2, 0.28)[0] + beta * divergence(now, old, reference), own, loss_type, 6
+        )
 
     (found,) = torch.autograd.grad(loss(now), now)
     for b in range(3):
@@ -95,11 +97,125 @@ def test_averages_differ_as_they_say():
     assert averaged(losses, own, "dr_grpo", 8) == 10 / 16
 
 
-def test_the_divergence_estimate_is_right_on_average_and_never_negative():
-    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
-    estimate = divergence(p.log(), q.log())
-    assert (estimate >= 0).all() and divergence(p.log(), p.log()).abs().max() == 0
-    assert torch.allclose((p * estimate).sum(), (p * (p / q).log()).sum(), atol=1e-6)
+def plain_k3(now, old, reference):
+    """The estimate without the ratio, as GRPO had it first."""
+    return (reference - now).exp() - (reference - now) - 1
+
+
+def enumerated(estimate, moved):
+    """Value and gradient of an estimate of KL(now || reference), averaged over what `old` samples, and the exact ones.
+
+    Five tokens, so the average is a sum; `moved` is how far updates have taken the policy from its sampler.
+    """
+    start, step, home = (torch.randn(5, generator=seeded(n), dtype=torch.float64) for n in (1, 2, 3))
+    logits = (start + moved * step).requires_grad_()
+    old, now, reference = start.log_softmax(-1), logits.log_softmax(-1), home.log_softmax(-1)
+    value, exact = (old.exp() * estimate(now, old, reference)).sum(), (now.exp() * (now - reference)).sum()
+    gradient = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (value, exact))
+    return value.item(), exact.item(), *gradient
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.3, 1.5])
+def test_the_divergence_and_its_gradient_are_exact_on_average(moved):
+    value, exact, gradient, exact_gradient = enumerated(divergence, moved)
+    assert value == pytest.approx(exact, abs=1e-12)
+    assert torch.allclose(gradient, exact_gradient, atol=1e-12) and exact_gradient.abs().max() > 0.1
+
+
+def test_without_the_ratio_or_its_gradient_it_is_another_divergence():
+    value, exact, gradient, exact_gradient = enumerated(plain_k3, 0.0)
+    assert value == pytest.approx(exact), "on its own samples k3 has the right value ..."
+    assert (gradient - exact_gradient).abs().max() > 0.05, "... and another gradient,"
+    start, home = (torch.randn(5, generator=seeded(n), dtype=torch.float64) for n in (1, 3))
+    turned = start.requires_grad_().log_softmax(-1), home.log_softmax(-1)
+    (other,) = torch.autograd.grad((turned[1].exp() * (turned[1] - turned[0])).sum(), start)
+    assert torch.allclose(gradient, other, atol=1e-12), "that of KL(reference || now)"
+    value, exact, gradient, exact_gradient = enumerated(plain_k3, 1.5)
+    assert abs(value - exact) > 0.1 and (gradient - exact_gradient).abs().max() > 0.1, "after updates both are wrong"
+
+    def detached(now, old, reference):
+        return (now - old).exp().detach() * plain_k3(now, old, reference)
+
+    value, exact, gradient, exact_gradient = enumerated(detached, 1.5)
+    assert value == pytest.approx(exact) and (gradient - exact_gradient).abs().max() > 0.05
+
+
+def test_the_divergence_estimate_is_never_negative():
+    now, old, reference = (torch.randn(50, generator=seeded(n)) for n in range(3))
+    assert (divergence(now, old, reference) >= 0).all() and divergence(now, old, now).abs().max() == 0
+
+
+def policy_only(**settings):
+    """The objective without rewards or indexers: what is left is the divergence."""
+    settings = {"num_prompts": 1, "beta": 1.0, "train_indexer": False} | settings
+    return Objective(GRPOConfig(**settings), lambda g, n: rl_transcripts.draw(g, ["maths"], n), lambda one: 0.0)
+
+
+def test_the_whole_loss_has_the_exact_divergence_and_gradient():
+    """One completion of each possible token from a sampler that found all alike: a batch mean is an expectation."""
+    model, home = small(), small(7)
+    prompt = rl_transcripts.prompts(rl_transcripts.draw(seeded(), ["maths"], 1))  # (1, PROMPT)
+    tokens = torch.cat([prompt.expand(rl_symbols.VOCAB, -1), torch.arange(rl_symbols.VOCAB)[:, None]], dim=1)
+    own = torch.zeros_like(tokens, dtype=torch.bool)
+    own[:, -1] = True
+    written = rollout.Rollout([], tokens, own, -math.log(rl_symbols.VOCAB) * own)
+    with torch.no_grad():
+        reference = rollout.logprobs_of(home(tokens), tokens)
+    nothing = torch.zeros(len(tokens))
+    objective = policy_only(num_generations=len(tokens))
+    loss, measures = objective.loss(model, grpo.Graded(written, nothing, nothing, reference))
+    now, there = model(prompt)[0, -1].log_softmax(-1), home(prompt)[0, -1].log_softmax(-1).detach()
+    exact = (now.exp() * (now - there)).sum()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5) and measures["kl"] == pytest.approx(
+        exact.item(), rel=1e-5
+    )
+    for p, found, right in zip(model.parameters(), *(gradients(model, each) for each in (loss, exact)), strict=True):
+        assert (found is None) == (right is None), "no indexer is trained"
+        assert found is None or torch.allclose(found, right, atol=1e-5 * max(1.0, right.abs().max())), p.shape
+
+
+def gradients(model, loss):
+    """Of each parameter, or None."""
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+def test_answers_that_were_bad_and_have_been_left_push_no_more():
+    own = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 1, 0], [0, 1, 1]]).bool()
+    old = torch.zeros(4, 3)
+    now = torch.tensor([[-9, -0.6, -0.2], [-9, -0.8, -0.4], [0, -0.6, -9], [0, -0.8, -0.4]])
+    advantage = torch.tensor([-1.0, -1, -1, 1])
+    assert grpo.on_policy(now, old, own, advantage, 0.5).tolist() == [True, False, False, True]
+    assert grpo.on_policy(-now, old, own, advantage, 0.5).all(), "what became likelier pushes on"
+
+
+def test_masked_answers_leave_the_loss_and_the_divergence_stays():
+    model = small()
+    model.attention = "dense"
+    off = {"num_prompts": 3, "num_generations": 6, "max_completion_length": 6}
+    plain, masking = (
+        Objective(GRPOConfig(**off, **also), lambda g, n: rl_transcripts.draw(g, ALL, n), says_one, small(7))
+        for also in ({}, {"off_policy_mask_threshold": 0.3})
+    )
+    graded = plain.collect(model, seeded())
+    fresh, measures = masking.loss(model, graded)
+    assert torch.equal(fresh, plain.loss(model, graded)[0]) and measures["off_policy_masked"] == 0
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    now = rollout.logprobs_of(model(graded.rollout.tokens), graded.rollout.tokens)
+    own, A = graded.rollout.own, graded.advantages
+    kept = grpo.on_policy(now, graded.rollout.logprobs, own, A, 0.3)
+    assert 0 < (~kept).sum() < (A < 0).sum(), "the test wants some of each"
+    losses = token_losses(now, graded.rollout.logprobs, A)[0]
+    gone = (losses * own)[~kept].sum() / own.sum()
+    moved, measures = masking.loss(model, graded)
+    assert torch.allclose(plain.loss(model, graded)[0] - moved, gone, atol=1e-6)
+    assert measures["off_policy_masked"] == pytest.approx((~kept).float().mean().item())
+    with_reference = Objective(
+        GRPOConfig(**off, off_policy_mask_threshold=0.3, beta=0.5), masking.draw, says_one, small(7)
+    )
+    held = with_reference.loss(model, graded)[0] - moved
+    every = divergence(now, graded.rollout.logprobs, graded.reference)[own].mean()
+    assert torch.allclose(held, 0.5 * every, rtol=1e-4), "the divergence holds masked answers too"
 
 
 # sampling -----------------------------------------------------------------------------------------------------------
@@ -182,6 +298,7 @@ def test_impossible_settings_are_refused():
         ({"scale_rewards": "yes"}, "use one of group"), ({"loss_type": "ppo"}, "use one of grpo"),
         ({"num_iterations": 0}, "at least 1"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1"),
         ({"beta": -1.0}, "beta=-1.0"), ({"num_prompts": 0}, "at least 1"),
+        ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold=0.0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             GRPOConfig(**settings)
@@ -306,6 +423,23 @@ def test_only_the_divergence_teaches_the_indexers():
     now = rollout.logprobs_of(model(graded.rollout.tokens), graded.rollout.tokens)
     token_losses(now, graded.rollout.logprobs, graded.advantages)[0].sum().backward()
     assert all(p.grad is None for p in model.indexer_parameters())
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_indexers_learn_beside_the_policy_or_stay_frozen(learning):
+    """Learning is Eq. 4 with its inputs detached: the policy takes the same first step either way."""
+    settings = {"num_prompts": 3, "num_generations": 4, "max_completion_length": 4}
+    given = {"reward_funcs": [says_one], "show": False, "steps": 1}
+    trained, frozen = small(), small()
+    grpo.grpo(trained, config=GRPOConfig(**settings, train_indexer=learning), **given)
+    grpo.grpo(frozen, config=GRPOConfig(**settings, train_indexer=False), **given)
+    started = dict(small().named_parameters())
+    for name, p in trained.named_parameters():
+        if ".indexer." in name:
+            assert torch.equal(p, started[name]) != learning, name
+        else:
+            assert torch.allclose(p, dict(frozen.named_parameters())[name], atol=1e-6), name
+    assert any(not torch.equal(p, started[name]) for name, p in frozen.named_parameters())
 
 
 def test_rejection_keeps_right_answers_only_and_a_student_learns_them():
