@@ -15,9 +15,9 @@ from dsa.model.transformer import Transformer
 
 def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
-    counts = episodes.counts[:, 1:]
-    own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
-    return own * fsdp.share(int(counts.sum()))
+    mask = episodes.loss_mask[:, 1:]
+    own = F.cross_entropy(logits[:, :-1][mask], episodes.tokens[:, 1:][mask])
+    return own * fsdp.share(int(mask.sum()))
 
 
 def read(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +56,6 @@ def multi_token_loss(model: Transformer, mtp: MTP, episodes: Episodes, weight: f
     main = language_loss(model.lm_head(hidden).float(), episodes)
     step = model.step(0, tokens.shape[1] - 2, tokens.device)
     state, _ = mtp.ahead(hidden[:, :-2], tokens[:, 1:-1], step)  # (B, T - 2, D)
-    later = replace(episodes, tokens=tokens[:, 1:], counts=episodes.counts[:, 1:])
+    later = replace(episodes, tokens=tokens[:, 1:], loss_mask=episodes.loss_mask[:, 1:])
     extra = language_loss(F.pad(mtp.logits(state), (0, 0, 0, 1)), later)  # the last row predicts nothing
     return main + weight * extra, extra.detach()

@@ -230,7 +230,7 @@ def test_samples_are_what_the_model_and_the_tool_said():
     for one, tokens, own in zip(found.transcripts(), found.tokens, found.own, strict=True):
         said = list[int]()
         waiting = list[int]()
-        for token, mine in zip(one.tokens, one.own, strict=True):
+        for token, mine in zip(one.tokens, one.completion_mask, strict=True):
             assert mine != bool(waiting), "the tool speaks at once, and nobody else meanwhile"
             if mine:
                 said.append(token)

@@ -79,7 +79,7 @@ def _text(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) 
 def _copies(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
     for size in (64, 96):
         found = Copy(size).generate(chance, sequences)
-        yield Exam(found.tokens, {f"copy {size}": found.counts})
+        yield Exam(found.tokens, {f"copy {size}": found.loss_mask})
 
 
 def _induction(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:

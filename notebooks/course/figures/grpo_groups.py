@@ -146,7 +146,7 @@ def _table(found: Sequence[Transcript], given: Tensor, advantage: Tensor) -> Htm
 
 
 def _marked(one: Transcript) -> str:
-    said = zip(one.tokens, one.own, strict=True)
+    said = zip(one.tokens, one.completion_mask, strict=True)
     return " ".join(escape(SYMBOLS[token]) if own else f"<b>⟦{escape(SYMBOLS[token])}⟧</b>" for token, own in said)
 
 

@@ -82,7 +82,7 @@ prompt = write("✎ D a 1 b 2 c 3")
 problem = rl_domains.Problem("repair", 2, False, prompt, broken)
 for said in ("▸ 2 1 .", "▸ 2 7 ."):
     one = play(problem, write(said))
-    spoken = zip(one.tokens, one.own, strict=True)
+    spoken = zip(one.tokens, one.completion_mask, strict=True)
     line = " ".join(
         read([t]) if own else f"[{read([t])}]" for t, own in spoken
     )
@@ -283,8 +283,11 @@ print(inspect.getsource(grpo.token_losses))
 # %% [markdown]
 # What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
 # what a token gains when its probability moves, with the free range in grey. `beta` is the weight of one term more,
-# the divergence (KL) from the model at the start. Look for: a group in which all are right; one right among
-# sixteen; a large `beta`. Below the panel are three of its positions, for readers without a kernel.
+# the divergence KL(now || start) from the model at the start. It is estimated from the sampled tokens, and because
+# these were drawn from the very distribution that is differentiated, a right *value* does not yet make a right
+# *gradient*. Both are right if the estimate is multiplied by $\rho$, as DeepSeek-V3.2 does; the last exercise is
+# about this. Look for: a group in which all are right; one right among sixteen; a large `beta`. Below the panel are
+# three of its positions, for readers without a kernel.
 
 # %%
 from course.figures.grpo_groups import RIGHT, draw_objective
@@ -789,9 +792,16 @@ claim(
 # **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
 # and 0.001 falling to a tenth. Updates from one batch of samples: one, so that the clip never acts. Whether
 # advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO. Whether the indexers go on
-# learning in this phase, and from what: we train them on, by Eq. 4. How many samples a specialist gives: what is
-# right of 128 prompts with four answers each, one for each prompt. What we could not show: that stages in a row
-# collapse. At this size they lose {claim:domain-loses-after}.
+# learning in this phase, and from what: we train them on, by Eq. 4 (`train_indexer=False` freezes them, as prime-rl
+# and NeMo RL do). How many samples a specialist gives: what is right of 128 prompts with four answers each, one for
+# each prompt. What we could not show: that stages in a row collapse. At this size they lose
+# {claim:domain-loses-after}.
+#
+# **What its successor says.** The report on V3.2, two months younger, fills some of the gaps. Advantages are *not*
+# divided by the deviation. The KL term is the one above, k3 times $\rho$; TRL 1.10 has it by default
+# (`use_bias_correction_kl=True`). An answer worse than its group's mean pushes no more once the policy has left it
+# (`off_policy_mask_threshold`). And what the sampler chose, training repeats: the experts (`keep_routing`) and the
+# tokens that top-p left over (`keep_sampling_mask`). All are settings of `GRPOConfig`.
 #
 # **Five questions**
 # 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G
