@@ -41,13 +41,13 @@ def mqa_pair_flops(config: Config) -> int:
 def index_pair_flops(config: Config) -> int:
     """FLOP of the indexer's products q . k for one pair in one layer (Eq. 1): 2 J W. Real: 16,384."""
     _require_indexer(config)
-    return 2 * (config.index_n_heads or 0) * (config.index_head_dim or 0)
+    return 2 * config.indexer.heads * config.indexer.head_dim
 
 
 def head_sum_pair_flops(config: Config) -> int:
     """FLOP of Eq. 1's weighted sum over index heads: 2 J. Real: 128; under 1 %, and by custom not in the 16,384."""
     _require_indexer(config)
-    return 2 * (config.index_n_heads or 0)
+    return 2 * config.indexer.heads
 
 
 def dense_pair_flops(config: Config, phase: str) -> int:
@@ -147,7 +147,7 @@ def crossover(config: Config, phase: str, weights: bool = True) -> float:
     8,704 without, 9,130 with them; decode 2,176 and 2,282.5. `math.inf` when sparse attention never gets cheaper.
     """
     dense, index, sparse = dense_pair_flops(config, phase), index_pair_flops(config), mqa_pair_flops(config)
-    top_k = config.index_topk or 0
+    top_k = config.indexer.top_k
     fixed = 2 * active_parameters(config)["indexer"] / config.num_hidden_layers if weights else 0.0
     if (dense - index - sparse) * top_k > fixed:  # cheaper before a single key is dropped
         return fixed / (dense - index - sparse)
@@ -163,7 +163,7 @@ def keys_at_index_share(config: Config, share: float) -> float:
     lowest = index / (index + attention)
     if not lowest <= share < 1:
         raise ValueError(f"share={share}: scoring takes between {lowest:.3f} (up to K keys) and, at no length, 1")
-    return share / (1 - share) * (config.index_topk or 0) * attention / index
+    return share / (1 - share) * config.indexer.top_k * attention / index
 
 
 # ----------------------------------------------------------------------------------------------------------------------

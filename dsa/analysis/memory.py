@@ -64,7 +64,7 @@ def matrices(config: Config) -> Iterator[Matrix]:
     yield Matrix("router", E, D, moe, moe, fp8=False, split=False)
     yield Matrix("head", c.vocab_size, D, 1, 1, fp8=False)
     if c.index_topk is not None:
-        J, W, Q, each = c.index_n_heads or 0, c.index_head_dim or 0, c.q_lora_rank or D, (layers, layers)
+        (J, W, _), Q, each = c.indexer, c.q_lora_rank or D, (layers, layers)
         yield Matrix("indexer", J * W, Q, *each, split=False)
         yield Matrix("indexer", W, D, *each, split=False)
         yield Matrix("indexer", J, D, *each, fp8=False, split=False)
@@ -114,7 +114,7 @@ def latent_bytes(config: Config, precision: str) -> int:
 def index_key_bytes(config: Config, precision: str) -> int:
     """Cache bytes of one token's index key in one layer. Real: bf16 256, deployed 128 + 4 = 132. Dense model: 0."""
     _check_precision(precision)
-    return _row_bytes(config.index_head_dim or 0, "fp8" if precision == "deployed" else precision)
+    return _row_bytes(config.indexer.head_dim, "fp8" if precision == "deployed" else precision)
 
 
 def cache_bytes(config: Config, precision: str, indexer: bool = True) -> int:

@@ -112,8 +112,8 @@ def hand_over(config: Config, phase: str, rates: Rates = H800) -> float:
     In decode, K. In prefill, where masked MHA over all keys becomes dearer than K selected keys on the latents.
     """
     if phase == "decode":
-        return float(config.index_topk or 0)
-    return (config.index_topk or 0) * sparse_seconds(config, phase, rates) / dense_seconds(config, phase, rates)
+        return float(config.indexer.top_k)
+    return config.indexer.top_k * sparse_seconds(config, phase, rates) / dense_seconds(config, phase, rates)
 
 
 # curves ---------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def shares_of_peak(config: Config, published: Costs, rates: Rates = H800) -> dic
         rate = layers * index_pair_flops(config) / seconds_per_position(sparse, rates)
         shares[f"scoring, {phase}"] = rate / (2 * rates.peak)
         above = sparse.dollars[-1] - slope(sparse) * sparse.positions[-1] - sparse.dollars[0]
-        flops = layers * (config.index_topk or 0) * mqa_pair_flops(config)
+        flops = layers * config.indexer.top_k * mqa_pair_flops(config)
         shares[f"selected keys, {phase}"] = flops / (above / rates.dollars(1.0)) / rates.peak
     return shares
 

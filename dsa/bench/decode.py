@@ -18,7 +18,7 @@ from torch import Tensor
 from dsa import record
 from dsa.bench.timing import cpu_seconds
 from dsa.kernels import ops
-from dsa.model.attention import Attention, Step
+from dsa.model.attention import Attention, ForwardContext
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.rope import Rope
@@ -41,26 +41,26 @@ def contenders(S: int, top_k: int) -> dict[str, Callable[[], object]]:
     config = sizes(top_k)
     layer = Attention(config, 0).eval()
     cache = LayerCache(config, 1, S, torch.float32, "cpu")
-    assert isinstance(cache.index_key, Tensor) and layer.indexer is not None
+    assert isinstance(cache.latent, Tensor) and isinstance(cache.index_key, Tensor) and layer.indexer is not None
     cache.latent.normal_()
     cache.index_key.normal_()
     cache.index_length = S
     rope = Rope.at(config, S - 1, 1)
     x = torch.randn(1, 1, config.hidden_size)
     q, query_latent = layer.queries(x, rope)
-    absorbed, shared = layer.absorb(q), cache.latent[:, :, None]
-    k, v = layer.expand(cache.latent)
+    absorbed, shared = layer.absorb_query(q), cache.latent[:, :, None]
+    k, v = layer.expand_kv(cache.latent)
     v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))  # else the kernel would do it in every step
     index_q, index_k, w = layer.indexer(x, query_latent, rope, cache, S - 1)
     selected = ops.index_topk(index_q, index_k, w, top_k)
-    step = Step(rope, S - 1, "dense", top_k, torch.float32)
+    context = ForwardContext(rope, S - 1, "dense", top_k, torch.float32)
     calls = (
         lambda: ops.dense_attention(absorbed, shared, shared, layer.scale),
         lambda: ops.dense_attention(q, k, v, layer.scale),
         lambda: ops.sparse_attention(absorbed, cache.latent, selected, layer.scale, layer.latent),
         lambda: ops.index_topk(index_q, index_k, w, top_k),
-        lambda: layer(x, step, cache),
-        lambda: layer(x, replace(step, attention="sparse"), cache),
+        lambda: layer(x, context, cache),
+        lambda: layer(x, replace(context, attention="sparse"), cache),
     )
     return dict(zip(COLUMNS, calls, strict=True))
 

@@ -19,58 +19,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
 from dsa.checkpoint.load import fill, set_dtype
+from dsa.generation.decode import CHUNK, prefill
 from dsa.kernels.cpu.machine import fast
-from dsa.model.attention import Step
-from dsa.model.cache import Cache
 from dsa.model.config import Config
-from dsa.model.moe import Gate
-from dsa.model.rope import Rope
-from dsa.model.transformer import Layer
+from dsa.model.moe import Gate, MoE
+from dsa.model.transformer import Layer, Transformer
 from dsa.record import add_options, check_free, command, origin, write
 
 PERIOD = 1_000_003  # a prime, so that no two rows of a matrix are the same
-CHUNK = 2048  # tokens of a prompt read at once
+VOCABULARY = 256  # embedding and head are there to run the model as any other, and small enough not to count
 LENGTHS = (8_192, 16_384, 32_768, 65_536, 131_072)
 DECODED = 32  # tokens whose time is averaged
 WARM = 17  # tokens decoded before: lengths that 16 divides are compiled for apart, and one of these is such a length
 ROOM = 0.7  # share of a GPU's memory that weights may take; the rest is for cache and passage
 
 
-def first_layers(count: int, config: Config | None = None) -> Config:
+def truncated_config(layers: int, config: Config | None = None) -> Config:
     """The published sizes with so many layers; the first three have a dense feed-forward, as published."""
     config = config or Config.v32_exp()
-    return config.replace(num_hidden_layers=count, first_k_dense_replace=min(count, config.first_k_dense_replace))
+    return config.replace(
+        num_hidden_layers=layers, first_k_dense_replace=min(layers, config.first_k_dense_replace), vocab_size=VOCABULARY
+    )
 
 
-def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: int = 0) -> nn.ModuleList:
-    """Make a config's layers with random weights, norms at one, in place on the device."""
+def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: int = 0) -> Transformer:
+    """Make a config's model with random weights, norms at one, in place on the device."""
     with torch.device("meta"):
-        layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
-    set_dtype(layers, dtype)
-    layers.to_empty(device=device).requires_grad_(False).eval()
+        model = Transformer(config)
+    set_dtype(model, dtype)
+    model.to_empty(device=device).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(seed)
     numbers = (torch.rand(PERIOD, generator=generator) * 2 - 1).to(device)  # uniform in -1 ... 1
-    for name, tensor in layers.state_dict(keep_vars=True).items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         _fill(name, tensor, numbers)
-    for gate in [module for module in layers.modules() if isinstance(module, Gate)]:
-        gate.load.zero_()
-    return layers
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.load.zero_()
+        elif isinstance(module, MoE):
+            module.pack()
+    return model
 
 
-def load(layers: nn.ModuleList, folder: Path) -> nn.ModuleList:
+def load(model: Transformer, folder: Path) -> Transformer:
     """Put a folder's weights into its first layers, FP8 expanded on the way. CheckpointError if any is missing."""
     stored = index.contents(folder)
-    target = {f"model.layers.{name}": tensor for name, tensor in layers.state_dict().items()}
+    target = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("model.layers.")}
     mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE) in target}
     index.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
     fill(target, mine, f"loading {folder.name}")
-    return layers
+    return model
 
 
 def _fill(name: str, tensor: Tensor, numbers: Tensor) -> None:
@@ -105,49 +108,37 @@ def quick_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 
 class Run:
-    """One sequence on its way through the layers: its cache, its position, and the stopwatch."""
+    """One sequence on its way through the model, and the stopwatch."""
 
-    def __init__(self, layers: nn.ModuleList, config: Config, attention: str, capacity: int):
-        weight = next(layers.parameters())
-        self.layers, self.config, self.attention = layers, config, attention
-        self.dtype, self.device = weight.dtype, weight.device
-        self.cache = Cache(config, 1, capacity, self.dtype, self.device)
-        self.x = torch.randn(1, CHUNK, config.hidden_size, generator=torch.Generator().manual_seed(0)).to(self.device)
-
-    @torch.no_grad()
-    def read(self, count: int) -> Tensor:
-        """Take the next `count` tokens through all layers: -> (1, count, D)."""
-        start, top_k = self.cache.length, self.config.index_topk or 0
-        rope = Rope.at(self.config, start, count, self.device)
-        step = Step(rope, start, self.attention, top_k, self.dtype)
-        x = self.x[:, :count]
-        for layer, cache in zip(self.layers, self.cache.layers, strict=True):
-            x, _ = layer(x, step, cache)
-        self.cache.length += count
-        return x
+    def __init__(self, model: Transformer, attention: str, capacity: int):
+        self.model, self.device = model, model.model.embed_tokens.weight.device
+        model.attention = attention
+        self.cache = model.new_cache(1, capacity)
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(VOCABULARY, (1, CHUNK), generator=generator).to(self.device)
 
     def seconds(self, counts: Sequence[int]) -> float:
-        """Wall-clock seconds of so many tokens after each other."""
-        return wall_seconds(lambda: [self.read(count) for count in counts], self.device)
+        """Wall-clock seconds of reading so many tokens after each other, each count in one pass."""
+        return wall_seconds(
+            lambda: [prefill(self.model, self.tokens[:, :count], self.cache) for count in counts], self.device
+        )
 
 
-def measure(
-    layers: nn.ModuleList, config: Config, attention: str, length: int, decoded: int = DECODED
-) -> dict[str, Any]:
+def measure(model: Transformer, attention: str, length: int, decoded: int = DECODED) -> dict[str, Any]:
     """Prefill `length` tokens in chunks, then decode: seconds, tokens per second, bytes."""
-    run = Run(layers, config, attention, length + decoded + 2)
+    run = Run(model, attention, length + decoded + 2)
     on_gpu = run.device.type == "cuda"
     if on_gpu:  # kernels are compiled and tiles chosen for each class of lengths on the way: all of it once before
-        Run(layers, config, attention, length + WARM).seconds([*_chunks(length), *[1] * WARM])
+        Run(model, attention, length + WARM).seconds([*_chunks(length), *[1] * WARM])
         torch.cuda.reset_peak_memory_stats(run.device)
-    prefill = run.seconds(_chunks(length))
-    run.read(1)  # the first token of a new shape sets things up
+    seconds = run.seconds(_chunks(length))
+    run.seconds([1])  # the first token of a new shape sets things up
     decode = run.seconds([1] * decoded) / decoded
     return {
         "attention": attention,
         "length": length,
-        "prefill_seconds": round(prefill, 4),
-        "prefill_tokens_per_second": round(length / prefill, 1),
+        "prefill_seconds": round(seconds, 4),
+        "prefill_tokens_per_second": round(length / seconds, 1),
         "decode_seconds_per_token": round(decode, 6),
         "decode_tokens_per_second": round(1 / decode, 2),
         "peak_bytes": torch.cuda.max_memory_allocated(run.device) if on_gpu else None,
@@ -158,13 +149,13 @@ def _chunks(length: int) -> list[int]:
     return [CHUNK] * (length // CHUNK) + ([length % CHUNK] if length % CHUNK else [])
 
 
-def rows(layers: nn.ModuleList, config: Config, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
+def rows(model: Transformer, lengths: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Every length, dense and sparse; a length that memory refuses is said to be so, and longer ones are left out."""
     for attention in ("dense", "sparse"):
-        measure(layers, config, attention, min(lengths), decoded=2)  # warms up
+        measure(model, attention, min(lengths), decoded=2)  # warms up
         for length in tqdm(sorted(lengths), desc=attention):
             try:
-                yield measure(layers, config, attention, length)
+                yield measure(model, attention, length)
             except torch.OutOfMemoryError:
                 yield {"attention": attention, "length": length, "out_of_memory": True}
                 break
@@ -177,18 +168,18 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     machine = torch.cuda.get_device_name(device) if on_gpu else f"{platform.machine()}, processor"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 8e9
     published = index.read_config(arguments.folder) if arguments.folder else None
-    config = first_layers(arguments.layers or layers_that_fit(memory, dtype, published), published)
-    layers = build(config, dtype, device)
+    config = truncated_config(arguments.layers or layers_that_fit(memory, dtype, published), published)
+    model = build(config, dtype, device)
     if arguments.folder:
-        load(layers, arguments.folder)
-    held = sum(p.nbytes for p in layers.parameters())
+        load(model, arguments.folder)
+    held = sum(p.nbytes for p in model.parameters())
     return {
         **origin(command, machine, cuda=torch.version.cuda),
         "weights": f"{f'of {arguments.folder.name}' if arguments.folder else 'random'}, bf16",
         "layers": config.num_hidden_layers, "dense_layers": config.first_k_dense_replace,
-        "parameters": sum(p.numel() for p in layers.parameters()), "weight_bytes": held,
+        "parameters": sum(p.numel() for p in model.parameters()), "weight_bytes": held,
         "top_k": config.index_topk, "chunk": CHUNK, "batch": 1,
-        "runs": list(rows(layers, config, arguments.lengths)),
+        "runs": list(rows(model, arguments.lengths)),
     }  # fmt: skip
 
 

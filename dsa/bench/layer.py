@@ -20,7 +20,7 @@ from dsa.analysis.flops import PHASES
 from dsa.bench.timing import cpu_seconds
 from dsa.kernels import ops
 from dsa.model.config import Config
-from dsa.model.precision import Precision, index_format, index_query
+from dsa.model.precision import Precision, index_codec, quantize_index_query
 
 BLOCK, HEADS, FEW = 1024, 1, 1024  # queries and heads of dense attention; index heads of sparse, in all queries
 
@@ -34,11 +34,11 @@ def sparse_call(
     """
     random = _random(seed, dtype)
     c, H, ranking = config, config.num_attention_heads, Precision(index=index)
-    J, W, K = c.index_n_heads or 0, c.index_head_dim or 0, c.index_topk or 0
+    J, W, K = c.indexer
     wide = c.kv_lora_rank + c.qk_rope_head_dim
     q, kv = random(1, queries, H, wide), random(1, keys, wide)  # (B, T, H, C + R), (B, S, C + R)
-    index_q, w = index_query(random(1, queries, J, W), random(1, queries, J), ranking)
-    index_k = index_format(ranking).decode(*index_format(ranking).encode(random(1, keys, W)))
+    index_q, w = quantize_index_query(random(1, queries, J, W), random(1, queries, J), ranking)
+    index_k = index_codec(ranking).decode(*index_codec(ranking).encode(random(1, keys, W)))
 
     def call() -> Tensor:
         chosen = ops.index_topk(index_q, index_k, w, K)  # (B, T, K)

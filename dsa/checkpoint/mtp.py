@@ -45,7 +45,7 @@ def load_mtp(folder: str | Path, model: Transformer, *, keep_fp8: bool = False) 
     mtp.mlp.gate.load.zero_()
     fill(named(mtp), stored, f"loading the extra layer of {folder.name}")
     _check_copies(start, stored, model)
-    return mtp.attach(model).eval()
+    return mtp.tie_embeddings(model).eval()
 
 
 def named(mtp: MTP) -> dict[str, Tensor]:

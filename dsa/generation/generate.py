@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from dsa.generation import memory
+from dsa.generation.decode import CHUNK, prefill
 from dsa.generation.sampling import Sampling
-from dsa.model.cache import Cache, check_capacity
+from dsa.model.cache import check_capacity
 from dsa.model.transformer import Transformer
-
-CHUNK = 2048  # tokens of a prompt that one pass reads, all sequences together
 
 
 @dataclass(frozen=True)
@@ -150,24 +149,15 @@ def _groups(lengths: Sequence[int], spread: int) -> list[list[int]]:
     return groups
 
 
-@torch.no_grad()
-def read(model: Transformer, tokens: Tensor, cache: Cache, chunk: int = CHUNK) -> Tensor:
-    """Read tokens (B, T) into the cache, `chunk` at a time, all rows together -> the last logits (B, vocab)."""
-    for part in tokens.split(max(1, chunk // len(tokens)), dim=1):
-        hidden, _ = model.hidden(part, cache)
-    return model.lm_head(hidden[:, -1]).float()
-
-
 def _stream(model: Transformer, prompt: Tensor, plan: Plan) -> Iterator[Tensor]:
     """Yield the next token of all rows (B,), until all have stopped."""
-    chances = plan.sampling.generators(1, prompt.device)
-    steps = _steps(model, list(prompt), plan, chances)
+    steps = _steps(model, list(prompt), plan, plan.sampling.generators(1, prompt.device))
     ended: dict[int, int] = {}  # row -> the token that ended it
     for ids in steps:
         for row, end in ended.items():
             ids[row] = end
         yield ids
-        if plan.stop:
+        if plan.stop:  # whether a row has ended is the one thing that is read back from the device, token by token
             ended |= {row: token for row, token in enumerate(ids.tolist()) if token in plan.stop}
         if len(ended) == len(prompt):
             return
@@ -179,10 +169,11 @@ def _together(model: Transformer, prompts: list[Tensor], plan: Plan) -> list[Ten
     ends = [len(text) + plan.new for text in texts]
     written = [text[: min(map(len, texts))] for text in texts]
     going = {row for row, end in enumerate(ends) if end > len(written[row])}
-    chances = plan.sampling.generators(len(prompts), prompts[0].device)
-    for ids in _steps(model, prompts, plan, chances):
+    generators = plan.sampling.generators(len(prompts), prompts[0].device)
+    for step in _steps(model, prompts, plan, generators):
+        ids = step.tolist()
         for row in sorted(going):
-            written[row].append(int(ids[row]))
+            written[row].append(ids[row])
             stopped = len(written[row]) > len(texts[row]) and written[row][-1] in plan.stop
             if stopped or len(written[row]) == ends[row]:
                 going.remove(row)
@@ -194,7 +185,9 @@ def _together(model: Transformer, prompts: list[Tensor], plan: Plan) -> list[Ten
     ]
 
 
-def _steps(model: Transformer, prompts: list[Tensor], plan: Plan, chances: list[torch.Generator]) -> Iterator[Tensor]:
+def _steps(
+    model: Transformer, prompts: list[Tensor], plan: Plan, generators: list[torch.Generator]
+) -> Iterator[Tensor]:
     """Yield token after token of all rows (B,), from the end of the shortest prompt on: the prompts' own, then new."""
     lengths = [len(prompt) for prompt in prompts]
     last = max(lengths) + plan.new
@@ -203,9 +196,9 @@ def _steps(model: Transformer, prompts: list[Tensor], plan: Plan, chances: list[
     cache = model.new_cache(len(prompts), last)
     tokens = torch.stack([prompt[: min(lengths)] for prompt in prompts])  # (B, T)
     for position in range(min(lengths), last):
-        logits = read(model, tokens, cache, plan.chunk)
+        logits = prefill(model, tokens, cache, plan.chunk)  # after the prompt, a pass over one token a row
         drawing = [position >= length for length in lengths]
-        ids = plan.sampling.pick(logits, chances, drawing).to(prompts[0].dtype)
+        ids = plan.sampling.sample(logits, generators, drawing).ids.to(prompts[0].dtype)
         for row in (row for row, draws in enumerate(drawing) if not draws):
             ids[row] = prompts[row][position]
         yield ids

@@ -1,15 +1,26 @@
-"""Which token comes next: the likeliest one, or one drawn from what is left of the distribution.
+"""The sampler, one for all: which token comes next, the likeliest, or one drawn from what is left of the distribution.
 
 Temperature flattens or sharpens it. Top-p ("nucleus") then cuts the tail: kept are the likeliest tokens that together
 have at least that probability. A tail of a hundred thousand tokens, each nearly impossible, is together likely enough
 to derail a text every few words; that is what the cut prevents.
+
+Whoever learns from what was drawn, as reinforcement learning does, needs the probability it was drawn with: `sample`
+gives both.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """Tokens that were chosen, ids (B,), and the log-probability of each in what was drawn from (B,)."""
+
+    ids: Tensor
+    logprobs: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,37 +44,41 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1; 1 keeps all tokens")
 
     def generators(self, count: int, device: torch.device) -> list[torch.Generator]:
-        """So many sources of chance, each as if it were alone."""
+        """So many random generators, each as if it were alone."""
         return [torch.Generator(device).manual_seed(self.seed) for _ in range(count)]
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """What is drawn from, for a temperature above 0: logits (B, vocab) -> (B, vocab), rows sum to 1."""
-        likely = (logits / self.temperature).softmax(-1)
-        if self.top_p == 1:
-            return likely
-        ordered, places = likely.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # the probability of all likelier tokens
-        kept = ordered.masked_fill(before >= self.top_p, 0)
-        return torch.zeros_like(likely).scatter(-1, places, kept / kept.sum(-1, keepdim=True))
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """What is drawn from: logits (B, vocab) -> (B, vocab), -inf for what top-p cuts off, the rest renormalised.
 
-    def pick(self, logits: Tensor, chances: Sequence[torch.Generator], drawing: Sequence[bool] | None = None) -> Tensor:
+        At temperature 0 nothing is drawn; it gives the model's own distribution.
+        """
+        logits = logits / (self.temperature or 1.0)
+        if self.top_p == 1:
+            return logits.log_softmax(-1)
+        ordered, places = logits.softmax(-1).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # the probability of all likelier tokens
+        cut = torch.zeros_like(places, dtype=torch.bool).scatter(-1, places, before >= self.top_p)
+        return logits.masked_fill(cut, float("-inf")).log_softmax(-1)
+
+    def sample(
+        self, logits: Tensor, generators: Sequence[torch.Generator], drawing: Sequence[bool] | None = None
+    ) -> Sample:
         """Choose a token for each row.
 
         Args:
             logits: (B, vocab).
-            chances: one source of chance for all rows together, or one for each.
-            drawing: for each row with its own source, whether it draws now; the others' sources are left alone.
+            generators: one for all rows together, or one for each.
+            drawing: for each row with its own generator, whether it draws now; the others' generators are left alone.
 
         Returns:
-            ids (B,); where a row does not draw, its likeliest token.
+            ids and their log-probabilities, (B,) each; where a row does not draw, its likeliest token.
         """
-        best = logits.argmax(-1)
-        if self.temperature == 0:
-            return best
-        likely = self.probabilities(logits)
-        if len(chances) == 1:
-            return torch.multinomial(likely, 1, generator=chances[0])[:, 0]
-        for row, chance in enumerate(chances):
-            if drawing is None or drawing[row]:
-                best[row] = torch.multinomial(likely[row], 1, generator=chance)[0]
-        return best
+        logprobs = self.log_probabilities(logits)
+        ids = logits.argmax(-1)
+        if self.temperature > 0 and len(generators) == 1:
+            ids = torch.multinomial(logprobs.exp(), 1, generator=generators[0])[:, 0]
+        elif self.temperature > 0:
+            for row, generator in enumerate(generators):
+                if drawing is None or drawing[row]:
+                    ids[row] = torch.multinomial(logprobs[row].exp(), 1, generator=generator)[0]
+        return Sample(ids, logprobs.gather(-1, ids[:, None])[:, 0])

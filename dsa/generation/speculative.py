@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsa.generation.generate import CHUNK, check, endings
+from dsa.generation.decode import CHUNK, decode_step, in_chunks
+from dsa.generation.generate import check, endings
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
@@ -53,17 +54,17 @@ class Drafter:
 
     def read(self, hidden: Tensor, following: Tensor) -> Tensor:
         """Read states (B, T, D) and the tokens after them (B, T) -> the last state of its own (B, 1, D)."""
-        step = self.model.step(self.length, following.shape[1], following.device)
-        state, _ = self.mtp.ahead(hidden, following, step, self.cache)
+        context = self.model.context(self.length, following.shape[1], following.device)
+        states = self.mtp.forward_mtp(hidden, following, context, self.cache).hidden
         self.length += following.shape[1]
-        return state[:, -1:]
+        return states[:, -1:]
 
     def guess(self, state: Tensor, count: int) -> Tensor:
-        """Guess tokens (B, count), the later ones from its own states, which it then forgets."""
+        """Guess tokens (B, count), the later ones from its own normed states, which it then forgets."""
         length = self.length
         guesses = [self.mtp.logits(state)[:, -1].argmax(-1, keepdim=True)]
         while len(guesses) < count:
-            state = self.read(state, guesses[-1])
+            state = self.read(self.mtp.normed(state), guesses[-1])  # normed, as the model's states are
             guesses.append(self.mtp.logits(state)[:, -1].argmax(-1, keepdim=True))
         self.length = length
         self.cache.rewind(length)
@@ -116,7 +117,7 @@ class _Writing:
 
     def write(self, drafts: int, stop: frozenset[int], chunk: int) -> Speculation:
         """Read the prompt, then guess and check until all is written."""
-        state = self.read_prompt(max(1, chunk // len(self.prompt)))
+        state = self.read_prompt(chunk)
         while self.written.shape[1] < self.new and not _ended(self.written, stop).all():
             few = min(drafts, self.new - self.written.shape[1] - 1)  # the model's own token comes on top
             guesses = self.drafter.guess(state, few) if few else self.written[:, :0]
@@ -126,22 +127,22 @@ class _Writing:
 
     def read_prompt(self, chunk: int) -> Tensor:
         """Read the prompt with model and extra layer -> the latter's last state."""
-        parts = self.prompt.split(chunk, dim=1)
-        for number, part in enumerate(parts):
-            hidden, _ = self.model.hidden(part, self.cache)
-            after = parts[number + 1][:, :1] if number + 1 < len(parts) else self.next_tokens(hidden[:, -1:])
+        for part, hidden in in_chunks(self.model, self.prompt, self.cache, chunk):
+            read = self.cache.length  # the token after this part: the prompt's own, or the first that is written
+            after = self.prompt[:, read : read + 1]
+            after = after if after.numel() else self.next_tokens(hidden[:, -1:])
             state = self.drafter.read(hidden, torch.cat([part[:, 1:], after], dim=1))
         self.written = after
         return state
 
     def next_tokens(self, hidden: Tensor) -> Tensor:
         """What the model would write after each position: (B, T, D) -> (B, T)."""
-        return self.model.lm_head(hidden).argmax(-1).to(self.prompt.dtype)
+        return self.model.logits(hidden).argmax(-1).to(self.prompt.dtype)
 
     def check_guesses(self, guesses: Tensor) -> Tensor:
         """Let the model read its last token and the guesses (B, k); keep what it agrees with, and its next token."""
         before = self.cache.length
-        hidden, _ = self.model.hidden(torch.cat([self.written[:, -1:], guesses], dim=1), self.cache)
+        hidden = decode_step(self.model, torch.cat([self.written[:, -1:], guesses], dim=1), self.cache)
         own = self.next_tokens(hidden)  # (B, 1 + k)
         agreed = (own[:, :-1] == guesses).all(0).long()  # (k,): by all rows
         kept = int(agreed.cumprod(0).sum())

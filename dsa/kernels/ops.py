@@ -107,8 +107,22 @@ def sparse_attention(
         raise ValueError(f"value_width={value_width}: it must lie in 1 ... {as_numbers.shape[-1]}, the width of kv")
     module = choose("sparse_attention", (q, as_numbers, selected), backend)
     if isinstance(kv, LatentCodes) and not getattr(module, "READS_LATENT_CODES", False):
-        kv = kv.expand(q.dtype)
+        kv, selected = _expand_selected(kv, selected, q.dtype)
     return module.sparse_attention(q, kv, selected, scale, value_width)
+
+
+def _expand_selected(kv: LatentCodes, selected: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers for a backend that reads no codes, and the selection among them.
+
+    One query a sequence, as in decoding, wants K tokens of the S, and only these are expanded: a step costs the same
+    however much the cache holds. The queries of a prompt want nearly all of it together.
+    """
+    if selected.shape[1] > 1:
+        return kv.expand(dtype), selected
+    row = torch.arange(len(selected), device=selected.device)[:, None]
+    chosen = LatentCodes(*(part[row, selected[:, 0].clamp(min=EMPTY + 1)] for part in kv))  # (B, K, ...)
+    slots = torch.arange(selected.shape[2], device=selected.device).expand_as(selected)
+    return chosen.expand(dtype), slots.where(selected != EMPTY, selected)
 
 
 def _stand_in(q: Tensor, kv: LatentCodes) -> Tensor:

@@ -8,46 +8,41 @@ rotary numbers; all H heads expand their own keys and values from it. There are 
   q . (W_k c) = (W_k^T q) . c. All heads then share one key, the latent itself, which is its value too.
 
 A selected token must be fetched once and serve all heads, so DSA is defined on the MQA mode. Dense prefill uses MHA,
-dense decode MQA, as the real system does. MLA's layout is [nope | rope], its rotary convention neighbours: both the
+dense decode MQA, as the real system does. MLA's layout is [nope | rope], its rotary convention interleaved: both the
 opposite of the indexer's.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dsa.kernels import ops
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import LatentCodes
 from dsa.model import baselines
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.fp8_linear import weight_of
-from dsa.model.indexer import Indexer
+from dsa.model.indexer import Indexer, IndexFactors
 from dsa.model.norm import RMSNorm
-from dsa.model.precision import FULL_PRECISION, Precision, latent_format
+from dsa.model.precision import FULL_PRECISION, Precision, latent_codec
 from dsa.model.rope import Rope
 
-IndexFactors = tuple[Tensor, Tensor | Codes, Tensor]  # q (B, T, J, W), k (B, S, W), w (B, T, J) of Eq. 1
 LATENT_NORM_EPS = 1e-6  # of the two latent norms, whatever the config's rms_norm_eps is: so in the published code
 
 
 @dataclass(frozen=True)
-class Step:
-    """One forward pass as every layer sees it: where it starts, who chooses the keys, what is to be recorded."""
+class ForwardContext:
+    """One forward pass as every layer sees it: where it starts, who chooses the keys, what is to be collected."""
 
     rope: Rope
     start: int  # position of the first query
-    attention: str  # one of selection.KINDS
+    attention: str  # one of baselines.KINDS
     top_k: int
     dtype: torch.dtype  # of everything but norms, scores and the residual stream
-    record: str | None = None  # None, "trace" or "indexer_loss"
+    collect: str | None = None  # None, "trace" or "indexer_loss"
     precision: Precision = FULL_PRECISION  # of index vectors and of what the cache holds
-
-    def reads_few(self, queries: int) -> bool:
-        """Whether only selected latents are looked at: then an FP8 cache need not be expanded as a whole."""
-        chosen_elsewhere = self.attention in ("sparse", "window", "random")
-        return self.precision.cache != "full" and queries == 1 and chosen_elsewhere and self.record is None
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,22 @@ class Trace:
     mass: Tensor
 
 
+class LayerOutput(NamedTuple):
+    """What comes out of attention, or of a whole layer.
+
+    A tuple and no dataclass, because FSDP looks for tensors that carry gradients in tuples only.
+
+    Attributes:
+        hidden: (B, T, D).
+        trace: what was looked at, if `collect` is "trace".
+        indexer_loss: a scalar, if `collect` is "indexer_loss".
+    """
+
+    hidden: Tensor
+    trace: Trace | None = None
+    indexer_loss: Tensor | None = None
+
+
 class Attention(nn.Module):
     """One layer's MLA with its indexer; x (B, T, D) -> (B, T, D)."""
 
@@ -73,11 +84,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.heads, self.latent = config.num_attention_heads, config.kv_lora_rank
-        self.nope, self.rotary, self.value = (
-            config.qk_nope_head_dim,
-            config.qk_rope_head_dim,
-            config.v_head_dim,
-        )
+        self.nope, self.rotary, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.scale = config.softmax_scale
         D, query_width = config.hidden_size, self.heads * (self.nope + self.rotary)
         if config.q_lora_rank is None:
@@ -86,6 +93,7 @@ class Attention(nn.Module):
             self.q_a_proj = nn.Linear(D, config.q_lora_rank, bias=False)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
             self.q_b_proj = nn.Linear(config.q_lora_rank, query_width, bias=False)
+        self.has_query_latent = config.q_lora_rank is not None
         self.kv_a_proj_with_mqa = nn.Linear(D, self.latent + self.rotary, bias=False)
         self.kv_a_layernorm = RMSNorm(self.latent, LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(self.latent, self.heads * (self.nope + self.value), bias=False)
@@ -93,126 +101,169 @@ class Attention(nn.Module):
         self.indexer = Indexer(config) if config.index_topk is not None else None
         self.all_heads = nn.Identity()  # where `tensor_parallel` averages with the heads of other ranks
 
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> LayerOutput:
+        """Attend.
+
+        Args:
+            x: normed hidden state (B, T, D).
+            context: the pass this belongs to.
+            cache: earlier tokens' latents and index keys; these tokens' are added.
+
+        Returns:
+            (B, T, D), and what `context.collect` asks for.
+        """
+        q, query_latent = self.queries(x, context.rope)
+        kv = self.compress(x, context, cache)
+        index = self.index(x, query_latent, context, cache)
+        selected = self.select(context, q, kv, index)
+        heads = self.attend(q, kv, selected)
+        return self.diagnose(self.o_proj(heads.flatten(-2)), context, q, kv, index, selected)
+
+    # ---- the five steps
+
     def queries(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Make queries: x (B, T, D) -> q (B, T, H, N + R), and the normed query latent (B, T, Q) for the indexer."""
-        if hasattr(self, "q_proj"):
-            query_latent, q = x, self.q_proj(x)
-        else:
+        if self.has_query_latent:
             query_latent = self.q_a_layernorm(self.q_a_proj(x))
             q = self.q_b_proj(query_latent)
+        else:
+            query_latent, q = x, self.q_proj(x)
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rotary], dim=-1)
-        return torch.cat([q_nope, rope.neighbours(q_rope)], dim=-1), query_latent
+        return torch.cat([q_nope, rope.interleaved(q_rope)], dim=-1), query_latent
 
-    def latents(self, x: Tensor, rope: Rope) -> Tensor:
+    def compress(self, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> Tensor | LatentCodes:
+        """Make latents, and remember them: x (B, T, D) -> all S tokens' so far (B, S, C + R)."""
+        kv = self.compress_kv(x, context.rope)
+        if cache is not None:
+            return cache.append_latent(context.start, kv)
+        return latent_codec(context.precision, self.latent).rounded(kv)
+
+    def index(
+        self, x: Tensor, query_latent: Tensor, context: ForwardContext, cache: LayerCache | None
+    ) -> IndexFactors | None:
+        """Prepare the indexer's scores, if somebody is to see them: under other attention they cost nothing."""
+        if self.indexer is None or (context.attention != "sparse" and context.collect is None):
+            return None
+        return self.indexer(x, query_latent, context.rope, cache, context.start, context.precision)
+
+    @torch.no_grad()
+    def select(
+        self, context: ForwardContext, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors | None
+    ) -> Tensor | None:
+        """Select the keys of every query: -> (B, T, min(K, S)), or None for all of them."""
+        sizes = (q.shape[0], q.shape[1], context.start + q.shape[1], context.top_k)
+        match context.attention:
+            case "sparse":
+                assert index is not None
+                return ops.index_topk(*index, context.top_k)
+            case "window":
+                return baselines.window(*sizes, device=q.device)
+            case "random":
+                return baselines.random(*sizes, seed=1000 * context.start + self.layer, device=q.device)
+            case "oracle":
+                return baselines.oracle(self.attention_probs(q, kv), context.top_k)
+        return None
+
+    def attend(self, q: Tensor, kv: Tensor | LatentCodes, selected: Tensor | None) -> Tensor:
+        """Attend to the selected keys, or to all: -> (B, T, H, V)."""
+        if selected is None and q.shape[1] > 1:  # dense prefill; dense decode stays on the latents
+            return self.attend_mha(q, kv)
+        return self.attend_mqa(q, kv, selected)
+
+    def diagnose(
+        self,
+        output: Tensor,
+        context: ForwardContext,
+        q: Tensor,
+        kv: Tensor | LatentCodes,
+        index: IndexFactors | None,
+        selected: Tensor | None,
+    ) -> LayerOutput:
+        """Put beside the output what the pass is to collect: a trace, or the indexer's loss."""
+        match context.collect:
+            case "trace":
+                return LayerOutput(output, trace=self.trace(context, q, kv, index, selected))
+            case "indexer_loss":
+                assert index is not None
+                return LayerOutput(output, indexer_loss=self.indexer_loss(q, kv, index, selected))
+        return LayerOutput(output)
+
+    # ---- MLA's two modes
+
+    def compress_kv(self, x: Tensor, rope: Rope) -> Tensor:
         """Compress tokens to what the cache holds: x (B, T, D) -> [normed latent | rotated key] (B, T, C + R)."""
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotary], dim=-1)
-        k_rope = rope.neighbours(k_rope.unsqueeze(2)).squeeze(2)  # one rotary key for all heads
+        k_rope = rope.interleaved(k_rope.unsqueeze(2)).squeeze(2)  # one rotary key for all heads
         return torch.cat([self.kv_a_layernorm(latent), k_rope], dim=-1)
 
     def up_projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Each head's way from the latent to its key (H, N, C) and to its value (H, V, C)."""
         weight = weight_of(self.kv_b_proj, dtype).unflatten(0, (self.heads, -1))  # (H, N + V, C)
-        w_k, w_v = weight.split([self.nope, self.value], dim=1)
-        return w_k, w_v
+        return weight[:, : self.nope], weight[:, self.nope :]
 
-    def expand(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+    def expand_kv(self, kv: Tensor) -> tuple[Tensor, Tensor]:
         """MHA mode: latents (B, S, C + R) -> keys (B, S, H, N + R), values (B, S, H, V)."""
         latent, k_rope = kv.split([self.latent, self.rotary], dim=-1)
         k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
         k_rope = k_rope[:, :, None].expand(-1, -1, self.heads, -1)
         return torch.cat([k_nope, k_rope], dim=-1), v
 
-    def absorb(self, q: Tensor) -> Tensor:
+    def absorb_query(self, q: Tensor) -> Tensor:
         """MQA mode: queries (B, T, H, N + R) -> queries against the latent itself (B, T, H, C + R)."""
         q_nope, q_rope = q.split([self.nope, self.rotary], dim=-1)
-        q_latent = torch.einsum("bthn,hnc->bthc", q_nope, self.up_projections(q.dtype)[0])
-        return torch.cat([q_latent, q_rope], dim=-1)
+        return torch.cat([per_head(q_nope, self.up_projections(q.dtype)[0]), q_rope], dim=-1)
 
-    def attend_mha(self, q: Tensor, kv: Tensor) -> Tensor:
+    def attend_mha(self, q: Tensor, kv: Tensor | LatentCodes) -> Tensor:
         """Dense attention with expanded keys and values: -> (B, T, H, V)."""
-        return ops.dense_attention(q, *self.expand(kv), self.scale)
+        return ops.dense_attention(q, *self.expand_kv(as_numbers(kv, q.dtype)), self.scale)
 
-    def attend_mqa(self, q: Tensor, kv: Tensor, selected: Tensor | None = None) -> Tensor:
+    def attend_mqa(self, q: Tensor, kv: Tensor | LatentCodes, selected: Tensor | None = None) -> Tensor:
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
-        absorbed = self.absorb(q)
+        absorbed = self.absorb_query(q)
         if selected is None:
-            shared = kv[:, :, None]  # (B, S, 1, C + R), of which the first C numbers are the value too
+            shared = as_numbers(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
             attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
-        return torch.einsum("bthc,hvc->bthv", attended, self.up_projections(q.dtype)[1])
+        return per_head(attended, self.up_projections(q.dtype)[1].mT)
 
-    def mass(self, q: Tensor, kv: Tensor) -> Tensor:
-        """Dense attention summed over heads: -> (B, T, S), rows sum to 1."""
-        return self.all_heads(ops.attention_mass(self.absorb(q), kv[:, :, None], self.scale))
+    # ---- what a pass may collect
 
-    @torch.no_grad()
-    def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:
-        """Select the keys of every query: -> (B, T, min(K, S)), or None for all of them."""
-        sizes = (q.shape[0], q.shape[1], step.start + q.shape[1], step.top_k)
-        match step.attention:
-            case "sparse":
-                assert index is not None
-                return ops.index_topk(*index, step.top_k)
-            case "window":
-                return baselines.window(*sizes, device=q.device)
-            case "random":
-                return baselines.random(*sizes, seed=1000 * step.start + self.layer, device=q.device)
-            case "oracle":
-                return baselines.oracle(self.mass(q, kv), step.top_k)
-        return None
+    def attention_probs(self, q: Tensor, kv: Tensor | LatentCodes) -> Tensor:
+        """Dense attention averaged over heads: -> (B, T, S), rows sum to 1."""
+        shared = as_numbers(kv, q.dtype)[:, :, None]
+        return self.all_heads(ops.attention_mass(self.absorb_query(q), shared, self.scale))
 
     @torch.no_grad()
-    def trace(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None, selected: Tensor | None) -> Trace:
+    def trace(
+        self,
+        context: ForwardContext,
+        q: Tensor,
+        kv: Tensor | LatentCodes,
+        index: IndexFactors | None,
+        selected: Tensor | None,
+    ) -> Trace:
         """Record scores, selection and mass."""
         scores = None if index is None else ops.index_scores(*index)
         if selected is None and scores is not None:
-            selected = ops.select(scores, step.top_k)
-        return Trace(scores, selected, self.mass(q, kv))
+            selected = ops.select(scores, context.top_k)
+        return Trace(scores, selected, self.attention_probs(q, kv))
 
-    def indexer_loss(self, q: Tensor, kv: Tensor, index: IndexFactors, selected: Tensor | None) -> Tensor:
+    def indexer_loss(self, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors, selected: Tensor | None) -> Tensor:
         """How far the indexer's ranking is from the attention (Eq. 3; over a selected set Eq. 4): a scalar."""
-        with torch.no_grad():
-            absorbed = self.absorb(q)
-        index_q, index_k, index_w = index
-        assert isinstance(index_k, Tensor)  # the model refuses to train in eight bits
-        return ops.indexer_loss(
-            index_q, index_k, index_w, absorbed, kv.detach()[:, :, None], self.scale, selected=selected
-        )
+        with torch.no_grad():  # the attention is the target: the loss must not reach it
+            absorbed = self.absorb_query(q)
+        assert isinstance(kv, Tensor) and isinstance(index.k, Tensor)  # the model refuses to train in eight bits
+        shared = kv.detach()[:, :, None]
+        return ops.indexer_loss(index.q, index.k, index.w, absorbed, shared, self.scale, selected=selected)
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> tuple[Tensor, Trace | Tensor | None]:
-        """Attend.
 
-        Args:
-            x: normed hidden state (B, T, D).
-            step: the pass this belongs to.
-            cache: earlier tokens' latents and index keys; these tokens' are added.
+def per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply each head by a matrix of its own: x (B, T, H, M), weight (H, M, N) -> (B, T, H, N)."""
+    B, T, *_ = x.shape
+    return torch.bmm(x.flatten(0, 1).transpose(0, 1), weight).transpose(0, 1).unflatten(0, (B, T))
 
-        Returns:
-            (B, T, D), and what `step.record` asks for.
-        """
-        q, query_latent = self.queries(x, step.rope)
-        kv = self.latents(x, step.rope)
-        few = cache is not None and step.reads_few(x.shape[1])
-        if cache is None:
-            kv = latent_format(step.precision, self.latent, kv.dtype).rounded(kv)
-        elif few:
-            cache.latents.write(step.start, kv)
-        else:
-            kv = cache.append_latent(step.start, kv)
-        index = None
-        if self.indexer is not None and (step.attention == "sparse" or step.record):
-            index = self.indexer(x, query_latent, step.rope, cache, step.start, step.precision)
-        selected = self.choose(step, q, kv, index)
-        if few:
-            assert cache is not None and selected is not None
-            kv, selected = cache.chosen_latents(selected)
-        expanded = selected is None and x.shape[1] > 1  # dense prefill; dense decode stays on the latents
-        heads = self.attend_mha(q, kv) if expanded else self.attend_mqa(q, kv, selected)
-        record: Trace | Tensor | None = None
-        if step.record == "trace":
-            record = self.trace(step, q, kv, index, selected)
-        elif step.record == "indexer_loss":
-            assert index is not None
-            record = self.indexer_loss(q, kv, index, selected)
-        return self.o_proj(heads.flatten(-2)), record
+
+def as_numbers(kv: Tensor | LatentCodes, dtype: torch.dtype) -> Tensor:
+    """Latents (B, S, C + R) as numbers, for who looks at all of them."""
+    return kv if isinstance(kv, Tensor) else kv.expand(dtype)

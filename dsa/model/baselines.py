@@ -37,6 +37,6 @@ def oracle(mass: Tensor, top_k: int) -> Tensor:
     return ops.select(mass.masked_fill(~causal_mask(T, S, mass.device), float("-inf")), top_k)
 
 
-def mass_kept(mass: Tensor, selected: Tensor) -> Tensor:
+def attention_recall(mass: Tensor, selected: Tensor) -> Tensor:
     """The share of its attention that each query keeps: mass (B, T, S), selected (B, T, K) -> (B, T) in 0 ... 1."""
     return mass.gather(-1, selected.clamp(min=0)).masked_fill(selected == ops.EMPTY, 0).sum(-1)

@@ -10,39 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import Codes, LatentCodes
 from dsa.model.config import Config
-from dsa.model.precision import FULL, FULL_PRECISION, Format, Precision, index_format, latent_format
+from dsa.model.precision import FULL, FULL_PRECISION, CacheCodec, Precision, index_codec, latent_codec
 
 
-class Store:
-    """Room for `capacity` vectors a sequence, in whatever tensors the format makes of them.
+class CacheTensor:
+    """Room for `capacity` vectors a sequence, in whatever tensors the codec makes of them.
 
     `like` is one vector of zeros (B, 1, width): it tells width, dtype and device.
     """
 
-    def __init__(self, form: Format, like: Tensor, capacity: int):
-        self.form = form
-        self.parts = [part.new_zeros(len(like), capacity, part.shape[-1]) for part in form.encode(like)]
-
-    def write(self, start: int, x: Tensor) -> None:
-        """Store x (B, T, width) at `start`."""
-        for part, new in zip(self.parts, self.form.encode(x), strict=True):
-            part[:, start : start + x.shape[1]] = new
+    def __init__(self, codec: CacheCodec, like: Tensor, capacity: int):
+        self.codec = codec
+        self.parts = [part.new_zeros(len(like), capacity, part.shape[-1]) for part in codec.encode(like)]
 
     def append(self, start: int, x: Tensor) -> Any:
-        """Write x (B, T, width) at `start` and read all so far (B, start + T, width), as the format gives it."""
-        self.write(start, x)
-        return self.form.decode(*(part[:, : start + x.shape[1]] for part in self.parts))
-
-    def rows(self, chosen: Tensor) -> Tensor:
-        """Read some vectors of each sequence: chosen (B, K) -> (B, K, width). Only these are expanded."""
-        first = torch.arange(len(chosen), device=chosen.device)[:, None]
-        return self.form.decode(*(part[first, chosen] for part in self.parts))
+        """Write x (B, T, width) at `start` and read all so far (B, start + T, width): views, nothing is copied."""
+        end = start + x.shape[1]
+        for part, new in zip(self.parts, self.codec.encode(x), strict=True):
+            part[:, start:end] = new
+        return self.codec.decode(*(part[:, :end] for part in self.parts))
 
     def read(self) -> Any:
-        """All of it (B, capacity, width), as the format gives it; in full precision the memory itself."""
-        return self.form.decode(*self.parts)
+        """All of it (B, capacity, width), as the codec gives it; in full precision the memory itself."""
+        return self.codec.decode(*self.parts)
 
     @property
     def nbytes(self) -> int:
@@ -62,17 +54,16 @@ class LayerCache:
         device: torch.device | str,
         precision: Precision = FULL_PRECISION,
     ):
-        def room(form: Format, width: int) -> Store:
-            return Store(form, torch.zeros(batch, 1, width, dtype=dtype, device=device), capacity)
+        def room(codec: CacheCodec, width: int) -> CacheTensor:
+            return CacheTensor(codec, torch.zeros(batch, 1, width, dtype=dtype, device=device), capacity)
 
-        width = config.kv_lora_rank + config.qk_rope_head_dim
-        self.latents = room(latent_format(precision, config.kv_lora_rank, dtype), width)
-        dense = config.index_head_dim is None
-        self.index_keys = room(FULL if dense else index_format(precision), config.index_head_dim or 0)
+        C, W = config.kv_lora_rank, config.indexer.head_dim
+        self.latents = room(latent_codec(precision, C), C + config.qk_rope_head_dim)
+        self.index_keys = room(index_codec(precision) if W else FULL, W)
         self.index_length = 0  # tokens with an index key; dense attention leaves none behind
 
     @property
-    def latent(self) -> Tensor:
+    def latent(self) -> Tensor | LatentCodes:
         """What attention reads (B, capacity, C + R)."""
         return self.latents.read()
 
@@ -81,18 +72,9 @@ class LayerCache:
         """What the indexer reads (B, capacity, W)."""
         return self.index_keys.read()
 
-    def append_latent(self, start: int, latent: Tensor) -> Tensor:
-        """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R)."""
+    def append_latent(self, start: int, latent: Tensor) -> Tensor | LatentCodes:
+        """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R), as they are stored."""
         return self.latents.append(start, latent)
-
-    def chosen_latents(self, selected: Tensor) -> tuple[Tensor, Tensor]:
-        """Read what one query a sequence selected: (B, 1, K) -> latents (B, K, C + R), and where they now stand.
-
-        The cost does not depend on how much the cache holds. Empty slots (-1) stay empty.
-        """
-        places = torch.arange(selected.shape[-1], device=selected.device).expand_as(selected)
-        rows = self.latents.rows(selected[:, 0].clamp(min=0))
-        return rows, places.where(selected >= 0, selected)
 
     def rewind(self, length: int) -> None:
         """Forget what comes after the first `length` tokens; the next to come overwrite it."""

@@ -9,7 +9,15 @@ another router) are refused too rather than silently ignored.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class IndexerSizes(NamedTuple):
+    """The lightning indexer's sizes; a dense model's are all 0, so that what it costs is 0 as well."""
+
+    heads: int = 0  # J
+    head_dim: int = 0  # W
+    top_k: int = 0  # K
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,11 @@ class Config:
             dense <= self.num_hidden_layers,
             f"first_k_dense_replace={dense} exceeds num_hidden_layers={self.num_hidden_layers}",
         )
+
+    @property
+    def indexer(self) -> IndexerSizes:
+        """J, W and K as whole numbers: the three optional fields, or 0 in a dense model."""
+        return IndexerSizes(self.index_n_heads or 0, self.index_head_dim or 0, self.index_topk or 0)
 
     @property
     def softmax_scale(self) -> float:

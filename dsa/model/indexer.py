@@ -1,8 +1,9 @@
 """The lightning indexer: a second, much cheaper attention whose only product is a ranking (report Eq. 1).
 
 For a query token t and each earlier token s it computes I[t, s] = sum_j w[t, j] * ReLU(q[t, j] . k[s]), over J small
-heads with one shared key, and the main attention then looks at the K best s only. It has a rotary convention (halves)
-and a layout ([rope | nope]) of its own, and its key is normalised by a LayerNorm with bias where all else uses RMSNorm.
+heads with one shared key, and the main attention then looks at the K best s only. It has a rotary convention
+(half-split) and a layout ([rope | nope]) of its own, and its key is normalised by a LayerNorm with bias where all else
+uses RMSNorm.
 
 Its inputs are **detached**. Selection passes no gradient anyway, and the loss that does teach the indexer (its
 divergence from the attention, Eq. 3 and 4) must change the indexer alone: the main model is not to become easier to
@@ -12,28 +13,46 @@ The published code also multiplies query and key by a Hadamard matrix. That leav
 the vectors for FP8 and has no place in fp32: see `precision`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from dsa.kernels.fp8 import Codes
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
-from dsa.model.precision import FULL_PRECISION, Precision, index_format, index_query
+from dsa.model.precision import FULL_PRECISION, Precision, index_codec, quantize_index_query
 from dsa.model.rope import Rope
 
 
+class IndexFactors(NamedTuple):
+    """What Eq. 1 multiplies.
+
+    Attributes:
+        q: index queries (B, T, J, W); in eight bits codes, whose scale is in `w` too.
+        k: index keys (B, S, W), one for all heads; in eight bits `fp8.Codes`.
+        w: head weights (B, T, J), with J^-0.5 * W^-0.5 included.
+    """
+
+    q: Tensor
+    k: Tensor | Codes
+    w: Tensor
+
+
 class Indexer(nn.Module):
-    """One layer's indexer: hidden states in, index queries, keys and head weights out."""
+    """One layer's indexer: hidden states in, index queries, keys and head weights out.
+
+    `detached` says whether its inputs are; only an experiment that asks what the detaching is for turns it off.
+    """
+
+    detached = True
 
     def __init__(self, config: Config):
         super().__init__()
-        if config.index_n_heads is None or config.index_head_dim is None:
+        if config.index_topk is None:
             raise ValueError("this config has no indexer: give index_n_heads, index_head_dim and index_topk")
-        self.heads, self.width, self.rotary = (
-            config.index_n_heads,
-            config.index_head_dim,
-            config.qk_rope_head_dim,
-        )
+        self.heads, self.width, _ = config.indexer
+        self.rotary = config.qk_rope_head_dim
         # a model whose query has no low-rank latent lends the indexer its normed hidden state instead
         query_input = config.q_lora_rank or config.hidden_size
         self.wq_b = nn.Linear(query_input, self.heads * self.width, bias=False)
@@ -44,14 +63,14 @@ class Indexer(nn.Module):
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
         """Turn the first R dimensions: x (B, T, heads, W), laid out [rope | nope]."""
         turned, still = x.split([self.rotary, self.width - self.rotary], dim=-1)
-        return torch.cat([rope.halves(turned), still], dim=-1)
+        return torch.cat([rope.half_split(turned), still], dim=-1)
 
     def _key(self, x: Tensor, rope: Rope) -> Tensor:
         """One index key a token, shared by all heads: x (B, T, D) -> (B, T, W)."""
         raw = self.wk(x)
-        norm = self.k_norm
-        wide = raw.to(norm.weight.dtype)  # LayerNorm in its weights' own precision, fp32
-        return self._rotate(norm(wide).to(raw.dtype).unsqueeze(2), rope).squeeze(2)
+        # LayerNorm, with a bias, in its weights' own precision, fp32
+        key = self.k_norm(raw.to(self.k_norm.weight.dtype)).to(raw.dtype)
+        return self._rotate(key.unsqueeze(2), rope).squeeze(2)
 
     def forward(
         self,
@@ -61,8 +80,8 @@ class Indexer(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
         precision: Precision = FULL_PRECISION,
-    ) -> tuple[Tensor, Tensor | Codes, Tensor]:
-        """Prepare the three factors of Eq. 1.
+    ) -> IndexFactors:
+        """Prepare the three factors of Eq. 1, each of this pass's T queries and of all S keys so far.
 
         Args:
             x: the attention-normed hidden state (B, T, D), the same that MLA gets.
@@ -70,17 +89,15 @@ class Indexer(nn.Module):
             rope: the angles of these T positions.
             cache: where earlier keys are, and these go, from position `start` on.
             precision: of queries and keys.
-
-        Returns:
-            queries (B, T, J, W), keys (B, S, W), head weights (B, T, J) with J^-0.5 * W^-0.5 included. In eight bits
-            queries are codes, whose scale is in the head weights too, and keys `fp8.Codes`.
         """
-        x, query_latent = x.detach(), query_latent.detach()
+        if self.detached:
+            x, query_latent = x.detach(), query_latent.detach()
         q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)
         k = self._key(x, rope)
-        w = self.weights_proj(x) * (self.heads * self.width) ** -0.5  # no softmax: a weight may be negative
-        q, w = index_query(q, w, precision)
+        # fp32 whatever the model is, and no softmax: a weight may be negative
+        w = self.weights_proj(x.to(self.weights_proj.weight.dtype)) * (self.heads * self.width) ** -0.5
+        q, w = quantize_index_query(q, w, precision)
         if cache is not None:
-            return q, cache.append_index_key(start, k), w
-        form = index_format(precision)
-        return q, form.decode(*form.encode(k)), w
+            return IndexFactors(q, cache.append_index_key(start, k), w)
+        codec = index_codec(precision)
+        return IndexFactors(q, codec.decode(*codec.encode(k)), w)

@@ -5,9 +5,15 @@ details are easy to get wrong, and all three are silent. The learned bias helps 
 them. Groups that were not chosen are masked with -inf, not 0: a biased score may be negative. And the weights are
 normalised before the scaling. The bias learns without a loss term: after each step it rises for experts that got too
 few tokens and falls for those that got too many (DeepSeek-V3 report, section 2.1.2; Eq. 12 to 16).
+
+Sending tokens to experts is done in three ways that give the same. The loop over experts is the readable one, and
+trains. One token needs no sorting. On a GPU the loop has to wait until the device has said how many tokens each expert
+got; weights that lie behind each other in memory (`MoE.pack`) are multiplied in one grouped product instead, and
+nothing waits.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +106,28 @@ class MoE(nn.Module):
         if config.n_shared_experts:
             self.shared_experts = FeedForward(width, hidden * config.n_shared_experts)
         self.all_experts = nn.Identity()  # where `tensor_parallel` adds what experts on other ranks have found
+        self.packed: tuple[Tensor, ...] = ()  # see `pack`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Send each token through its own experts only."""
+        tokens = x.flatten(0, -2)  # (n, D)
+        chosen, weights = self.gate(tokens)
+        if self.is_packed and x.is_cuda and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            out = self.grouped(tokens, chosen, weights)
+        elif len(tokens) == 1 and x.device.type == "cpu" and not self.idle_experts_run:
+            out = self.one_token(tokens, chosen, weights)
+        else:
+            out = self.expert_by_expert(tokens, chosen, weights)
+        if hasattr(self, "shared_experts"):
+            out = out + self.shared_experts(tokens)
+        return self.all_experts(out).to(x.dtype).view_as(x)
+
+    def expert_by_expert(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Loop over experts: tokens (n, D), chosen and weights (n, per token) -> weighted sums (n, D) in fp32."""
+        out = torch.zeros_like(tokens, dtype=weights.dtype)
+        for expert, rows, slots in self.visits(chosen):
+            out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
+        return out
 
     def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.
@@ -115,13 +143,49 @@ class MoE(nn.Module):
             if expert is not None and (len(mine) or self.idle_experts_run):
                 yield expert, mine // per_token, mine % per_token
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Send each token through its own experts only."""
-        tokens = x.flatten(0, -2)  # (n, D)
-        chosen, weights = self.gate(tokens)
-        out = torch.zeros_like(tokens, dtype=weights.dtype)
-        for expert, rows, slots in self.visits(chosen):
-            out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
-        if hasattr(self, "shared_experts"):
-            out = out + self.shared_experts(tokens)
-        return self.all_experts(out).to(x.dtype).view_as(x)
+    def one_token(self, token: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The same for a single token (1, D), as decoding has it; in the order of experts, so with the same sums."""
+        out = torch.zeros_like(token, dtype=weights.dtype)
+        for expert, slot in sorted((expert, slot) for slot, expert in enumerate(chosen[0].tolist())):
+            mlp = self.experts[expert]
+            if isinstance(mlp, FeedForward):  # and not on another rank
+                out += mlp(token) * weights[:, slot, None]
+        return out
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Move the experts' weights into three tensors (E, out, in), of which each weight is then a slice.
+
+        Names, values and gradients stay; it takes the memory of one of the three for a moment. Experts whose weights
+        are somewhere else, or in eight bits, stay as they are.
+        """
+        if not all(isinstance(expert, FeedForward) for expert in self.experts):
+            return
+        packed = []
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            linears = [expert.get_submodule(name) for expert in self.experts]
+            if not all(type(linear) is nn.Linear for linear in linears):
+                return
+            weights: list[Any] = [linear.weight for linear in linears]
+            packed.append(torch.stack(weights))
+            for weight, part in zip(weights, packed[-1], strict=True):
+                weight.data = part
+        self.packed = tuple(packed)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the experts' weights still are slices: a change of type or device makes new tensors of them."""
+        first: Any = self.experts[0]
+        return bool(self.packed) and first.gate_proj.weight.data_ptr() == self.packed[0].data_ptr()
+
+    def grouped(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The same with packed weights, in grouped products: nothing is read back from the device."""
+        gate, up, down = (weight.mT for weight in self.packed)  # (E, in, out)
+        order = chosen.flatten().argsort(stable=True)  # pairs of token and slot, by expert
+        experts = torch.arange(len(gate), device=chosen.device)
+        ends = torch.searchsorted(chosen.flatten()[order], experts, right=True).int()  # where each expert's pairs end
+        x = tokens[order // chosen.shape[1]]
+        product = F.silu(F.grouped_mm(x, gate, offs=ends).float()) * F.grouped_mm(x, up, offs=ends).float()
+        found = F.grouped_mm(product.to(x.dtype), down, offs=ends)
+        by_pair = torch.empty_like(found).index_copy_(0, order, found).view(*chosen.shape, -1)  # (n, per token, D)
+        return (by_pair * weights[..., None]).sum(1)

@@ -11,18 +11,18 @@ its names here. Two details the report leaves open or says otherwise: the projec
 then the hidden state (as the published weights are laid out; the report's formula has them the other way round), and
 the hidden state is the model's after its last norm, as deployed systems have it.
 
-For predictions further ahead the layer may go on from its own state instead of the model's, one token at a time. It
-was not trained for that, and such guesses get worse.
+For predictions further ahead the layer may go on from its own state instead of the model's, one token at a time:
+normed, as the model's is. It was not trained for that, and such guesses get worse.
 """
 
 import torch
 from torch import Tensor, nn
 
-from dsa.model.attention import Step, Trace
+from dsa.model.attention import ForwardContext, LayerOutput
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.norm import RMSNorm
-from dsa.model.transformer import Layer, Transformer, draw_weights
+from dsa.model.transformer import Layer, Transformer, head_logits, init_weights
 
 SHARED = ("embed_tokens.", "shared_head.head.")  # how the names of the model's own weights begin in this layer
 
@@ -50,7 +50,7 @@ class MTP(Layer):
         self.eh_proj = nn.Linear(2 * D, D, bias=False)
         self.shared_head = SharedHead(config)
 
-    def attach(self, model: Transformer) -> "MTP":
+    def tie_embeddings(self, model: Transformer) -> "MTP":
         """Share a model's embedding and head, and return self."""
         self.embed_tokens, self.shared_head.head = model.model.embed_tokens, model.lm_head
         return self
@@ -61,32 +61,36 @@ class MTP(Layer):
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Draw its own weights anew, as a model does its own."""
-        draw_weights([(name, p) for name, p in self.named_parameters() if not name.startswith(SHARED)], seed)
+        init_weights([(name, p) for name, p in self.named_parameters() if not name.startswith(SHARED)], seed)
 
     def new_cache(self, model: Transformer, batch: int, capacity: int) -> LayerCache:
         """Make room for what it remembers of `batch` sequences, in the model's precision."""
         return model.new_cache(batch, capacity, layers=1).layers[0]
 
-    def ahead(
-        self, hidden: Tensor, following: Tensor, step: Step, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Trace | Tensor | None]:
+    def forward_mtp(
+        self, hidden: Tensor, following: Tensor, context: ForwardContext, cache: LayerCache | None = None
+    ) -> LayerOutput:
         """Look one token further (DeepSeek-V3 report Eq. 21, 22).
 
         Args:
-            hidden: the model's normed states of T positions (B, T, D); or this layer's own, to look further still.
+            hidden: the model's normed states of T positions (B, T, D); or this layer's own, `normed`, to look further
+                still.
             following: of each position the token that comes after it (B, T).
-            step: `model.step` for these positions.
+            context: `model.context` for these positions.
             cache: earlier positions' latents and index keys; these positions' are added.
 
         Returns:
-            its states (B, T, D), from which `logits` predicts the token after `following`, and what `step.record` asks.
+            its states (B, T, D), from which `logits` predicts the token after `following`, and what
+            `context.collect` asks for.
         """
-        pair = torch.cat([self.enorm(self.embed_tokens(following), step.dtype), self.hnorm(hidden, step.dtype)], dim=-1)
-        x = self.eh_proj(pair)  # (B, T, 2 D) -> (B, T, D)
-        return self(x.to(torch.promote_types(x.dtype, torch.float32)), step, cache)
+        token, state = self.enorm(self.embed_tokens(following), context.dtype), self.hnorm(hidden, context.dtype)
+        x = self.eh_proj(torch.cat([token, state], dim=-1))  # (B, T, 2 D) -> (B, T, D)
+        return self(x.to(torch.promote_types(x.dtype, torch.float32)), context, cache)
 
     def logits(self, state: Tensor) -> Tensor:
         """Predict: states (B, T, D) -> (B, T, vocab) in at least fp32 (DeepSeek-V3 report Eq. 23)."""
-        head = self.shared_head
-        found = head.head(head.norm(state, self.embed_tokens.weight.dtype))
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        return head_logits(self.shared_head.head, self.normed(state))
+
+    def normed(self, state: Tensor) -> Tensor:
+        """States (B, T, D) as its head takes them, and as a further look ahead does."""
+        return self.shared_head.norm(state, self.embed_tokens.weight.dtype)

@@ -1,6 +1,7 @@
 """Root-mean-square normalisation, in fp32 whatever the model's own precision."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,5 +16,4 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalise the last dimension: the same shape."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (scaled * self.weight).to(dtype or x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(dtype or x.dtype)

@@ -2,12 +2,14 @@
 
 Two switches, because they ask two questions. The *index* precision decides in which numbers the indexer compares
 queries with keys, and nothing else: a mere ranking, the place to be coarse. The *cache* precision decides what
-attention later reads. Both are rounded at the moment of writing, and a pass without a cache is rounded in the same way,
-so that a prompt gives the same whether read at once or in chunks; the published inference code does that too.
+attention later reads. Both are rounded at the moment of writing, and a pass without a cache is rounded in the same way;
+the published inference code does that too. So a prompt gives the same whether it is read at once or in chunks, up to
+the order of sums: a product that differs in its last bit before it is rounded may fall on the other side of the middle
+between two codes, and then differs by one code, 2^-3 of its size at most, in one number of one token. In full precision
+the two agree to a few last bits; under an FP8 cache they agree as closely as two codes that are neighbours.
 
-Index vectors are turned by a Hadamard matrix before they are rounded, and stay codes with a scale: the kernels multiply
-them as they are where the machine can. Latents are expanded when they are read: there this file shows which numbers
-eight bits can hold, not how fast a fused kernel would be.
+Index vectors are turned by a Hadamard matrix before they are rounded. What the cache holds stays codes with scales:
+kernels that can multiply or read them do so, in place; for any other the chosen tokens are expanded (`kernels.ops`).
 """
 
 from collections.abc import Callable
@@ -40,14 +42,14 @@ FULL_PRECISION = Precision()
 
 
 @dataclass(frozen=True)
-class Format:
-    """How vectors (..., width) are stored: as one tensor or several."""
+class CacheCodec:
+    """How vectors (..., width) are stored, as one tensor or several, and what these are given out as."""
 
     encode: Callable[[Tensor], tuple[Tensor, ...]]
     decode: Callable[..., Any]
 
     def rounded(self, x: Tensor) -> Tensor:
-        """What is left of x once it has been stored; only full precision passes a gradient, eight bits refuse to."""
+        """The numbers left of x once it was stored; only full precision passes a gradient, eight bits refuse to."""
         return x if self is FULL else _Rounded.apply(x, self)
 
 
@@ -55,9 +57,9 @@ class _Rounded(torch.autograd.Function):
     """Rounding is flat nearly everywhere: rather than a gradient that means nothing there is an error."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, form: Format) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, codec: CacheCodec) -> Tensor:  # type: ignore[override]
         """Store and read."""
-        return form.decode(*form.encode(x))
+        return codec.decode(*codec.encode(x)).expand(x.dtype)
 
     @staticmethod
     def backward(ctx, *gradient: Tensor) -> Tensor:
@@ -65,33 +67,33 @@ class _Rounded(torch.autograd.Function):
         raise RuntimeError("rounding to eight bits passes no gradient: set model.cache_precision = 'full' to train")
 
 
-FULL = Format(lambda x: (x,), lambda x: x)
-INDEX_FP8 = Format(torch.no_grad()(lambda x: fp8.quantise(fp8.hadamard(x))), fp8.Codes)
-INDEX_INT8 = Format(torch.no_grad()(lambda x: fp8.quantise_int8(fp8.hadamard(x))), fp8.Codes)
+FULL = CacheCodec(lambda x: (x,), lambda x: x)
+INDEX_FP8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantise(fp8.hadamard(x))), fp8.Codes)
+INDEX_INT8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantise_int8(fp8.hadamard(x))), fp8.Codes)
 
 
-def index_format(precision: Precision) -> Format:
+def index_codec(precision: Precision) -> CacheCodec:
     """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.Codes`."""
     return {"full": FULL, "fp8": INDEX_FP8, "int8": INDEX_INT8}[precision.index]
 
 
-def latent_format(precision: Precision, latent: int, dtype: torch.dtype) -> Format:
-    """How [latent C | rotary key R] is stored: FP8 for the latent, in groups of 128, and bf16 for the rotary key."""
+def latent_codec(precision: Precision, latent: int) -> CacheCodec:
+    """How [latent C | rotary key R] is stored: FP8 for the latent, in groups of 128, and bf16 for the rotary key.
+
+    What is read back is the numbers (B, S, C + R) themselves, or `fp8.LatentCodes`.
+    """
 
     def encode(x: Tensor) -> tuple[Tensor, ...]:
         return *fp8.quantise(x[..., :latent]), x[..., latent:].bfloat16()
 
-    def decode(codes: Tensor, scale: Tensor, rotary: Tensor) -> Tensor:
-        return torch.cat([fp8.dequantise(codes, scale).to(dtype), rotary.to(dtype)], dim=-1)
-
-    return Format(encode, decode) if precision.cache == "fp8" else FULL
+    return CacheCodec(encode, fp8.LatentCodes) if precision.cache == "fp8" else FULL
 
 
-def index_query(q: Tensor, w: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+def quantize_index_query(q: Tensor, w: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """Round index queries (B, T, J, W) to codes; their scale goes behind the ReLU, into the head weights (B, T, J)."""
     if precision.index == "full":
         return q, w
-    codes, scale = index_format(precision).encode(q)
+    codes, scale = index_codec(precision).encode(q)
     return codes, w.float() * scale[..., 0]
 
 

@@ -1,13 +1,17 @@
 """Rotary position embedding in its two conventions, with YaRN's frequencies.
 
 A rotary embedding turns pairs of numbers by an angle that grows with the position. Which numbers form a pair is a mere
-convention, and V3.2 uses both: MLA pairs *neighbours* (2i, 2i + 1), the indexer pairs *halves* (i, i + R/2). Weights
+convention, and V3.2 uses both: MLA's are *interleaved* (2i, 2i + 1), the indexer's *half-split* (i, i + R/2). Weights
 trained under one give nonsense under the other, and nothing crashes: the first published indexer code had it wrong,
 and while K >= S nobody can see it, because every token is selected anyway.
+
+Cosines and sines are computed once for all positions up to a power of two, and then looked up: a decoded token would
+otherwise spend more on its angles than on turning by them.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -21,7 +25,8 @@ def frequencies(width: int, theta: float, yarn: Yarn | None) -> Tensor:
     YaRN leaves the fast pairs as they are, divides the slow ones by `factor`, and ramps linearly between the pairs
     that turn `beta_fast` and `beta_slow` times over the original context (Peng et al. 2023, section 3.2).
     """
-    freq = theta ** -(torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)  # (R/2,)
+    # One over the power, and not the power of minus: they differ in the last bit, which position 163,839 multiplies.
+    freq = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)  # (R/2,)
     if yarn is None:
         return freq
 
@@ -36,6 +41,18 @@ def frequencies(width: int, theta: float, yarn: Yarn | None) -> Tensor:
     return freq / yarn.factor * (1 - smooth) + freq * smooth
 
 
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def rotary_table(
+    width: int, theta: float, yarn: Yarn | None, positions: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles at positions 0, 1, ...: two tensors (positions, R/2) in fp32, made once."""
+    with torch.inference_mode(False):  # whoever asks first, a later pass may want gradients through what they turn
+        freq = frequencies(width, theta, yarn).to(device)
+        angles = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * freq
+        return angles.cos(), angles.sin()
+
+
 @dataclass(frozen=True)
 class Rope:
     """The angles of a run of positions, ready to turn queries and keys: cos and sin (T, R/2) in fp32."""
@@ -46,21 +63,34 @@ class Rope:
     @classmethod
     def at(cls, config: Config, start: int, length: int, device: torch.device | None = None) -> "Rope":
         """Angles of the positions `start ... start + length - 1`."""
-        freq = frequencies(config.qk_rope_head_dim, config.rope_theta, config.yarn).to(device)
-        angles = torch.arange(start, start + length, dtype=torch.float32, device=device)[:, None] * freq  # (T, R/2)
-        return cls(angles.cos(), angles.sin())
+        end = start + length
+        # tables grow by doubling, so a generation of n tokens asks for log n of them
+        positions = 1 << max(end - 1, 255).bit_length()
+        cos, sin = rotary_table(config.qk_rope_head_dim, config.rope_theta, config.yarn, positions, device or "cpu")
+        return cls(cos[start:end], sin[start:end])
 
-    def _turn(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn the pairs (a, b), each (B, T, heads, R/2), in fp32 or wider."""
-        cos, sin = self.cos[:, None], self.sin[:, None]  # (T, 1, R/2)
-        return a * cos - b * sin, b * cos + a * sin
+    @cached_property
+    def _interleaved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What each of the R numbers is multiplied by, what its partner is, and where that stands."""
+        sin = torch.stack([-self.sin, self.sin], dim=-1).flatten(-2)
+        partner = torch.arange(sin.shape[-1], device=sin.device).view(-1, 2).flip(-1).flatten()  # 1, 0, 3, 2, ...
+        return self.cos.repeat_interleave(2, dim=-1)[:, None], sin[:, None], partner
 
-    def neighbours(self, x: Tensor) -> Tensor:
+    @cached_property
+    def _half_split(self) -> tuple[Tensor, Tensor, Tensor]:
+        sin = torch.cat([-self.sin, self.sin], dim=-1)
+        partner = torch.arange(sin.shape[-1], device=sin.device).roll(self.sin.shape[-1])  # R/2, R/2 + 1, ..., 0, ...
+        return torch.cat([self.cos, self.cos], dim=-1)[:, None], sin[:, None], partner
+
+    def interleaved(self, x: Tensor) -> Tensor:
         """Rotate the pairs (2i, 2i + 1), as MLA does: x (B, T, heads, R) -> the same shape and dtype."""
-        a, b = self._turn(x[..., 0::2], x[..., 1::2])
-        return torch.stack([a, b], dim=-1).flatten(-2).to(x.dtype)
+        return _rotate(x, *self._interleaved)
 
-    def halves(self, x: Tensor) -> Tensor:
+    def half_split(self, x: Tensor) -> Tensor:
         """Rotate the pairs (i, i + R/2), as the indexer does: x (B, T, heads, R) -> the same shape and dtype."""
-        a, b = self._turn(*x.chunk(2, dim=-1))
-        return torch.cat([a, b], dim=-1).to(x.dtype)
+        return _rotate(x, *self._half_split)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, partner: Tensor) -> Tensor:
+    """Each number times its cosine, plus its partner times its signed sine; in fp32 or wider, whatever x is."""
+    return (x * cos + x.index_select(-1, partner) * sin).to(x.dtype)

@@ -6,12 +6,12 @@ unrounded sum. `model.attention`, `model.top_k` and the two precisions may be sw
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from dsa.model.attention import Attention, Step, Trace
+from dsa.model.attention import Attention, ForwardContext, LayerOutput, Trace
 from dsa.model.baselines import KINDS
 from dsa.model.cache import Cache, LayerCache
 from dsa.model.config import Config
@@ -34,15 +34,15 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None) -> tuple[Tensor, Trace | Tensor | None]:
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> LayerOutput:
         """Transform the residual stream (B, T, D), kept in fp32."""
-        attended, record = self.self_attn(self.input_layernorm(x, step.dtype), step, cache)
+        attended, *collected = self.self_attn(self.input_layernorm(x, context.dtype), context, cache)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x, step.dtype)), record
+        return LayerOutput(x + self.mlp(self.post_attention_layernorm(x, context.dtype)), *collected)
 
 
 @torch.no_grad()
-def draw_weights(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> None:
+def init_weights(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> None:
     """Draw named matrices anew; see `Transformer.reset_parameters`."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in parameters:
@@ -50,6 +50,21 @@ def draw_weights(parameters: Iterable[tuple[str, nn.Parameter]], seed: int) -> N
             continue  # norms stay at one
         std = 1.0 if "embed_tokens" in name else (3 * p.shape[1]) ** -0.5 * (1.7 if "self_attn" in name else 1)
         p.copy_(torch.randn(p.shape, generator=generator) * std)
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What comes out below the head.
+
+    Attributes:
+        hidden: normed hidden states (B, T, D).
+        traces: of each layer, if they were collected.
+        indexer_losses: each layer's, a scalar, if they were collected.
+    """
+
+    hidden: Tensor
+    traces: list[Trace]
+    indexer_losses: list[Tensor]
 
 
 class Decoder(nn.Module):
@@ -60,6 +75,16 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+def head_logits(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """Normed hidden states (B, T, D) -> logits (B, T, vocab) in at least fp32.
+
+    The head is computed in its weights' own precision. That is fp32 in a half-precision model too, as published: in
+    bf16 the two likeliest tokens often get the very same number.
+    """
+    logits = head(hidden.to(head.weight.dtype))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Transformer(nn.Module):
@@ -151,31 +176,36 @@ class Transformer(nn.Module):
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Draw all weights anew: normal, deviation (3 * inputs)^-0.5, in attention 1.7 times that, embedding 1."""
-        draw_weights(self.named_parameters(), seed)
+        init_weights(self.named_parameters(), seed)
 
-    def step(self, start: int, length: int, device: torch.device, record: str | None = None) -> Step:
+    def context(self, start: int, length: int, device: torch.device, collect: str | None = None) -> ForwardContext:
         """One pass over the positions `start ... start + length - 1`, as the model is now set."""
         rope = Rope.at(self.config, start, length, device)
-        return Step(rope, start, self.attention, self.top_k, self.dtype, record, self._precision)
+        return ForwardContext(rope, start, self.attention, self.top_k, self.dtype, collect, self._precision)
 
-    def hidden(
-        self, tokens: Tensor, cache: Cache | None = None, record: str | None = None
-    ) -> tuple[Tensor, list[Trace | Tensor | None]]:
-        """Run everything below the head: tokens (B, T) -> normed hidden states (B, T, D) and each layer's record."""
+    def run_layers(self, tokens: Tensor, cache: Cache | None = None, collect: str | None = None) -> DecoderOutput:
+        """Run everything below the head, on ids (B, T) that `check_tokens` has seen: a check reads them back from the
+        device, and a token that the model has just chosen itself needs none.
+        """
+        batch, length = tokens.shape
         start = 0 if cache is None else cache.length
-        self.check_tokens(tokens, start)
         if cache is not None:
-            cache.check_room(tokens.shape[0], tokens.shape[1], precision=self._precision)
-        step = self.step(start, tokens.shape[1], tokens.device, record)
+            cache.check_room(batch, length, precision=self._precision)
+        context = self.context(start, length, tokens.device, collect)
         x = self.model.embed_tokens(tokens)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        records = []
+        traces, losses = [], []
         for number, layer in enumerate(self.model.layers):
-            x, found = layer(x, step, None if cache is None else cache.layers[number])
-            records.append(found)
+            x, trace, loss = layer(x, context, None if cache is None else cache.layers[number])
+            traces += [] if trace is None else [trace]
+            losses += [] if loss is None else [loss]
         if cache is not None:
-            cache.length += tokens.shape[1]
-        return self.model.norm(x, self.dtype), records
+            cache.length += length
+        return DecoderOutput(self.model.norm(x, self.dtype), traces, losses)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of normed hidden states: (B, T, D) -> (B, T, vocab), in fp32 at least."""
+        return head_logits(self.lm_head, hidden)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, *, trace: bool = False, indexer_loss: bool = False):
         """Predict each next token.
@@ -192,19 +222,24 @@ class Transformer(nn.Module):
         Raises:
             ValueError: for ids that are not in the vocabulary, too long a sequence, or a trace over 1 GiB.
         """
+        start = 0 if cache is None else cache.length
+        self.check_tokens(tokens, start)
         if trace:
-            self._check_trace(tokens, 0 if cache is None else cache.length)
-        if indexer_loss and self.config.index_topk is None:
+            self._check_trace(tokens, start)
+        if indexer_loss:
+            self.check_indexers_can_learn()
+        output = self.run_layers(tokens, cache, "trace" if trace else "indexer_loss" if indexer_loss else None)
+        logits = self.logits(output.hidden)
+        if trace:
+            return logits, output.traces
+        return (logits, torch.stack(output.indexer_losses)) if indexer_loss else logits
+
+    def check_indexers_can_learn(self) -> None:
+        """Refuse, by ValueError, a loss for indexers that are not there, or that rounding would keep it from."""
+        if self.config.index_topk is None:
             raise ValueError("this model is dense and has no indexer to compute a loss for")
-        if indexer_loss and self._precision != FULL_PRECISION:
+        if self._precision != FULL_PRECISION:
             raise ValueError(f"rounding passes no gradient, so {self._precision} cannot train: set both to 'full'")
-        record = "trace" if trace else "indexer_loss" if indexer_loss else None
-        hidden, records = self.hidden(tokens, cache, record)
-        logits = self.lm_head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if record is None:
-            return logits
-        return logits, (records if trace else torch.stack([loss for loss in records if isinstance(loss, Tensor)]))
 
     def check_tokens(self, tokens: Tensor, start: int = 0) -> None:
         """Refuse ids (B, T) that cannot be read from position `start` on: ValueError says why."""
@@ -217,10 +252,11 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"{start + tokens.shape[1]} tokens exceed the model's context of {limit}: shorten the text"
             )
-        if tokens.device.type != "meta" and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab):
-            raise ValueError(
-                f"token ids run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to {vocab - 1}"
-            )
+        if tokens.is_meta:
+            return
+        least, most = torch.stack(tokens.aminmax()).tolist()  # one wait for the device
+        if least < 0 or most >= vocab:
+            raise ValueError(f"token ids run from {least} to {most}, the vocabulary from 0 to {vocab - 1}")
 
     def _check_trace(self, tokens: Tensor, start: int) -> None:
         B, T = tokens.shape

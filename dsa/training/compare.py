@@ -34,7 +34,7 @@ def measured(model: Transformer, reading: Reading, sequences: int = SEQUENCES) -
     if reading.needles:
         exam = list(evaluate.needle_batches(reading.corpus, reading.length, sequences))
         found["recall"] = {mode: evaluate.recall(model, exam, mode, model.top_k)["all"] for mode in MODES}
-    kept = mass_kept(model, reading, sequences)
+    kept = attention_recall(model, reading, sequences)
     if kept:
         found["kept"] = kept
     return found
@@ -61,7 +61,7 @@ def _held_out(reading: Reading, sequences: int, batch: int):
         yield reading.corpus.batch(chance, min(batch, sequences - start), reading.length, "held_out")
 
 
-def mass_kept(model: Transformer, reading: Reading, sequences: int) -> dict[str, list[float]]:
+def attention_recall(model: Transformer, reading: Reading, sequences: int) -> dict[str, list[float]]:
     """Per layer, the share of dense attention's mass in the keys of indexer, oracle, window and random.
 
     Rows with at most K visible keys are left out. A trace is large, so of a long sequence of a deep model only the
@@ -82,7 +82,9 @@ def _kept(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
     for number, layer in enumerate(trace):
         chosen = evaluate.choices(layer.mass, layer.scores, model.top_k, number)
         rows = slice(model.top_k, None)
-        layers.append({who: baselines.mass_kept(layer.mass, keys)[:, rows].mean() for who, keys in chosen.items()})
+        layers.append(
+            {who: baselines.attention_recall(layer.mass, keys)[:, rows].mean() for who, keys in chosen.items()}
+        )
     return {who: torch.stack([one[who] for one in layers]) for who in layers[0]}
 
 

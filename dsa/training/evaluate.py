@@ -159,7 +159,7 @@ def _watch_batch(model: Transformer, batch: Episodes, attention: str, top_k: int
         chosen = choices(layer.mass, layer.scores, top_k, number)
         weight.append({"mass": layer.mass[rows, batch.query, batch.source][far].mean()})
         hits.append({who: hit(keys, batch)[far].float().mean() for who, keys in chosen.items()})
-        kept.append({w: baselines.mass_kept(layer.mass, keys)[:, top_k:].mean() for w, keys in chosen.items()})
+        kept.append({w: baselines.attention_recall(layer.mass, keys)[:, top_k:].mean() for w, keys in chosen.items()})
     return [{who: torch.stack([one[who] for one in layers]) for who in layers[0]} for layers in (weight, hits, kept)]
 
 

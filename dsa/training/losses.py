@@ -49,13 +49,24 @@ def multi_token_loss(model: Transformer, mtp: MTP, episodes: Episodes, weight: f
         weight: 0.3, later 0.1 in V3.
 
     Returns:
-        the sum of both, and the extra layer's own loss, unweighted and without gradient.
+        the sum of both, and the extra layer's own loss, unweighted and without gradient. Under sparse attention every
+        indexer's divergence (Eq. 4), the extra layer's too, is in the sum, as in `forward_with_indexer_loss`.
+
+    Raises:
+        ValueError: for ids outside the vocabulary, and for indexers that rounding keeps from learning.
     """
-    tokens = episodes.tokens
-    hidden, _ = model.hidden(tokens)
-    main = language_loss(model.lm_head(hidden).float(), episodes)
-    step = model.step(0, tokens.shape[1] - 2, tokens.device)
-    state, _ = mtp.ahead(hidden[:, :-2], tokens[:, 1:-1], step)  # (B, T - 2, D)
+    tokens, collect = episodes.tokens, None
+    model.check_tokens(tokens)
+    if model.attention == "sparse":
+        model.check_indexers_can_learn()
+        collect = "indexer_loss"
+    below = model.run_layers(tokens, collect=collect)
+    main = language_loss(model.logits(below.hidden), episodes)
+    context = model.context(0, tokens.shape[1] - 2, tokens.device, collect)
+    further = mtp.forward_mtp(below.hidden[:, :-2], tokens[:, 1:-1], context)  # states (B, T - 2, D)
     later = replace(episodes, tokens=tokens[:, 1:], loss_mask=episodes.loss_mask[:, 1:])
-    extra = language_loss(F.pad(mtp.logits(state), (0, 0, 0, 1)), later)  # the last row predicts nothing
-    return main + weight * extra, extra.detach()
+    extra = language_loss(F.pad(mtp.logits(further.hidden), (0, 0, 0, 1)), later)  # the last row predicts nothing
+    loss = main + weight * extra
+    if further.indexer_loss is not None:
+        loss = loss + sum(below.indexer_losses) + further.indexer_loss
+    return loss, extra.detach()

@@ -22,6 +22,8 @@ from dsa.datasets import rl_domains, rl_transcripts
 from dsa.datasets.rl_domains import Problem
 from dsa.datasets.rl_symbols import END, PAD
 from dsa.datasets.rl_transcripts import PROMPT, Transcript
+from dsa.generation.decode import prefill
+from dsa.generation.sampling import Sampling
 from dsa.model.transformer import Transformer
 
 
@@ -102,8 +104,7 @@ def sample(
 
     Raises ValueError for a negative temperature or no room for a completion.
     """
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature} must be at least 0; 0 takes the likeliest token")
+    sampling = Sampling(temperature)
     if max_completion_length < 1:
         raise ValueError(f"max_completion_length={max_completion_length} must be at least 1")
     tokens, rows = rl_transcripts.prompts(problems), [_Row(problem) for problem in problems]
@@ -111,23 +112,15 @@ def sample(
     with evaluating(model):
         cache, last = model.new_cache(len(rows), PROMPT + max_completion_length), tokens
         for _ in range(max_completion_length):
-            found = model.lm_head(model.hidden(last, cache)[0][:, -1]).float()  # (B, vocab)
-            drawn, logprob = _draw(found, temperature, generator)
-            taken = [row.take(token) for row, token in zip(rows, drawn.tolist(), strict=True)]
+            drawn = sampling.sample(prefill(model, last, cache), [generator])
+            taken = [row.take(token) for row, token in zip(rows, drawn.ids.tolist(), strict=True)]
             last = torch.tensor([[token] for token, _ in taken])  # (B, 1)
             own.append(torch.tensor([[mine] for _, mine in taken]))
-            logprobs.append(logprob.masked_fill(~own[-1], 0))
+            logprobs.append(drawn.logprobs[:, None].masked_fill(~own[-1], 0))
             tokens = torch.cat([tokens, last], dim=1)
             if all(row.done for row in rows):
                 break
     return Rollout(list(problems), tokens, torch.cat(own, dim=1), torch.cat(logprobs, dim=1))
-
-
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token of each row and its log-probability: logits (B, vocab) -> (B,), (B, 1)."""
-    logprobs = (logits / (temperature or 1.0)).log_softmax(-1)
-    drawn = torch.multinomial(logprobs.exp(), 1, generator=generator) if temperature else logits.argmax(-1, True)
-    return drawn[:, 0], logprobs.gather(1, drawn)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

@@ -93,24 +93,21 @@ def test_what_cannot_be_is_refused(arguments, words):
 
 
 def test_layers_of_true_width_are_the_models_own():
-    config = full_width.first_layers(2, small.config())
-    layers = full_width.build(config, torch.float32, "cpu")
+    model = full_width.build(full_width.truncated_config(2, small.config()), torch.float32, "cpu")
+    layers = model.model.layers
     assert [type(layer.mlp).__name__ for layer in layers] == ["FeedForward", "MoE"]
     weight = layers[0].mlp.up_proj.weight
     assert weight.std() == pytest.approx((3 * weight.shape[1]) ** -0.5, rel=0.03)
     assert len({tuple(row.tolist()) for row in weight}) == len(weight)
-    assert all((p == 1).all() for name, p in layers.named_parameters() if "norm.weight" in name)
-    assert all((p == 0).all() for name, p in layers.named_parameters() if name.endswith("norm.bias"))
-    assert all((b == 0).all() for b in layers.buffers())
+    assert all((p == 1).all() for name, p in model.named_parameters() if "norm.weight" in name)
+    assert all((p == 0).all() for name, p in model.named_parameters() if name.endswith("norm.bias"))
+    assert all((b == 0).all() for b in model.buffers())
 
 
-def test_chunks_and_single_tokens_are_one_pass(monkeypatch):
-    config = full_width.first_layers(2, small.config())
-    layers = full_width.build(config, torch.float32, "cpu")
-    once, apart = (full_width.Run(layers, config, "sparse", 40) for _ in range(2))
-    whole = once.read(40)
-    assert torch.allclose(apart.read(17), whole[:, :17], atol=1e-5) and apart.cache.length == 17
-    assert torch.isfinite(apart.read(1)).all() and apart.cache.length == 18
+def test_what_is_timed_is_the_steps_that_were_asked_for():
+    model = full_width.build(full_width.truncated_config(2, small.config()), torch.float32, "cpu")
+    run = full_width.Run(model, "sparse", 40)
+    assert run.seconds([17, 1, 1]) > 0 and run.cache.length == 19 and model.attention == "sparse"
 
 
 @torch.no_grad()
@@ -119,21 +116,20 @@ def test_loaded_layers_are_the_models_own(tmp_path, fp8):
     model = small.model()
     dsa.save_pretrained(model, tmp_path, fp8=fp8)
     whole = dsa.from_pretrained(tmp_path)
-    config = full_width.first_layers(2, whole.config)
-    layers = full_width.load(full_width.build(config, torch.float32, "cpu"), tmp_path)
-    x = full_width.Run(layers, config, "sparse", 40)
-    step = whole.step(0, 40, torch.device("cpu"))
-    wanted = x.x[:, :40]
-    for layer in whole.model.layers[:2]:
-        wanted, _ = layer(wanted, step, None)
-    assert torch.allclose(x.read(40), wanted, atol=1e-5)
+    built = full_width.build(full_width.truncated_config(2, whole.config), torch.float32, "cpu")
+    two = full_width.load(built, tmp_path)
+    context, found = whole.context(0, 40, torch.device("cpu")), torch.randn(1, 40, whole.config.hidden_size)
+    wanted = found
+    for mine, theirs in zip(two.model.layers, whole.model.layers, strict=False):
+        found, wanted = mine(found, context, None).hidden, theirs(wanted, context, None).hidden
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_a_folder_without_these_layers_is_refused(tmp_path):
     dsa.save_pretrained(small.model(sizes=small.config(num_hidden_layers=2)), tmp_path)
-    layers = full_width.build(full_width.first_layers(3, small.config()), torch.float32, "cpu")
+    model = full_width.build(full_width.truncated_config(3, small.config()), torch.float32, "cpu")
     with pytest.raises(CheckpointError, match=r"tensors are missing, first model\.layers\.2"):
-        full_width.load(layers, tmp_path)
+        full_width.load(model, tmp_path)
 
 
 def test_the_quicker_dtype_is_one_of_the_two():

@@ -13,10 +13,10 @@ import dsa
 import small
 from dsa.bench.memory import peak_bytes
 from dsa.generation import memory
-from dsa.generation.generate import read, stream
+from dsa.generation.decode import prefill
+from dsa.generation.generate import stream
 from dsa.generation.sampling import Sampling
-from dsa.kernels import fp8
-from dsa.model.attention import Step
+from dsa.kernels import fp8, ops
 from dsa.model.cache import Cache
 from dsa.model.config import Config
 from dsa.model.precision import Precision
@@ -109,13 +109,13 @@ def test_wrong_calls_are_refused(model, arguments, words):
 
 def passes(model, monkeypatch):
     """The shapes of all forward passes to come."""
-    shapes, right = [], Transformer.hidden
+    shapes, right = [], Transformer.run_layers
 
     def hidden(self, tokens, *rest):
         shapes.append(tuple(tokens.shape))
         return right(self, tokens, *rest)
 
-    monkeypatch.setattr(Transformer, "hidden", hidden)
+    monkeypatch.setattr(Transformer, "run_layers", hidden)
     return shapes
 
 
@@ -186,7 +186,7 @@ def test_a_stream_yields_what_generate_returns_as_it_is_made(model, monkeypatch)
 def test_top_p_keeps_the_likeliest_that_reach_it():
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.4, 0.3, 0.2, 0.1]]).log()
     for top_p, kept in ((0.4, [[1], [0]]), (0.5, [[1], [0, 1]]), (0.6, [[1, 3], [0, 1]]), (0.95, [[0, 1, 2, 3]] * 2)):
-        found = Sampling(temperature=1.0, top_p=top_p).probabilities(logits)
+        found = Sampling(temperature=1.0, top_p=top_p).log_probabilities(logits).exp()
         for row, tokens in enumerate(kept):
             expected = torch.zeros(4).index_copy(0, torch.tensor(tokens), logits[row, tokens].exp())
             assert torch.allclose(found[row], expected / expected.sum()), (top_p, row)
@@ -226,12 +226,12 @@ def test_a_long_prompt_needs_no_more_memory_than_a_short_one():
     model = small.model(0, small.config(max_position_embeddings=4096))
     caches = {T: model.new_cache(1, T) for T in (512, 4096)}
     peaks = {
-        T: peak_bytes(lambda T=T, cache=cache: read(model, small.tokens(1, T), cache, chunk=128))
+        T: peak_bytes(lambda T=T, cache=cache: prefill(model, small.tokens(1, T), cache, chunk=128))
         for T, cache in caches.items()
     }
     scores = 128 * 4096 * 4  # of one tile of queries: they and what choosing from them takes grow, and are not kept
     assert peaks[4096] < peaks[512] + 8 * scores
-    whole = peak_bytes(lambda: model.hidden(small.tokens(1, 4096)))
+    whole = peak_bytes(lambda: model.run_layers(small.tokens(1, 4096)))
     assert whole > 3 * peaks[4096]
 
 
@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(batch, model, monke
     made = []
     right = Transformer.new_cache
     monkeypatch.setattr(Transformer, "new_cache", lambda *a: (made.append(a[1:]), right(*a))[1])
-    monkeypatch.setattr(Transformer, "hidden", lambda *_: pytest.fail("the prompt was read"))
+    monkeypatch.setattr(Transformer, "run_layers", lambda *_: pytest.fail("the prompt was read"))
     prompt = small.tokens(batch, 100)
     if batch == 1:
         monkeypatch.setattr(memory, "free_bytes", lambda device: 100 * each)
@@ -294,12 +294,13 @@ def test_reading_only_what_is_selected_changes_nothing(monkeypatch):
     model, prompt = eight_bit_model(128), small.tokens(3, 20)
 
     def logits(cache):
-        model.hidden(prompt, cache)
+        model.run_layers(prompt, cache)
         return torch.stack([model(token, cache) for token in small.tokens(3, 12, seed=4).split(1, dim=1)])
 
     with torch.no_grad():
         few = logits(model.new_cache(3, 40))
-        monkeypatch.setattr(Step, "reads_few", lambda *_: False)
+        everything = lambda kv, selected, dtype: (kv.expand(dtype), selected)  # noqa: E731
+        monkeypatch.setattr(ops, "_expand_selected", everything)
         assert torch.equal(few, logits(model.new_cache(3, 40)))
     assert prompt.shape[1] > model.top_k
 
@@ -310,9 +311,9 @@ def test_a_step_expands_the_selected_latents_and_no_others(monkeypatch):
     monkeypatch.setattr(fp8, "dequantise", lambda codes, *a: (expanded.append(codes.shape[1]), right(codes, *a))[1])
     with torch.no_grad():
         cache = model.new_cache(2, 100)
-        model.hidden(small.tokens(2, 90), cache)
+        model.run_layers(small.tokens(2, 90), cache)
         expanded.clear()
-        model.hidden(small.tokens(2, 1), cache)
+        model.run_layers(small.tokens(2, 1), cache)
     assert expanded == 3 * [model.top_k]
 
 
@@ -320,5 +321,5 @@ def test_an_empty_slot_stays_empty():
     cache = eight_bit_model(128).new_cache(1, 9).layers[0]
     written = torch.randn(1, 9, 28, generator=torch.Generator().manual_seed(0))
     stored = cache.append_latent(0, written)
-    rows, places = cache.chosen_latents(torch.tensor([[[7, -1, 2]]]))
-    assert places.tolist() == [[[0, -1, 2]]] and torch.equal(rows[0, [0, 2]], stored[0, [7, 2]])
+    rows, places = ops._expand_selected(stored, torch.tensor([[[7, -1, 2]]]), torch.float32)
+    assert places.tolist() == [[[0, -1, 2]]] and torch.equal(rows[0, [0, 2]], stored.expand(torch.float32)[0, [7, 2]])

@@ -44,11 +44,11 @@ def test_mha_and_mqa_mode_are_the_same(dtype, tolerance):
     model = small.model().to(dtype)
     attention, angles = model.model.layers[0].self_attn, rope.Rope.at(model.config, 3, T)
     x = torch.randn(2, T, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    q, kv = attention.queries(x, angles)[0], attention.latents(x, angles)
+    q, kv = attention.queries(x, angles)[0], attention.compress_kv(x, angles)
     expanded, absorbed = attention.attend_mha(q, kv), attention.attend_mqa(q, kv)
     assert expanded.dtype == dtype and gap(expanded, absorbed) < tolerance
-    mass = ops.attention_mass(q, attention.expand(kv)[0], attention.scale)
-    assert gap(mass, attention.mass(q, kv)) < tolerance
+    mass = ops.attention_mass(q, attention.expand_kv(kv)[0], attention.scale)
+    assert gap(mass, attention.attention_probs(q, kv)) < tolerance
 
 
 @torch.no_grad()
@@ -148,8 +148,8 @@ def test_stand_ins_choose_what_they_say(shared):
     assert torch.equal(kept["random"][1].selected, again[1].selected)
     assert not torch.equal(kept["random"][0].selected, kept["random"][1].selected)  # each layer for itself
     for kind in ("window", "random"):
-        share = baselines.mass_kept(kept["oracle"][0].mass, kept[kind][0].selected)
-        best = baselines.mass_kept(kept["oracle"][0].mass, kept["oracle"][0].selected)
+        share = baselines.attention_recall(kept["oracle"][0].mass, kept[kind][0].selected)
+        best = baselines.attention_recall(kept["oracle"][0].mass, kept["oracle"][0].selected)
         assert (share <= best + 1e-6).all() and best.mean() > share.mean() + 0.1
 
 
@@ -198,7 +198,7 @@ def test_rotary_and_norm_keep_fp32_under_half_inputs():
     x = torch.randn(1, 4, 1, 8).bfloat16()
     angles = rope.Rope.at(small.config(), 1000, 4)
     assert angles.cos.dtype == torch.float32
-    for turn in (angles.neighbours, angles.halves):
+    for turn in (angles.interleaved, angles.half_split):
         assert turn(x).dtype == torch.bfloat16 and torch.equal(turn(x), turn(x.float()).bfloat16())
 
 
@@ -240,14 +240,14 @@ def test_real_yarn_numbers():
 
 def test_rotation_depends_on_distance_only_and_starts_at_zero():
     x, y = torch.randn(2, 1, 1, 1, 8)
-    for turn in ("neighbours", "halves"):
+    for turn in ("interleaved", "half_split"):
         at = [getattr(rope.Rope.at(small.config(), p, 1), turn) for p in range(60)]
         assert torch.equal(at[0](x), x)
         assert gap((at[20](x) * at[13](y)).sum(), (at[50](x) * at[43](y)).sum()) < 1e-4
     angles = rope.Rope.at(small.config(yarn=None), 1, 1)
     first = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]).view(1, 1, 1, 8)
-    assert angles.neighbours(first).nonzero()[:, -1].tolist() == [0, 1]
-    assert angles.halves(first).nonzero()[:, -1].tolist() == [0, 4]
+    assert angles.interleaved(first).nonzero()[:, -1].tolist() == [0, 1]
+    assert angles.half_split(first).nonzero()[:, -1].tolist() == [0, 4]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from dsa.training.losses import language_loss, multi_token_loss
 def with_mtp(seed=0, **changes):
     """A random model and a random extra layer, nothing at a harmless default."""
     model = small.model(seed, small.config(**changes))
-    mtp = MTP(model.config).attach(model)
+    mtp = MTP(model.config).tie_embeddings(model)
     mtp.reset_parameters(seed + 1)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_its_layer_is_that_of_the_oracle(sizes, tmp_path):
     )
     dsa.save_pretrained(alone, tmp_path)
     other, tokens = oracle.load(tmp_path), small.tokens(2, 40)
-    hidden, _ = model.hidden(tokens)
+    hidden = model.run_layers(tokens).hidden
 
     def normed(x, weight):
         return x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() * weight
@@ -65,7 +65,7 @@ def test_its_layer_is_that_of_the_oracle(sizes, tmp_path):
     embedded = model.model.embed_tokens.weight[tokens[:, 1:]]  # of the token after
     pair = torch.cat([normed(embedded, mtp.enorm.weight), normed(hidden[:, :-1], mtp.hnorm.weight)], dim=-1)
     expected = other(inputs_embeds=pair @ mtp.eh_proj.weight.T, use_cache=False).logits
-    state, _ = mtp.ahead(hidden[:, :-1], tokens[:, 1:], model.step(0, 39, tokens.device))
+    state = mtp.forward_mtp(hidden[:, :-1], tokens[:, 1:], model.context(0, 39, tokens.device)).hidden
     assert (mtp.logits(state) - expected).abs().max() < 5e-5 * max(1, expected.std().item() / 2)
 
 
@@ -75,8 +75,8 @@ def test_position_by_position_it_computes_the_same(cache_precision):
     model, mtp = with_mtp(1)
     model.cache_precision = cache_precision
     tokens = small.tokens(2, 31)
-    hidden, _ = model.hidden(tokens)
-    whole, _ = mtp.ahead(hidden[:, :-1], tokens[:, 1:], model.step(0, 30, tokens.device))
+    hidden = model.run_layers(tokens).hidden
+    whole = mtp.forward_mtp(hidden[:, :-1], tokens[:, 1:], model.context(0, 30, tokens.device)).hidden
     drafter = Drafter(model, mtp, 2, 30)
     parts = [drafter.read(hidden[:, t : t + 1], tokens[:, t + 1 : t + 2]) for t in range(30)]
     assert (mtp.logits(torch.cat(parts, dim=1)) - mtp.logits(whole)).abs().max() < 5e-5
@@ -87,12 +87,12 @@ def test_position_by_position_it_computes_the_same(cache_precision):
 def test_guesses_leave_no_trace():
     model, mtp = with_mtp(2)
     tokens = small.tokens(1, 21)
-    hidden, _ = model.hidden(tokens)
+    hidden = model.run_layers(tokens).hidden
     drafter, other = (Drafter(model, mtp, 1, 40) for _ in range(2))
     state = drafter.read(hidden[:, :-1], tokens[:, 1:])
     other.read(hidden[:, :-1], tokens[:, 1:])
     assert drafter.guess(state, 5).shape == (1, 5)
-    more = model.hidden(small.tokens(1, 9, seed=7))[0], small.tokens(1, 9, seed=8)
+    more = model.run_layers(small.tokens(1, 9, seed=7)).hidden, small.tokens(1, 9, seed=8)
     assert torch.equal(drafter.read(*more), other.read(*more))
 
 
@@ -100,18 +100,20 @@ def test_guesses_leave_no_trace():
 def test_a_cache_that_went_back_has_forgotten():
     model, tokens = small.model(), small.tokens(2, 30)
     cache, other = model.new_cache(2, 40), model.new_cache(2, 40)
-    model.hidden(tokens, cache)
+    model.run_layers(tokens, cache)
     cache.rewind(17)
-    model.hidden(tokens[:, :17], other)
+    model.run_layers(tokens[:, :17], other)
     assert (model(tokens[:, 20:24], cache) - model(tokens[:, 20:24], other)).abs().max() < 5e-5
     with pytest.raises(ValueError, match=r"cannot go back from 21 tokens to 22: give 0 to that many"):
         cache.rewind(22)
     cache.rewind(10)
     model.attention = "dense"
-    model.hidden(tokens[:, :4], cache)  # leaves no index keys, and those of earlier tokens must not be taken for theirs
+    model.run_layers(
+        tokens[:, :4], cache
+    )  # leaves no index keys, and those of earlier tokens must not be taken for theirs
     model.attention = "sparse"
     with pytest.raises(ValueError, match="14 tokens but only 10 index keys"):
-        model.hidden(tokens[:, :1], cache)
+        model.run_layers(tokens[:, :1], cache)
 
 
 # ---- in a folder
@@ -143,8 +145,8 @@ def test_kept_in_fp8_it_guesses_the_same(tmp_path):
     for keep in (True, False):
         model = dsa.from_pretrained(tmp_path, keep_fp8=keep)
         mtp = load_mtp(tmp_path, model, keep_fp8=keep)
-        hidden, _ = model.hidden(prompt)
-        state, _ = mtp.ahead(hidden, prompt, model.step(0, 9, prompt.device))
+        hidden = model.run_layers(prompt).hidden
+        state = mtp.forward_mtp(hidden, prompt, model.context(0, 9, prompt.device)).hidden
         found.append(mtp.logits(state))
     assert mtp.eh_proj.weight.dtype == torch.float32 and torch.equal(*found)
 
@@ -293,14 +295,15 @@ def counting(generator, size, length=20):
 
 def test_the_loss_is_that_of_the_token_after_the_next():
     model, mtp = with_mtp(7)
+    model.attention = "dense"
     episodes = counting(torch.Generator().manual_seed(0), 3, 12)
     total, extra = multi_token_loss(model, mtp, episodes, weight=0.1)
-    hidden, _ = model.hidden(episodes.tokens)
+    hidden = model.run_layers(episodes.tokens).hidden
     nats = []
     for row, tokens in enumerate(episodes.tokens):
         for t in range(10):
-            step = model.step(0, t + 1, tokens.device)
-            state, _ = mtp.ahead(hidden[row : row + 1, : t + 1], tokens[None, 1 : t + 2], step)
+            step = model.context(0, t + 1, tokens.device)
+            state = mtp.forward_mtp(hidden[row : row + 1, : t + 1], tokens[None, 1 : t + 2], step).hidden
             nats.append(-mtp.logits(state)[0, -1].log_softmax(-1)[tokens[t + 2]])
     assert torch.allclose(extra, torch.stack(nats).mean(), atol=1e-5)
     main = language_loss(model(episodes.tokens), episodes)
@@ -308,6 +311,28 @@ def test_the_loss_is_that_of_the_token_after_the_next():
     total.backward()
     assert mtp.eh_proj.weight.grad.abs().sum() > 0 and model.model.layers[0].self_attn.o_proj.weight.grad is not None
     assert not extra.requires_grad
+
+
+def test_under_sparse_attention_every_indexer_learns_the_extra_layers_too():
+    model, mtp = with_mtp(7, index_topk=5)
+    episodes = counting(torch.Generator().manual_seed(0), 3, 12)
+    total, extra = multi_token_loss(model, mtp, episodes, weight=0.1)
+    logits, divergences = model(episodes.tokens, indexer_loss=True)
+    hidden = model.run_layers(episodes.tokens).hidden
+    context = model.context(0, 10, episodes.tokens.device, "indexer_loss")
+    own = mtp.forward_mtp(hidden[:, :-2], episodes.tokens[:, 1:-1], context).indexer_loss
+    expected = language_loss(logits, episodes) + 0.1 * extra + divergences.sum() + own
+    assert own > 0.01 and torch.allclose(total, expected, atol=1e-5)
+    total.backward()
+    for indexer in [layer.self_attn.indexer for layer in [*model.model.layers, mtp]]:
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in indexer.parameters())
+
+
+def test_indexers_that_rounding_keeps_from_learning_are_refused():
+    model, mtp = with_mtp(7)
+    model.index_precision = "int8"
+    with pytest.raises(ValueError, match="cannot train: set both to 'full'"):
+        multi_token_loss(model, mtp, counting(torch.Generator().manual_seed(0), 3, 12))
 
 
 @pytest.mark.slow

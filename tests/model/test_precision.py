@@ -11,7 +11,7 @@ import dsa
 import small
 from dsa.kernels import fp8, ops
 from dsa.model.cache import LayerCache
-from dsa.model.precision import CACHE, FULL_PRECISION, INDEX, Precision, index_format, latent_format
+from dsa.model.precision import CACHE, FULL_PRECISION, INDEX, Precision, index_codec, latent_codec
 from dsa.model.rope import Rope
 
 T = 24
@@ -57,11 +57,11 @@ def test_what_the_bytes_are():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_latents_are_rounded_in_groups_and_rotary_keys_to_bf16(dtype):
     x = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
-    form = latent_format(EIGHT, 200, dtype)
-    codes, scale, rotary = form.encode(x)
+    codec = latent_codec(EIGHT, 200)
+    codes, scale, rotary = codec.encode(x)
     right, right_scale = fp8.quantise(x[..., :200], fp8.GROUP)
     assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8)) and torch.equal(scale, right_scale)
-    back = form.rounded(x)
+    back = codec.rounded(x)
     assert back.dtype == dtype and scale.shape == (2, 5, 2) and rotary.dtype == torch.bfloat16
     assert torch.equal(back[..., :200], fp8.dequantise(codes, scale).to(dtype))
     assert torch.equal(back[..., 200:], rotary.to(dtype))
@@ -72,21 +72,21 @@ def test_with_and_without_a_cache_attention_reads_the_same_rounded_latents(model
     model.cache_precision = "fp8"
     read = []
     monkeypatch.setattr(
-        type(model.model.layers[0].self_attn), "choose", lambda self, step, q, kv, index: read.append(kv)
+        type(model.model.layers[0].self_attn), "select", lambda self, context, q, kv, index: read.append(kv)
     )
     tokens = small.tokens(2, T)
     model(tokens)
     model(tokens, model.new_cache(2, T + 3))
     whole, cached = read[:3], read[3:]
-    assert all(torch.equal(a, b) for a, b in zip(whole, cached, strict=True))
-    rounded = latent_format(EIGHT, model.config.kv_lora_rank, torch.float32).rounded(whole[0])
+    assert all(torch.equal(a, b.expand(a.dtype)) for a, b in zip(whole, cached, strict=True))
+    rounded = latent_codec(EIGHT, model.config.kv_lora_rank).rounded(whole[0])
     assert torch.equal(rounded, whole[0])  # already on the grid
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pieces", [[1] * T, [7, 1, 10, 6]], ids=str)
 def test_chunks_store_the_codes_of_the_whole_prompt(pieces):
-    form = latent_format(EIGHT, 40, torch.float32)
+    codec = latent_codec(EIGHT, 40)
     x = torch.randn(2, T, 48, generator=torch.Generator().manual_seed(0))
     config = small.config(kv_lora_rank=40)
     cache = LayerCache(config, 2, T, torch.float32, "cpu", EIGHT)
@@ -95,8 +95,9 @@ def test_chunks_store_the_codes_of_the_whole_prompt(pieces):
     for chunk, key in zip(x.split(pieces, 1), keys.split(pieces, 1), strict=True):
         latent, index_key = cache.append_latent(start, chunk), cache.append_index_key(start, key)
         start += chunk.shape[1]
-    assert torch.equal(latent, form.rounded(x)) and torch.equal(latent, cache.latent)
-    whole = fp8.Codes(*index_format(EIGHT).encode(keys)).expand()
+    assert torch.equal(latent.expand(x.dtype), codec.rounded(x))
+    assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(latent, cache.latent, strict=True))
+    whole = fp8.Codes(*index_codec(EIGHT).encode(keys)).expand()
     assert torch.equal(index_key.expand(), whole) and torch.equal(whole, cache.index_key.expand())
 
 

@@ -11,6 +11,7 @@ from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
 from dsa.datasets.rl_domains import DOMAINS
 from dsa.datasets.rl_symbols import DIGITS, PAD, read, write
 from dsa.datasets.rl_transcripts import LENGTH, PROMPT, play, worked
+from dsa.model.transformer import DecoderOutput
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig, Objective, advantages, averaged, divergence, token_losses
 
@@ -252,13 +253,13 @@ class Scripted(torch.nn.Module):
     def new_cache(self, batch, capacity):
         self.turn = -1
 
-    def hidden(self, tokens, cache):
+    def run_layers(self, tokens, cache):
         self.turn += 1
-        return tokens[:, :, None], None
+        return DecoderOutput(tokens[:, :, None], [], [])
 
-    def lm_head(self, x):
+    def logits(self, x):
         wanted = torch.tensor([row[self.turn] for row in self.rows])
-        return 50.0 * torch.nn.functional.one_hot(wanted, rl_symbols.VOCAB)
+        return 50.0 * torch.nn.functional.one_hot(wanted, rl_symbols.VOCAB)[:, None]
 
 
 def test_a_right_script_is_recognised_as_right():

@@ -159,13 +159,13 @@ HIDDEN = ("mask after top-k", "mask with 0", "fillers not masked again")
 
 def in_layer(layer: int, mistake: Mistake) -> Replacement:
     """Make the mistake only where one layer chooses its tokens."""
-    right = Attention.choose
+    right = Attention.select
 
-    def choose(self: Attention, *arguments: Any) -> Tensor | None:
+    def select(self: Attention, *arguments: Any) -> Tensor | None:
         with mistake.apply() if self.layer == layer else nullcontext():
             return right(self, *arguments)
 
-    return Replacement(Attention, "choose", choose)
+    return Replacement(Attention, "select", select)
 
 
 @lru_cache(maxsize=1)

@@ -182,13 +182,13 @@ MISTAKES = (
         "halves in MLA",
         "MLA rotates halves, as most models do, instead of neighbours.",
         "It is the usual convention, and the indexer's.",
-        ANYTIME, Replacement(Rope, "neighbours", Rope.halves),
+        ANYTIME, Replacement(Rope, "interleaved", Rope.half_split),
     ),
     Mistake(
         "YaRN forgotten",
         "Rotary frequencies are not stretched.",
         "The prompt is shorter than the original context, so YaRN seems not to apply yet.",
-        YARN, Replacement(rope, "frequencies", patches.plain_frequencies),
+        YARN, Replacement(rope, "rotary_table", patches.plain_table),
     ),
     Mistake(
         "indexer not detached",

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course.experiments import ablations
 from dsa.kernels import ops, reference
 from dsa.kernels.loops import EMPTY
 from dsa.model import rope
@@ -26,13 +25,13 @@ from dsa.model.rope import Rope
 def rotate_neighbours(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
     """Turn pairs (2i, 2i + 1) instead of (i, i + R/2)."""
     turned, still = x.split([self.rotary, self.width - self.rotary], dim=-1)
-    return torch.cat([angles.neighbours(turned), still], dim=-1)
+    return torch.cat([angles.interleaved(turned), still], dim=-1)
 
 
 def rotate_last(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
     """Turn the last R dimensions instead of the first."""
     still, turned = x.split([self.width - self.rotary, self.rotary], dim=-1)
-    return torch.cat([still, angles.halves(turned)], dim=-1)
+    return torch.cat([still, angles.half_split(turned)], dim=-1)
 
 
 def key_with_large_eps(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
@@ -81,7 +80,13 @@ def raw_query_latent(self: Attention, x: Tensor, angles: Rope, right: Any = Atte
     return right(self, x, angles)[0], self.q_a_proj(x)
 
 
-attached = ablations.attached  # the indexer with inputs that are not detached: chapter 06 trains with it, too
+def attached(self: Indexer, *args: Any, right: Any = Indexer.forward, **kwargs: Any) -> Any:
+    """Let the indexer's loss flow on into the model."""
+    self.detached = False
+    try:
+        return right(self, *args, **kwargs)
+    finally:
+        self.detached = True
 
 
 # ---- scores and selection
@@ -134,9 +139,9 @@ def forward_with_mscale_once(self: Attention, *args: Any, right: Any = Attention
         self.scale = scale
 
 
-def plain_frequencies(width: int, theta: float, yarn: Any, right: Any = rope.frequencies) -> Tensor:
+def plain_table(width: int, theta: float, yarn: Any, *where: Any, right: Any = rope.rotary_table) -> Any:
     """Forget YaRN."""
-    return right(width, theta, None)
+    return right(width, theta, None, *where)
 
 
 # ---- experts

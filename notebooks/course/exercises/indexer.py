@@ -109,7 +109,7 @@ def _check_key(answer: Answer) -> None:
         found = answer(size * raw, gain.clone(), bias.clone(), angles.cos(), angles.sin())
         require(getattr(found, "shape", None) == (6, 12), "6 tokens with 12 numbers give keys of shape (6, 12)")
         k = F.layer_norm(size * raw, (12,), gain, bias, eps=1e-6)
-        turned = Rope(angles.cos(), angles.sin()).halves(k[None, :, None, :8])[0, :, 0]
+        turned = Rope(angles.cos(), angles.sin()).half_split(k[None, :, None, :8])[0, :, 0]
         right = torch.cat([turned, k[:, 8:]], dim=-1)
         require(torch.allclose(found, right, atol=1e-4), f"your key differs {hint(found, right, k)}")
 

@@ -136,8 +136,8 @@ def _check_for_halves(answer: Callable) -> None:
     require(getattr(found, "shape", None) == (R, D), f"a weight of shape ({R}, {D}) keeps its shape")
     same = found.sort(0).values.equal(w_k.sort(0).values)
     require(same, "the same rows must be there, in another order: change no number")
-    right = rope.neighbours(x @ w_q.T)[0, :, 0] @ rope.neighbours(x @ w_k.T)[0, :, 0].T
-    mine = rope.halves(x @ answer(w_q.clone()).T)[0, :, 0] @ rope.halves(x @ found.T)[0, :, 0].T
+    right = rope.interleaved(x @ w_q.T)[0, :, 0] @ rope.interleaved(x @ w_k.T)[0, :, 0].T
+    mine = rope.half_split(x @ answer(w_q.clone()).T)[0, :, 0] @ rope.half_split(x @ found.T)[0, :, 0].T
     gap = float((mine - right).abs().max())
     require(gap < 1e-3, f"with your rows and rotated halves the scores differ by up to {gap:.1f}")
 

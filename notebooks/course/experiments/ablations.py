@@ -10,15 +10,12 @@
 """
 
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any
 
 from course.experiments import experiment
 from course.experiments.activation import indexers
 from dsa.datasets.corpus import Corpus
 from dsa.datasets.recall_tasks import Copy
-from dsa.model.indexer import Indexer
-from dsa.model.rope import Rope
 from dsa.model.transformer import Transformer
 from dsa.training import evaluate, pretrain
 from dsa.training.indexer import TOP_K, WARMUP_RATE, learn_both, train_sparse, with_indexer
@@ -32,17 +29,10 @@ SCRATCH_LENGTH, SCRATCH_BATCH, LONGER, EVERY = 128, 16, 1024, 10
 Row = dict[str, Any]
 
 
-def attached(self: Indexer, x, query_latent, rope: Rope, cache=None, start=0, precision=None):
-    """`Indexer.forward` in full precision, its inputs *not* detached: a method for :func:`attach`."""
-    q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)
-    k, w = self._key(x, rope), self.weights_proj(x) * (self.heads * self.width) ** -0.5
-    return q, k if cache is None else cache.append_index_key(start, k), w
-
-
 def attach(model: Transformer) -> Transformer:
     """Let the loss of every indexer of this model flow on into the model; returns the same model."""
     for indexer in indexers(model):
-        indexer.forward = MethodType(attached, indexer)  # type: ignore[method-assign]
+        indexer.detached = False
     return model
 
 

@@ -73,7 +73,7 @@ def lessons(model: Transformer, tokens: Tensor) -> list[Lesson]:
     def watch(attention: Attention, inputs: tuple) -> None:
         x, step = inputs[:2]
         q, latent = attention.queries(x, step.rope)
-        found.append(Lesson(x, latent, step.rope, attention.mass(q, attention.latents(x, step.rope))))
+        found.append(Lesson(x, latent, step.rope, attention.attention_probs(q, attention.compress_kv(x, step.rope))))
 
     hooks = [attention.register_forward_pre_hook(watch) for attention in attentions(model)]
     try:
@@ -168,7 +168,7 @@ def _kept(mass: Tensor, ranking: Tensor) -> float:
     """Mean mass on the TOP_K best of a ranking, over the queries that have to choose."""
     visible = reference.causal_mask(mass.shape[1], mass.shape[2], mass.device)
     chosen = reference.select(ranking.masked_fill(~visible, float("-inf")), TOP_K)
-    return baselines.mass_kept(mass, chosen)[:, TOP_K:].mean().item()
+    return baselines.attention_recall(mass, chosen)[:, TOP_K:].mean().item()
 
 
 def sweep(

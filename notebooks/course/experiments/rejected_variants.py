@@ -29,10 +29,10 @@ QUERIES, BLOCK, KEYS = 64, 1024, 2**15
 def sparse_layer(config: Config, queries: int, keys: int, seed: int = 0) -> cpu_variants.Sparse:
     """Random vectors for one sparse layer."""
     c, random = config, torch.Generator().manual_seed(seed)
-    J, W, wide = c.index_n_heads or 0, c.index_head_dim or 0, c.kv_lora_rank + c.qk_rope_head_dim
+    (J, W, K), wide = c.indexer, c.kv_lora_rank + c.qk_rope_head_dim
     sizes = (queries, c.num_attention_heads, wide), (keys, wide), (queries, J, W), (keys, W), (queries, J)
     q, kv, index_q, index_k, w = (torch.randn(1, *s, generator=random) for s in sizes)
-    return cpu_variants.Sparse(q, kv, index_q, index_k, w, c.index_topk or 0, c.kv_lora_rank)
+    return cpu_variants.Sparse(q, kv, index_q, index_k, w, K, c.kv_lora_rank)
 
 
 def dense_layer(config: Config, queries: int, keys: int, seed: int = 0) -> cpu_variants.Dense:

@@ -27,7 +27,7 @@ from course.experiments.attention_variants import delta, moba, msa, nsa, quest, 
 from course.experiments.attention_variants.choosing import Budget, convert
 from dsa.datasets import corpus as texts
 from dsa.datasets.recall_tasks import Episodes, Task
-from dsa.model.attention import Attention, Step
+from dsa.model.attention import Attention, ForwardContext
 from dsa.model.transformer import Transformer
 from dsa.training import evaluate
 from dsa.training.indexer import WARMUP_RATE, WARMUP_STEPS, learn_both
@@ -80,9 +80,11 @@ def hybrid(
 
 
 @torch.no_grad()
-def watch(model: Transformer, modules: Sequence[nn.Module], tokens: Tensor) -> list[tuple[Tensor, Step, Tensor]]:
-    """Run a model and note what attention modules get and give: input (B, T, D), step, output (B, T, D) of each."""
-    seen: list[tuple[Tensor, Step, Tensor]] = []
+def watch(
+    model: Transformer, modules: Sequence[nn.Module], tokens: Tensor
+) -> list[tuple[Tensor, ForwardContext, Tensor]]:
+    """Run a model and note what attention modules get and give: input (B, T, D), context, output (B, T, D) of each."""
+    seen: list[tuple[Tensor, ForwardContext, Tensor]] = []
     hooks = [m.register_forward_hook(lambda _, got, gave: seen.append((got[0], got[1], gave[0]))) for m in modules]
     try:
         model(tokens)

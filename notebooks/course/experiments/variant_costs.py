@@ -116,7 +116,7 @@ def _by_token(design: str, config: Config, keys: int, budget: Budget, chosen: Bi
         r = budget.components
         scoring, read = keys * 2 * config.num_attention_heads * r, chosen.read + keys * r
         return replace(chosen, scoring=scoring, read=read, candidates=keys, places=scattered)
-    scoring, W = keys * index_pair_flops(config), config.index_head_dim or 0
+    scoring, W = keys * index_pair_flops(config), config.indexer.head_dim
     by_block = design == "msa"
     blocks = -(-keys // budget.block)
     return replace(

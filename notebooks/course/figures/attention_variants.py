@@ -68,7 +68,7 @@ class Layer:
             return ops.index_topk(*self.index, budget.keys)
         design = training.CONVERTS[who](self.config, 0, budget)  # type: ignore[call-arg]
         assert isinstance(design, Choosing)
-        return design.select(self.q, self.kv, self.index)
+        return design.choose(self.q, self.kv, self.index)
 
 
 @torch.no_grad()
@@ -81,9 +81,9 @@ def layers_of(model: Transformer, tokens: Tensor) -> list[Layer]:
     for attention, (x, step, _) in zip(attentions, seen, strict=True):
         assert isinstance(attention, Attention) and attention.indexer is not None
         q, latent = attention.queries(x, step.rope)
-        kv = attention.latents(x, step.rope)
+        kv = attention.compress_kv(x, step.rope)
         index = attention.indexer(x, latent, step.rope)
-        found.append(Layer(model.config, attention.absorb(q), kv, index, attention.mass(q, kv)))
+        found.append(Layer(model.config, attention.absorb_query(q), kv, index, attention.attention_probs(q, kv)))
     return found
 
 
@@ -91,7 +91,7 @@ def judged(layer: Layer, episodes: Episodes, who: str, budget: Budget) -> tuple[
     """How many far needles one chooser finds, and what share of attention it keeps, rows with a real choice only."""
     chosen, far = layer.chosen(who, budget), episodes.distance > evaluate.HIT_FAR
     hits = evaluate.hit(chosen, episodes)[far].float().mean().item()
-    return hits, baselines.mass_kept(layer.mass, chosen)[:, budget.keys :].mean().item()
+    return hits, baselines.attention_recall(layer.mass, chosen)[:, budget.keys :].mean().item()
 
 
 def draw_choices(layers: Sequence[Layer], episodes: Episodes) -> Draw:

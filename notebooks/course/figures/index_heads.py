@@ -143,7 +143,7 @@ def _sentence(found: Factors, layer: int, t: int, shares: Tensor, kept: list[int
     weights = ", ".join(f"{float(w):+.2f}" for w in found.w[layer, t])
     cut = float((found.products(layer, t) < 0).float().mean())
     first, most = int(scores.argmax()), int(mass.argmax())
-    best = baselines.mass_kept(mass[None, None], torch.tensor([[_chosen(mass, len(kept))]]))
+    best = baselines.attention_recall(mass[None, None], torch.tensor([[_chosen(mass, len(kept))]]))
     return (
         f"Token {t} ({_piece(found, t)}) gives its heads in layer {layer} the weights {weights}; {cut:.0%} of the "
         f"products are negative. Highest score: token {first} ({_piece(found, first)}); most attention: token {most} "

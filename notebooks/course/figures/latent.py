@@ -35,7 +35,7 @@ def between_modes(config: Config, dtype: torch.dtype, tokens: int = 24) -> float
     torch.manual_seed(0)
     attention, x = Attention(narrow, 0).to(dtype), torch.randn(1, tokens, 64).to(dtype)  # (B, T, D)
     rope = Rope.at(narrow, 0, tokens)
-    q, kv = attention.queries(x, rope)[0], attention.latents(x, rope)
+    q, kv = attention.queries(x, rope)[0], attention.compress_kv(x, rope)
     return float((attention.attend_mha(q, kv) - attention.attend_mqa(q, kv)).abs().max())
 
 
@@ -63,9 +63,9 @@ def swings(config: Config, distance: int, positions: int = 128) -> dict[str, Ten
         return (late * early).sum(-1)
 
     return {
-        "both neighbours": scores(rope.neighbours, rope.neighbours),
-        "both halves": scores(rope.halves, rope.halves),
-        "halves meet neighbours": scores(rope.halves, rope.neighbours),
+        "both neighbours": scores(rope.interleaved, rope.interleaved),
+        "both halves": scores(rope.half_split, rope.half_split),
+        "halves meet neighbours": scores(rope.half_split, rope.interleaved),
     }
 
 

@@ -69,7 +69,7 @@ class Film:
         """The attention on the indexer's best keys of one query, and on the best keys."""
         p, guess = self.mass[layer, t, : t + 1], self.shares[picture][layer, t, : t + 1]
         chosen = [ops.select(row[None, None], top_k) for row in (guess, p)]
-        ours, best = (float(baselines.mass_kept(p[None, None], one)) for one in chosen)
+        ours, best = (float(baselines.attention_recall(p[None, None], one)) for one in chosen)
         return ours, best
 
 

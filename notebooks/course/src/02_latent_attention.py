@@ -367,7 +367,7 @@ def my_cache(x):
 
 
 # %%
-kv = attention.latents(x, rope)[0]  # (T, C + R)
+kv = attention.compress_kv(x, rope)[0]  # (T, C + R)
 claim(
     "my-cache-is-dsas",
     torch.allclose(my_cache(x[0]), kv, atol=1e-4, rtol=0),

@@ -439,7 +439,7 @@ def hit(selected):
 
 
 def mass(selected):
-    kept = baselines.mass_kept(dense[2].mass, selected)
+    kept = baselines.attention_recall(dense[2].mass, selected)
     return float(kept[:, 64:].mean())
 
 

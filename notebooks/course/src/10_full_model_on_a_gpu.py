@@ -39,6 +39,7 @@ from dsa.checkpoint.inspect import look, report
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.distributed import tensor_parallel
 from dsa.generation.chat import open_chat
+from dsa.generation.decode import decode_step
 from dsa.model.moe import Gate, MoE, route
 from dsa.model.transformer import Layer
 from torch import Tensor
@@ -325,11 +326,11 @@ if device == "cuda":
     memory = torch.cuda.get_device_properties(0).total_memory
     count = full_width.layers_that_fit(memory, dtype)
     lengths, decoded = (8192, 32768, 131072), 32
-config = full_width.first_layers(count)
+config = full_width.truncated_config(count)
 stack = full_width.build(config, dtype, device)
 size = sum(p.numel() for p in stack.parameters())
 print(f"{count} layer(s), {size / 1e9:.2f} billion parameters, {dtype}")
-first = sum(p.numel() for p in stack[0].parameters())
+first = sum(p.numel() for p in stack.model.layers[0].parameters())
 claim(
     "one-dense-layer",
     round(first / 1e9, 2) == 0.60,
@@ -344,10 +345,12 @@ claim(
 # %%
 outputs = {}
 for attention in ("dense", "sparse"):
-    run = full_width.Run(stack, config, attention, 32)
-    outputs[attention] = run.read(24).float()
-change = outputs["dense"] - run.x[:, :24].float()
-gap = (outputs["dense"] - outputs["sparse"]).norm() / change.norm()
+    run = full_width.Run(stack, attention, 32)
+    states = decode_step(stack, run.tokens[:, :24], run.cache)
+    outputs[attention] = states.float()
+gap = (outputs["dense"] - outputs["sparse"]).norm() / outputs[
+    "dense"
+].norm()
 claim(
     "real-shape-agrees",
     gap < 0.02,
@@ -361,7 +364,7 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 measured = [
-    full_width.measure(stack, config, attention, length, decoded)
+    full_width.measure(stack, attention, length, decoded)
     for attention in ("dense", "sparse")
     for length in lengths
 ]
@@ -433,7 +436,7 @@ from dsa.training.indexer_data import PlainText
 from dsa.training.losses import multi_token_loss
 
 base = dsa.from_pretrained("../data/base").requires_grad_(False)
-mtp = MTP(base.config).attach(base)
+mtp = MTP(base.config).tie_embeddings(base)
 mtp.reset_parameters(seed=0)
 lessons = PlainText(corpus.load(), length=128)
 chance = torch.Generator().manual_seed(0)

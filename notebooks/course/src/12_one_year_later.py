@@ -308,7 +308,7 @@ twins(
 
 # %%
 oracle = baselines.oracle(layers[0].mass, 32)
-kept = baselines.mass_kept(layers[0].mass, oracle)[:, 32:].mean()
+kept = baselines.attention_recall(layers[0].mass, oracle)[:, 32:].mean()
 claim(
     "layer-0-is-diffuse",
     kept < 0.7,

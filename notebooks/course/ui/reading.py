@@ -60,7 +60,7 @@ class Reading:
         """
         if who == "random":
             return (top_k / torch.arange(1, len(self.ids) + 1)).clamp(max=1)
-        return baselines.mass_kept(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
+        return baselines.attention_recall(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
 
 
 def reader(model: Transformer) -> Callable[[str], Reading]:
@@ -102,8 +102,8 @@ def head_weights(model: Transformer, ids: list[int]) -> Tensor:
 
     def watch(attention: Attention, inputs: tuple) -> None:
         x, step = inputs[:2]
-        q, kv = attention.queries(x, step.rope)[0], attention.latents(x, step.rope)
-        logits = reference.attention_logits(attention.absorb(q), kv[:, :, None], attention.scale)
+        q, kv = attention.queries(x, step.rope)[0], attention.compress_kv(x, step.rope)
+        logits = reference.attention_logits(attention.absorb_query(q), kv[:, :, None], attention.scale)
         found.append(logits.softmax(-1)[0])
 
     before, model.attention = model.attention, "dense"

@@ -60,7 +60,7 @@ def own(design, q, kv):
     layer = design.__new__(design)
     torch.nn.Module.__init__(layer)
     layer.budget, layer.scale = BUDGET, 0.5
-    return layer.select(q, kv, None)
+    return layer.choose(q, kv, None)
 
 
 @pytest.mark.parametrize(("T", "S"), [(22, 22), (3, 22), (1, 9), (4, 7)])
@@ -214,18 +214,18 @@ def test_nsa_by_hand(warmed):
     model = built(warmed, "nsa")
     layer, size = model.model.layers[1].self_attn, BUDGET.block
     with torch.no_grad():  # nothing may be left at its harmless start
-        layer.compress.outer.weight.copy_(0.3 * random(*layer.compress.outer.weight.shape))
+        layer.pool.outer.weight.copy_(0.3 * random(*layer.pool.outer.weight.shape))
         layer.gates.weight.copy_(random(*layer.gates.weight.shape))
     seen = []
     layer.register_forward_hook(lambda _, got, gave: seen.append((*got[:2], gave[0])))
     with torch.no_grad():
         model(warmed[1])
         x, step, out = seen[0]
-        q, kv = layer.absorb(layer.queries(x, step.rope)[0]), layer.latents(x, step.rope)
+        q, kv = layer.absorb_query(layer.queries(x, step.rope)[0]), layer.compress_kv(x, step.rope)
         w_v, C, b = layer.up_projections(torch.float64)[1], layer.latent, 0
         for t in (2, 9, 22):
             past = t // size
-            keys = [layer.compress(kv[b : b + 1, None, n * size : (n + 1) * size])[0, 0] for n in range(past)]
+            keys = [layer.pool(kv[b : b + 1, None, n * size : (n + 1) * size])[0, 0] for n in range(past)]
             shares = [softmax([float(layer.scale * (q[b, t, h] @ k)) for k in keys]) if keys else [] for h in range(4)]
             rank = sorted(range(past), key=lambda n: -sum(s[n] for s in shares))
             picked = [n * size + i for n in [past, *rank[:1]] for i in range(size) if n * size + i <= t]
@@ -258,7 +258,7 @@ def test_nsas_proxy_learns_from_the_language_loss_alone(warmed):
     model = built(warmed, "nsa")
     model(warmed[1]).square().sum().backward()
     layer = model.model.layers[0].self_attn
-    assert layer.compress.outer.weight.grad.abs().sum() > 0 and layer.gates.weight.grad.abs().sum() > 0
+    assert layer.pool.outer.weight.grad.abs().sum() > 0 and layer.gates.weight.grad.abs().sum() > 0
 
 
 # Gated DeltaNet -------------------------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dsa.model.attention import Attention, IndexFactors, Step
+from dsa.kernels.fp8 import LatentCodes
+from dsa.model.attention import Attention, ForwardContext, as_numbers
 from dsa.model.config import Config
+from dsa.model.indexer import IndexFactors
 from dsa.model.transformer import Layer, Transformer
 
 
@@ -72,14 +74,16 @@ class Choosing(Attention):
         super().__init__(config, layer)
         self.budget = budget
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose: absorbed queries (B, T, H, C + R), latents (B, S, C + R) -> selected (B, T, K), -1 for empty."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def choose(self, step: Step, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor | None:
+    def select(
+        self, context: ForwardContext, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors | None
+    ) -> Tensor | None:
         """Hand the kernels this design's choice."""
-        return self.select(self.absorb(q), kv, index)
+        return self.choose(self.absorb_query(q), as_numbers(kv, q.dtype), index)
 
 
 def convert(model: Transformer, design: type[Attention], budget: Budget) -> Transformer:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsa.model.attention import Step
+from dsa.model.attention import ForwardContext, LayerOutput
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.norm import RMSNorm
@@ -109,12 +109,12 @@ class GatedDeltaNet(nn.Module):
         a, b = self.rates(x).unflatten(-1, (2, self.heads)).unbind(-2)
         return q, k, v, -self.log_speed.exp() * F.softplus(a + self.forget), b.sigmoid()
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> LayerOutput:
         """Mix tokens. Raises ValueError for a cache: it holds latents, and this layer keeps a matrix."""
         if cache is not None:
             raise ValueError("the cache keeps latents and a Gated DeltaNet layer has none: run it without a cache")
         read = self.norm(chunked(*self.factors(x)))  # (B, T, H, V)
-        return self.o_proj(F.silu(self.out_gate(x)) * read.flatten(-2)), None
+        return LayerOutput(self.o_proj(F.silu(self.out_gate(x)) * read.flatten(-2)))
 
 
 def hybrid(model: Transformer, width: int = 24, seed: int = 0) -> Transformer:

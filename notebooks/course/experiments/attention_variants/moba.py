@@ -12,7 +12,7 @@ from torch import Tensor
 
 from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.choosing import Choosing
-from dsa.model.attention import IndexFactors
+from dsa.model.indexer import IndexFactors
 
 
 def mean_logits(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
@@ -26,7 +26,7 @@ def mean_logits(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
 class Moba(Choosing):
     """MLA over the query's own block and the past ones of best mean."""
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose by q . mean(k)."""
         S, size = kv.shape[1], self.budget.block
         scores = blocks.shared(mean_logits(q, kv, size, self.scale), S, size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.choosing import Choosing
 from dsa.kernels import ops
-from dsa.model.attention import IndexFactors
+from dsa.model.indexer import IndexFactors
 
 
 def best_token(scores: Tensor, size: int) -> Tensor:
@@ -26,7 +26,7 @@ def best_token(scores: Tensor, size: int) -> Tensor:
 class Msa(Choosing):
     """MLA over the query's own block and the past ones with the best-scored token."""
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose by the indexer, by block. Raises ValueError where there is none, or it was not asked."""
         if index is None:
             raise ValueError("this design asks the indexer: give the model one, and set attention='sparse'")

@@ -20,7 +20,7 @@ from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.choosing import Budget
 from dsa.kernels import ops
 from dsa.model import baselines
-from dsa.model.attention import Attention, Step, Trace
+from dsa.model.attention import Attention, ForwardContext, LayerOutput, as_numbers, per_head
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 
@@ -55,7 +55,7 @@ class Nsa(Attention):
         if budget.blocks < 3:
             raise ValueError(f"{budget.keys} keys are {budget.blocks} blocks of {budget.block}: NSA needs at least 3")
         self.budget = budget
-        self.compress = Compress(self.latent + self.rotary, budget.block, seed=layer)
+        self.pool = Compress(self.latent + self.rotary, budget.block, seed=layer)
         self.gates = nn.Linear(config.hidden_size, 3 * self.heads)
         with torch.no_grad():
             self.gates.weight.zero_()
@@ -64,7 +64,7 @@ class Nsa(Attention):
     def compressed(self, q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Branch 1: the output (B, T, H, C) and each block's attention, all heads together (B, T, N)."""
         S, size = kv.shape[1], self.budget.block
-        keys = self.compress(blocks.cut(kv, size))  # (B, N, W)
+        keys = self.pool(blocks.cut(kv, size))  # (B, N, W)
         logits = self.scale * torch.einsum("bthw,bnw->bthn", q, keys)
         visible = blocks.past(q.shape[1], S, size, q.device)[:, None]  # (T, 1, N)
         logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
@@ -76,22 +76,21 @@ class Nsa(Attention):
         size = self.budget.block
         return blocks.tokens_of(blocks.best(importance, self.budget.blocks - 1, S, size), S, size)
 
-    def forward(self, x: Tensor, step: Step, cache: LayerCache | None = None) -> tuple[Tensor, Trace | Tensor | None]:
-        """Attend three ways and mix: x (B, T, D) -> (B, T, D); of `step.record` only "trace" is known."""
-        q, _ = self.queries(x, step.rope)
-        kv = self.latents(x, step.rope)
-        kv = kv if cache is None else cache.append_latent(step.start, kv)
+    def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> LayerOutput:
+        """Attend three ways and mix: x (B, T, D) -> (B, T, D); of `context.collect` only "trace" is known."""
+        q, _ = self.queries(x, context.rope)
+        kv = as_numbers(self.compress(x, context, cache), x.dtype)
         B, T, S = *x.shape[:2], kv.shape[1]
-        absorbed = self.absorb(q)
+        absorbed = self.absorb_query(q)
         coarse, importance = self.compressed(absorbed, kv)
         chosen = self.selected(importance, S)
         recent = baselines.window(B, T, S, self.budget.block, x.device)
         branches = [coarse, *(self._attend(absorbed, kv, keys) for keys in (chosen, recent))]
         gates = self.gates(x).sigmoid().unflatten(-1, (3, self.heads))  # (B, T, 3, H)
         mixed = torch.einsum("btgh,btghc->bthc", gates, torch.stack(branches, 2))
-        heads = torch.einsum("bthc,hvc->bthv", mixed, self.up_projections(mixed.dtype)[1])
-        record = self.trace(step, q, kv, None, chosen) if step.record == "trace" else None
-        return self.o_proj(heads.flatten(-2)), record
+        heads = per_head(mixed, self.up_projections(mixed.dtype)[1].mT)
+        trace = self.trace(context, q, kv, None, chosen) if context.collect == "trace" else None
+        return LayerOutput(self.o_proj(heads.flatten(-2)), trace)
 
     def _attend(self, absorbed: Tensor, kv: Tensor, keys: Tensor) -> Tensor:
         return ops.sparse_attention(absorbed, kv, keys, self.scale, self.latent)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.choosing import Choosing
-from dsa.model.attention import IndexFactors
+from dsa.model.indexer import IndexFactors
 
 
 def bounds(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
@@ -30,7 +30,7 @@ def bounds(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
 class Quest(Choosing):
     """MLA over the query's own block and the past ones of highest bound."""
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose by the bound."""
         S, size = kv.shape[1], self.budget.block
         scores = blocks.shared(bounds(q, kv, size, self.scale), S, size)

@@ -12,7 +12,7 @@ from torch import Tensor
 from course.experiments.attention_variants.choosing import Choosing
 from dsa.kernels import ops
 from dsa.model import baselines
-from dsa.model.attention import IndexFactors
+from dsa.model.indexer import IndexFactors
 
 
 def sinks_and_window(batch: int, T: int, S: int, keys: int, sinks: int, device: torch.device | str = "cpu") -> Tensor:
@@ -28,7 +28,7 @@ def sinks_and_window(batch: int, T: int, S: int, keys: int, sinks: int, device: 
 class Sinks(Choosing):
     """MLA over sinks and a window."""
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose by place."""
         B, T = q.shape[:2]
         return sinks_and_window(B, T, kv.shape[1], self.budget.keys, self.budget.sinks, q.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from course.experiments.attention_variants.choosing import Choosing
 from dsa.kernels import ops
 from dsa.kernels.reference import causal_mask
-from dsa.model.attention import IndexFactors
+from dsa.model.indexer import IndexFactors
 
 
 def short_products(q: Tensor, kv: Tensor, components: int, scale: float) -> Tensor:
@@ -30,7 +30,7 @@ def short_products(q: Tensor, kv: Tensor, components: int, scale: float) -> Tens
 class Sparq(Choosing):
     """MLA over the tokens whose short products weigh most."""
 
-    def select(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
+    def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
         """Choose by the short products' softmax, added over heads."""
         visible = causal_mask(q.shape[1], kv.shape[1], q.device)
         logits = short_products(q, kv, self.budget.components, self.scale)
