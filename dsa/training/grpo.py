@@ -15,7 +15,8 @@ means that no reference model is kept; and the KL term is the one that TRL 1.10 
 
 DeepSeek-V3.2's report (arXiv 2512.02556, section 3.1) adds what keeps a large run stable when the samples are not quite
 the trained policy's own. M leaves out worse answers that have become too unlikely (:func:`on_policy`, *off-policy
-sequence masking*): here an option, off unless asked for.
+sequence masking*). Experts are chosen again as they were while sampling (*keep routing*), and so is what top-p left to
+be drawn (*keep sampling mask*; :mod:`dsa.training.rollout` has both). Here they are options.
 
 A group whose rewards are all equal teaches nothing: its advantages are zero. The share of such groups is measured
 (``frac_reward_zero_std``), because a run in which it nears 1 stands still and looks calm.
@@ -43,7 +44,7 @@ from dsa.training import rewards
 from dsa.training.losses import read
 from dsa.training.optimizers import adamw
 from dsa.training.rewards import Reward
-from dsa.training.rollout import Rollout, logprobs_of, sample
+from dsa.training.rollout import Rollout, logprobs_of, replayed_routing, sample
 from dsa.training.trainer import Phase, Run, train
 
 SCALES = ("group", "batch", "none")
@@ -61,6 +62,9 @@ class GRPOConfig:
     - ``beta``: weight of the divergence from the model as it was at the start.
     - ``off_policy_mask_threshold``: answers worse than their group's mean whose tokens have become less likely by more
       than so many nats on average push no more (:func:`on_policy`); None: all push.
+    - ``top_p``: below 1, samples are drawn from the likeliest tokens that have this probability together;
+      ``keep_sampling_mask`` holds policy and reference to those tokens too (nothing changes while ``top_p`` is 1).
+    - ``keep_routing``: each update replays the experts that sampling chose; the reference routes for itself.
     - ``train_indexer``: whether the indexers learn on from Eq. 4 or stay as they are.
     - ``scale_rewards``: divide advantages by the deviation in the "group", in the "batch", or by nothing ("none").
     - ``loss_type``: "grpo" averages over a completion and then over completions, "dapo" over all own tokens, "dr_grpo"
@@ -81,24 +85,24 @@ class GRPOConfig:
     loss_type: str = "dapo"
     max_grad_norm: float = 1.0
     off_policy_mask_threshold: float | None = None
+    top_p: float = 1.0
+    keep_sampling_mask: bool = True
+    keep_routing: bool = False
     train_indexer: bool = True
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_generations >= 2, f"num_generations={self.num_generations} must be at least 2: one has no group"
-        )
+        _require(self.num_generations >= 2, f"num_generations={self.num_generations} must be at least 2 to compare")
         _require(self.num_prompts >= 1, f"num_prompts={self.num_prompts} must be at least 1")
         _require(self.num_iterations >= 1, f"num_iterations={self.num_iterations} must be at least 1")
         _require(self.temperature > 0, f"temperature={self.temperature} must be above 0: equal samples teach nothing")
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1; 1 keeps all tokens")
         _require(0 <= self.epsilon < 1, f"epsilon={self.epsilon} must lie in 0 (nothing may change) to 1")
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         _require(high >= 0, f"epsilon_high={high} must be at least 0; None takes epsilon")
         _require(self.beta >= 0, f"beta={self.beta} must be at least 0; 0 keeps no reference")
         _require(self.scale_rewards in SCALES, f"scale_rewards={self.scale_rewards!r}: use one of {', '.join(SCALES)}")
         delta = self.off_policy_mask_threshold
-        _require(
-            delta is None or delta > 0, f"off_policy_mask_threshold={delta} must be above 0 nats; None masks nothing"
-        )
+        _require(delta is None or delta > 0, f"off_policy_mask_threshold={delta} must be above 0; None masks nothing")
         _require(self.loss_type in LOSSES, f"loss_type={self.loss_type!r}: use one of {', '.join(LOSSES)}")
 
 
@@ -144,23 +148,23 @@ def divergence(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def on_policy(now: Tensor, old: Tensor, own: Tensor, advantage: Tensor, threshold: float) -> Tensor:
+def on_policy(now: Tensor, old: Tensor, completion_mask: Tensor, advantage: Tensor, threshold: float) -> Tensor:
     """V3.2's sequence mask M: log-probabilities and own tokens (B, T), advantages (B,) -> (B,) bool, who may push.
 
     Left out is an answer with a negative advantage whose mean log (p_old / p_now) over its own tokens is above
-    ``threshold``: the policy has left it already, and pushing it further away teaches little and is what blows up. The
-    better answers are never left out, whatever their ratio: from those the policy learns what it should do.
+    ``threshold``. The policy has left it already, so it is not a mistake of the policy's own any more; pushing further
+    teaches little and is what derails a run. A better answer is never left out: it says what should be done.
     """
-    drift = ((old - now) * own).sum(1) / own.sum(1).clamp(min=1)
+    drift = ((old - now) * completion_mask).sum(1) / completion_mask.sum(1).clamp(min=1)
     return (advantage >= 0) | (drift <= threshold)
 
 
-def averaged(losses: Tensor, own: Tensor, loss_type: str, longest: int) -> Tensor:
+def averaged(losses: Tensor, completion_mask: Tensor, loss_type: str, longest: int) -> Tensor:
     """One number from the losses of own tokens: (B, T) -> a scalar; ``longest`` is the most a completion may have."""
-    losses = losses * own
+    losses, lengths = losses * completion_mask, completion_mask.sum(1)
     if loss_type == "grpo":
-        return (losses.sum(1) / own.sum(1).clamp(min=1)).mean()
-    return losses.sum() / (own.sum().clamp(min=1) if loss_type == "dapo" else len(own) * longest)
+        return (losses.sum(1) / lengths.clamp(min=1)).mean()
+    return losses.sum() / (lengths.sum().clamp(min=1) if loss_type == "dapo" else len(losses) * longest)
 
 
 @dataclass(frozen=True)
@@ -206,13 +210,15 @@ class Objective:
         problems = [p for p in self.draw(chance, config.num_prompts) for _ in range(config.num_generations)]
         rollout = sample(
             model, problems, chance,
-            temperature=config.temperature, max_completion_length=config.max_completion_length,
+            temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_completion_length,
+            keep_sampling_mask=config.keep_sampling_mask, keep_routing=config.keep_routing,
         )  # fmt: skip
         found = torch.tensor([self.reward(one) for one in rollout.transcripts()])
         reference = None
         if self.reference is not None:
             with torch.no_grad():
-                reference = logprobs_of(self.reference(rollout.tokens), rollout.tokens, config.temperature)
+                logits = self.reference(rollout.tokens)
+                reference = logprobs_of(logits, rollout.tokens, config.temperature, rollout.sampling_mask)
         return Graded(rollout, found, advantages(found, config.num_generations, config.scale_rewards), reference)
 
     def loss(self, model: Transformer, graded: Graded) -> tuple[Tensor, dict[str, float]]:
@@ -221,26 +227,30 @@ class Objective:
         Rows without an advantage have no part in it and are not read, unless the reference asks for them.
         """
         config, rollout = self.config, graded.rollout
-        old, own = rollout.logprobs, rollout.own
+        old, completion_mask = rollout.logprobs, rollout.completion_mask
         rows = (graded.advantages != 0) | (graded.reference is not None)
-        tokens = rollout.tokens[rows if rows.any() else ~rows]
-        logits, indexer_loss = read(model, tokens) if config.train_indexer else (model(tokens), 0.0)
-        now = old.index_put((rows,), logprobs_of(logits, tokens, config.temperature)[: rows.sum()])
+        rows = rows if rows.any() else ~rows
+        part = rollout.rows(rows)
+        with replayed_routing(model, part.routing):
+            logits, indexer_loss = read(model, part.tokens) if config.train_indexer else (model(part.tokens), 0.0)
+        now = old.index_put((rows,), logprobs_of(logits, part.tokens, config.temperature, part.sampling_mask))
         losses, clipped = token_losses(now, old, graded.advantages, config.epsilon, config.epsilon_high)
         measures = _measures(graded, now.detach(), clipped, config.num_generations)
         if config.off_policy_mask_threshold is not None:
-            pushes = on_policy(now, old, own, graded.advantages, config.off_policy_mask_threshold)
+            pushes = on_policy(now, old, completion_mask, graded.advantages, config.off_policy_mask_threshold)
             losses = losses * pushes[:, None]  # the divergence below still holds those that are left out
             measures["off_policy_masked"] = (~pushes).float().mean().item()
         if graded.reference is not None:
             kl = divergence(now, old, graded.reference)
             losses = losses + config.beta * kl
-            measures["kl"] = kl.detach()[own].mean().item()
-        return averaged(losses, own, config.loss_type, config.max_completion_length) + indexer_loss, measures
+            measures["kl"] = kl.detach()[completion_mask].mean().item()
+        loss = averaged(losses, completion_mask, config.loss_type, config.max_completion_length)
+        return loss + indexer_loss, measures
 
 
 def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:
-    own, rollout = graded.rollout.own, graded.rollout
+    rollout = graded.rollout
+    own = rollout.completion_mask
     groups = graded.rewards.unflatten(0, (-1, num_generations))
     return {
         "reward": graded.rewards.mean().item(),

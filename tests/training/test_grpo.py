@@ -1,35 +1,16 @@
-"""GRPO's numbers against hand and finite differences; sampling with tools; rewards; and that all of it learns."""
+"""GRPO's numbers against hand, enumeration and finite differences; rewards; and that all of it learns."""
 
 import math
 
 import pytest
 import torch
 
-import dsa
-from course.experiments import rl_base_model
 from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
-from dsa.datasets.rl_domains import DOMAINS
-from dsa.datasets.rl_symbols import DIGITS, PAD, read, write
-from dsa.datasets.rl_transcripts import LENGTH, PROMPT, play, worked
-from dsa.model.transformer import DecoderOutput
+from dsa.datasets.rl_symbols import read, write
+from dsa.datasets.rl_transcripts import play, worked
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig, Objective, advantages, averaged, divergence, token_losses
-
-ALL = tuple(DOMAINS)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def small(seed=0, sparse=True):
-    """A random model of the domains' alphabet."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 2, "intermediate_size": 48}
-    indexer = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 6} if sparse else {}
-    model = dsa.Transformer(rl_base_model.dense_config().replace(**sizes, **indexer))
-    model.reset_parameters(seed)
-    return model.eval()
-
+from rl import ALL, EXPERTS, says_one, seeded, small
 
 # the objective ------------------------------------------------------------------------------------------------------
 
@@ -152,24 +133,27 @@ def policy_only(**settings):
     return Objective(GRPOConfig(**settings), lambda g, n: rl_transcripts.draw(g, ["maths"], n), lambda one: 0.0)
 
 
-def test_the_whole_loss_has_the_exact_divergence_and_gradient():
-    """One completion of each possible token from a sampler that found all alike: a batch mean is an expectation."""
+@pytest.mark.parametrize("left", [rl_symbols.VOCAB, 9])
+def test_the_whole_loss_has_the_exact_divergence_and_gradient(left):
+    """One completion of each possible token from a sampler that found all alike: a batch mean is an expectation.
+
+    If a sampling mask has left only some tokens, it is the divergence of what is left of both distributions.
+    """
     model, home = small(), small(7)
     prompt = rl_transcripts.prompts(rl_transcripts.draw(seeded(), ["maths"], 1))  # (1, PROMPT)
-    tokens = torch.cat([prompt.expand(rl_symbols.VOCAB, -1), torch.arange(rl_symbols.VOCAB)[:, None]], dim=1)
+    tokens = torch.cat([prompt.expand(left, -1), torch.arange(left)[:, None]], dim=1)
     own = torch.zeros_like(tokens, dtype=torch.bool)
     own[:, -1] = True
-    written = rollout.Rollout([], tokens, own, -math.log(rl_symbols.VOCAB) * own)
+    mask = (torch.arange(rl_symbols.VOCAB) < left) | ~own[..., None]
+    written = rollout.Rollout([None] * left, tokens, own, -math.log(left) * own, mask)
     with torch.no_grad():
-        reference = rollout.logprobs_of(home(tokens), tokens)
+        reference = rollout.logprobs_of(home(tokens), tokens, sampling_mask=mask)
     nothing = torch.zeros(len(tokens))
     objective = policy_only(num_generations=len(tokens))
     loss, measures = objective.loss(model, grpo.Graded(written, nothing, nothing, reference))
-    now, there = model(prompt)[0, -1].log_softmax(-1), home(prompt)[0, -1].log_softmax(-1).detach()
-    exact = (now.exp() * (now - there)).sum()
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-5) and measures["kl"] == pytest.approx(
-        exact.item(), rel=1e-5
-    )
+    now, there = (each(prompt)[0, -1, :left].log_softmax(-1) for each in (model, home))
+    exact = (now.exp() * (now - there.detach())).sum()
+    assert [loss.item(), measures["kl"]] == pytest.approx([exact.item()] * 2, rel=1e-5)
     for p, found, right in zip(model.parameters(), *(gradients(model, each) for each in (loss, exact)), strict=True):
         assert (found is None) == (right is None), "no indexer is trained"
         assert found is None or torch.allclose(found, right, atol=1e-5 * max(1.0, right.abs().max())), p.shape
@@ -178,6 +162,35 @@ def test_the_whole_loss_has_the_exact_divergence_and_gradient():
 def gradients(model, loss):
     """Of each parameter, or None."""
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_policy_and_reference_keep_the_sampling_mask(kept):
+    settings = {"num_prompts": 3, "num_generations": 4, "top_p": 0.7, "keep_sampling_mask": kept, "beta": 0.1}
+    model = small()
+    objective = Objective(GRPOConfig(**settings), lambda g, n: rl_transcripts.draw(g, ALL, n), says_one, small())
+    graded = objective.collect(model, seeded())
+    _, measures = objective.loss(model, graded)
+    if kept:
+        assert measures["logprob_difference"] < 1e-4 and measures["kl"] < 1e-6 and measures["clip_ratio"] == 0
+    else:
+        assert measures["logprob_difference"] > 0.2, "the policy is held to have drawn from everything"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_experts_are_replayed_in_each_update(kept):
+    """The routers' bias chooses and never weighs: if it has moved, the replayed experts give the same text again."""
+    model = small(**EXPERTS)
+    settings = GRPOConfig(num_prompts=3, num_generations=4, keep_routing=kept, beta=0.1)
+    objective = Objective(settings, lambda g, n: rl_transcripts.draw(g, ALL, n), says_one, small(**EXPERTS))
+    graded = objective.collect(model, seeded())
+    assert (graded.rollout.routing is not None) == kept
+    (gate,) = model.gates()
+    gate.e_score_correction_bias += torch.randn(6, generator=seeded(1))
+    loss, measures = objective.loss(model, graded)
+    assert (measures["logprob_difference"] < 1e-4) == kept and gate.replay is None
+    loss.backward()
+    assert gate.weight.grad.abs().max() > 0, "replayed experts still teach the router how much they count"
 
 
 def test_answers_that_were_bad_and_have_been_left_push_no_more():
@@ -203,7 +216,7 @@ def test_masked_answers_leave_the_loss_and_the_divergence_stays():
     with torch.no_grad():
         model.lm_head.weight.mul_(3)
     now = rollout.logprobs_of(model(graded.rollout.tokens), graded.rollout.tokens)
-    own, A = graded.rollout.own, graded.advantages
+    own, A = graded.rollout.completion_mask, graded.advantages
     kept = grpo.on_policy(now, graded.rollout.logprobs, own, A, 0.3)
     assert 0 < (~kept).sum() < (A < 0).sum(), "the test wants some of each"
     losses = token_losses(now, graded.rollout.logprobs, A)[0]
@@ -219,94 +232,16 @@ def test_masked_answers_leave_the_loss_and_the_divergence_stays():
     assert torch.allclose(held, 0.5 * every, rtol=1e-4), "the divergence holds masked answers too"
 
 
-# sampling -----------------------------------------------------------------------------------------------------------
-
-
-def test_samples_are_what_the_model_and_the_tool_said():
-    model = small()
-    problems = rl_transcripts.draw(seeded(), ALL, 25)
-    found = rollout.sample(model, problems, seeded(4), temperature=1.5)
-    assert torch.equal(found.tokens[:, :PROMPT], rl_transcripts.prompts(problems))
-    assert not found.own[:, :PROMPT].any() and found.tokens.shape[1] <= LENGTH
-    for one, tokens, own in zip(found.transcripts(), found.tokens, found.own, strict=True):
-        said = list[int]()
-        waiting = list[int]()
-        for token, mine in zip(one.tokens, one.completion_mask, strict=True):
-            assert mine != bool(waiting), "the tool speaks at once, and nobody else meanwhile"
-            if mine:
-                said.append(token)
-                waiting = list(rl_domains.reply(one.problem, tuple(said)))
-            else:
-                assert token == waiting.pop(0)
-        after = PROMPT + len(one.tokens)
-        assert (tokens[after:] == PAD).all() and not own[after:].any()
-    assert (found.lengths == torch.tensor([len(one.spoken) for one in found.transcripts()])).all()
-
-
-class Scripted(torch.nn.Module):
-    """A model that writes worked transcripts by heart, those of the tool's turns included."""
-
-    def __init__(self, problems):
-        super().__init__()
-        self.rows = [[*worked(problem).tokens, *[PAD] * LENGTH] for problem in problems]
-
-    def new_cache(self, batch, capacity):
-        self.turn = -1
-
-    def run_layers(self, tokens, cache):
-        self.turn += 1
-        return DecoderOutput(tokens[:, :, None], [], [])
-
-    def logits(self, x):
-        wanted = torch.tensor([row[self.turn] for row in self.rows])
-        return 50.0 * torch.nn.functional.one_hot(wanted, rl_symbols.VOCAB)[:, None]
-
-
-def test_a_right_script_is_recognised_as_right():
-    problems = rl_transcripts.draw(seeded(5), ALL, 30)
-    found = rollout.sample(Scripted(problems), problems, seeded())
-    assert [one.spoken for one in found.transcripts()] == [rl_domains.solve(p) for p in problems]
-    assert [one.tokens for one in found.transcripts()] == [worked(p).tokens for p in problems]
-    assert all(one.correct for one in found.transcripts()) and found.ended.all()
-
-
-def test_sampling_is_repeatable_and_leaves_the_model_as_it_was():
-    model = small().train()
-    problems = rl_transcripts.draw(seeded(), ALL, 6)
-    first, again, other = (rollout.sample(model, problems, seeded(s)) for s in (1, 1, 2))
-    assert torch.equal(first.tokens, again.tokens) and not torch.equal(first.tokens, other.tokens)
-    assert model.training
-    greedy = [rollout.sample(model, problems, seeded(s), temperature=0).tokens for s in (1, 2)]
-    assert torch.equal(*greedy)
-
-
-@pytest.mark.parametrize("attention", ["sparse", "dense", "window"])
-def test_training_reads_what_sampling_wrote(attention):
-    """The known trap: the same keys are selected token by token and all at once."""
-    model = small()
-    model.attention = attention
-    found = rollout.sample(model, rl_transcripts.draw(seeded(), ALL, 20), seeded(1))
-    same = rollout.gap(model, found)
-    assert same["logprob"] < 1e-4 and same["ratio"] < 1e-5
-    if attention == "sparse":
-        model.top_k = 3
-        assert rollout.gap(model, found)["ratio"] > 1e-3, "another K must show"
-
-
 def test_impossible_settings_are_refused():
     for settings, words in [
         ({"num_generations": 1}, "at least 2"), ({"temperature": 0.0}, "above 0"), ({"epsilon": 1.5}, "epsilon=1.5"),
         ({"scale_rewards": "yes"}, "use one of group"), ({"loss_type": "ppo"}, "use one of grpo"),
         ({"num_iterations": 0}, "at least 1"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1"),
         ({"beta": -1.0}, "beta=-1.0"), ({"num_prompts": 0}, "at least 1"),
-        ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold=0.0"),
+        ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold=0.0"), ({"top_p": 0.0}, "top_p=0.0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             GRPOConfig(**settings)
-    with pytest.raises(ValueError, match="temperature=-1"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), temperature=-1)
-    with pytest.raises(ValueError, match="max_completion_length=0"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), max_completion_length=0)
     with pytest.raises(ValueError, match="no transcript"):
         sft.sft(small(), [])
 
@@ -352,11 +287,6 @@ def test_the_mode_is_kept_by_solutions_and_by_no_others(name):
 
 
 # learning -----------------------------------------------------------------------------------------------------------
-
-
-def says_one(one):
-    """Rewards the digit 1 anywhere: easy to find for a random model."""
-    return float(DIGITS[1] in one.spoken)
 
 
 @pytest.mark.parametrize("attention", ["sparse", "dense"])

@@ -320,10 +320,11 @@ twins(
 # %%
 problems = rl_transcripts.draw(generator, names, 40)
 written = rollout.sample(base, problems, generator)
-same = rollout.selections_agree(base, written.tokens)
+same = rollout.selection_agreement(base, written.tokens)
+mismatch = rollout.train_infer_mismatch
 claim(
     "sampler-agrees",
-    same > 0.999 and rollout.gap(base, written)["logprob"] < 1e-3,
+    same > 0.999 and mismatch(base, written)["logprob"] < 1e-3,
     "token by token and all at once, more than 99.9% of the queries choose"
     " the same keys, and log-probabilities agree to 0.001",
 )
@@ -333,12 +334,12 @@ claim(
 # of $|\rho - 1|$, which should be 0:
 
 # %% tags=["nbval-ignore-output"]
-gaps = {"same": rollout.gap(base, written)["ratio"]}
+gaps = {"same": mismatch(base, written)["ratio"]}
 for K in (7, 6, 4):
     base.top_k = K
-    gaps[f"K = {K}"] = rollout.gap(base, written)["ratio"]
+    gaps[f"K = {K}"] = mismatch(base, written)["ratio"]
 base.top_k, base.attention = 8, "dense"
-gaps["dense"] = rollout.gap(base, written)["ratio"]
+gaps["dense"] = mismatch(base, written)["ratio"]
 base.attention = "sparse"
 print({name: round(gap, 3) for name, gap in gaps.items()})
 claim(

@@ -88,7 +88,7 @@ def test_groups_are_shown_as_they_were_sampled():
             assert [one.correct for one in found] == given.bool().tolist()
             assert f"{int(given.sum())} of 8 answers are right" in words and table.count("<tr>") == 9
             assert table.count("✓ 1</td>") == int(given.sum()) and abs(float(advantage.sum())) < 1e-3
-            tool = sum(not own for one in found for own in one.own)
+            tool = sum(not own for one in found for own in one.completion_mask)
             assert table.count("⟦") == tool and (tool > 0) == (domain in ("repair", "search"))
     with pytest.raises(ValueError, match="model 'other' is not among before"):
         draw("other", "maths", 1, "think")
