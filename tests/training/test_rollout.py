@@ -8,7 +8,7 @@ from dsa.datasets.rl_symbols import PAD
 from dsa.datasets.rl_transcripts import LENGTH, PROMPT, worked
 from dsa.model.transformer import DecoderOutput
 from dsa.training import rollout
-from rl import ALL, EXPERTS, seeded, small
+from rl import ALL, EXPERTS, seeded, shift_biases, small
 
 
 def test_samples_are_what_the_model_and_the_tool_said():
@@ -122,17 +122,20 @@ def test_routing_is_kept_and_replayed():
     model, problems = small(**EXPERTS), rl_transcripts.draw(seeded(), ALL, 10)
     found = rollout.sample(model, problems, seeded(1), keep_routing=True)
     B, T = found.tokens.shape
-    assert found.routing.shape == (B, T, 1, 2) and (found.routing[:, -1] == -1).all()
-    with rollout.evaluating(model), rollout.recorded_routing(model) as chosen:
-        model(found.tokens)
-    assert torch.equal(chosen[0][0].view(B, T, 2)[:, :-1].sort(-1)[0], found.routing[:, :-1, 0].sort(-1)[0])
-    (gate,) = model.gates()
-    gate.e_score_correction_bias += torch.randn(6, generator=seeded(2))  # it chooses and never weighs
+    assert found.routing.shape == (B, T, 2, 2) and (found.routing[:, -1] == -1).all()
+
+    def chosen_now():
+        with rollout.recorded_routing(model) as chosen:
+            model(found.tokens)
+        return torch.stack([one.view(B, T, 2) for (one,) in chosen], dim=2)
+
+    assert torch.equal(chosen_now()[:, :-1].sort(-1)[0], found.routing[:, :-1].sort(-1)[0])
+    shift_biases(model)
+    assert not torch.equal(chosen_now()[:, :-1].sort(-1)[0], found.routing[:, :-1].sort(-1)[0])
     assert rollout.train_infer_mismatch(model, found)["logprob"] < 1e-4, "the experts of then"
-    with rollout.replayed_routing(model, found.routing), rollout.recorded_routing(model) as now:
-        model(found.tokens)
-    assert torch.equal(now[0][0].view(B, T, 2)[:, :-1], found.routing[:, :-1, 0])
-    assert (now[0][0].view(B, T, 2)[:, -1] >= 0).all(), "the token that nobody had read goes where it is sent now"
-    assert gate.replay is None and not gate._forward_hooks
-    found = rollout.sample(model.train(), problems, seeded(1))
-    assert found.routing is None
+    with rollout.replayed_routing(model, found.routing):
+        replayed = chosen_now()
+    assert torch.equal(replayed[:, :-1], found.routing[:, :-1])
+    assert (replayed[:, -1] >= 0).all(), "the token that nobody had read goes where it is sent now"
+    assert all(gate.replay is None and not gate._forward_hooks for gate in model.gates())
+    assert rollout.sample(model, problems, seeded(1)).routing is None
