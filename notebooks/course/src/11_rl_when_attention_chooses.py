@@ -621,8 +621,9 @@ claim(
 # ## What is forgotten
 #
 # A model with much to lose should show it better. The mixed model is better than the base at everything; now 25
-# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds
-# it near what it was:
+# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which is to hold
+# it near what it was. (The three models below were recorded anew on {source:post_training.renewed.date}, when the KL
+# term was put right.)
 
 # %%
 found = {
@@ -631,16 +632,32 @@ found = {
     "the same, beta 0.1": of(lambda r: r["models"]["forget less"]),
 }
 show(*rl_rewards.draw_domains(found, names))
-lost = (found["mixed"] - found["then maths alone"])[:, 1:].mean()
+moved = [100 * (found[name] - found["mixed"]) for name in list(found)[1:]]
+free, held = (-each[:, 1:].mean() for each in moved)
 claim(
     "maths-alone-costs",
-    abs(lost) < 0.05,
-    f"25 steps on maths alone cost the other four domains {100 * lost:.1f}"
-    " points on average: nothing that could be told from chance",
+    abs(free) < 5 and abs(held) < 5,
+    f"25 steps on maths alone cost the other four domains {free:.1f} points"
+    f" on average, with beta 0.1 {held:z.1f}: nothing that could be told"
+    " from chance",
     kind="recorded",
+)
+freely, with_beta = (
+    ", ".join(f"{x:+.0f}" for x in each[:, 0].tolist()) for each in moved
+)
+claim(
+    "maths-itself",
+    all(each[:, 0].mean().abs() < 5 for each in moved),
+    f"by seed, maths itself moves by {freely} points, with beta {with_beta}",
+    kind="recorded",
+    value=f"{freely} points, with beta {with_beta}",
 )
 
 # %% [markdown]
+# So these runs cannot show what the KL term is good for: nothing is lost that it could hold, and whether its gradient
+# is the right one makes no difference that could be seen. Not even `maths` gains for certain: seed by seed it moves by
+# {claim:maths-itself}; with 150 problems chance alone is good for five.
+#
 # Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ.
 # At our rate, 0.001, that is gentle. In imitation the texts come from elsewhere, and every token of them counts.
 # Live: the model that we trained above on three domains reads right answers to `maths` alone, 40 steps, once at a
