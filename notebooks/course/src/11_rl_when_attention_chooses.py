@@ -642,13 +642,15 @@ claim(
     " from chance",
     kind="recorded",
 )
+
+# %%
 freely, with_beta = (
     ", ".join(f"{x:+.0f}" for x in each[:, 0].tolist()) for each in moved
 )
 claim(
     "maths-itself",
     all(each[:, 0].mean().abs() < 5 for each in moved),
-    f"by seed, maths itself moves by {freely} points, with beta {with_beta}",
+    f"maths itself moves by {freely} points, with beta {with_beta} (seeds)",
     kind="recorded",
     value=f"{freely} points, with beta {with_beta}",
 )
