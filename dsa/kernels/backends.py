@@ -8,6 +8,7 @@ differentiable torch that runs wherever torch runs, which makes it the last reso
 Modules are imported when they are first asked, so nobody needs the libraries of a device that is not there.
 """
 
+from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 
@@ -28,10 +29,16 @@ PREFERRED = MappingProxyType({"cpu": ("cpu",), "meta": ("meta",), "cuda": ("trit
 LAST_RESORT = "tiled"
 
 
+@cache
+def _module(name: str) -> ModuleType:
+    """A backend's module, looked up once: this is asked several times a layer."""
+    return import_module(MODULES[name])
+
+
 def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str:
     """Why a backend cannot compute an operation with these tensors; empty if it can."""
     try:
-        module = import_module(MODULES[name])
+        module = _module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dsa"):
             raise  # a mistake of ours, and not a library that is not installed
@@ -59,4 +66,4 @@ def choose(operation: str, tensors: tuple[Tensor, ...], forced: str | None = Non
         )
     else:
         name = forced
-    return import_module(MODULES[name])
+    return _module(name)

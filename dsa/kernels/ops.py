@@ -8,6 +8,7 @@ already. A backend that multiplies codes gets them as they are, any other gets t
 the latents of an FP8 cache, `fp8.LatentCodes`, and backends that read it.
 """
 
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -23,6 +24,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+_split = cache(str.split)  # the same few shapes are asked for in every layer
+
+
 def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
     """Hold tensors against their shape letters: the same letter must mean the same size everywhere.
 
@@ -30,11 +34,10 @@ def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
     """
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in tensors.items():
-        expected = letters.split()
-        fits = tensor.ndim == len(expected) and all(
-            letter == "*" or sizes.setdefault(letter, size) == size
-            for letter, size in zip(expected, tensor.shape, strict=True)
-        )
+        expected, shape = _split(letters), tensor.shape
+        fits = len(shape) == len(expected)
+        for letter, size in zip(expected, shape, strict=False):
+            fits = fits and (letter == "*" or sizes.setdefault(letter, size) == size)
         if not fits:
             known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({', '.join(expected)}) with {known}")

@@ -18,7 +18,7 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Widen half precision to fp32 and leave fp32 and fp64 as they are: scores and softmaxes are never half."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Attention(nn.Module):
             q = self.q_b_proj(query_latent)
         else:
             query_latent, q = x, self.q_proj(x)
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rotary], dim=-1)
+        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split_with_sizes([self.nope, self.rotary], dim=-1)
         return torch.cat([q_nope, rope.interleaved(q_rope)], dim=-1), query_latent
 
     def compress(self, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> Tensor | LatentCodes:
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
     def compress_kv(self, x: Tensor, rope: Rope) -> Tensor:
         """Compress tokens to what the cache holds: x (B, T, D) -> [normed latent | rotated key] (B, T, C + R)."""
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotary], dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split_with_sizes([self.latent, self.rotary], dim=-1)
         k_rope = rope.interleaved(k_rope.unsqueeze(2)).squeeze(2)  # one rotary key for all heads
         return torch.cat([self.kv_a_layernorm(latent), k_rope], dim=-1)
 
@@ -203,15 +203,18 @@ class Attention(nn.Module):
 
     def expand_kv(self, kv: Tensor) -> tuple[Tensor, Tensor]:
         """MHA mode: latents (B, S, C + R) -> keys (B, S, H, N + R), values (B, S, H, V)."""
-        latent, k_rope = kv.split([self.latent, self.rotary], dim=-1)
-        k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
+        latent, k_rope = kv.split_with_sizes([self.latent, self.rotary], dim=-1)
+        k_nope, v = (
+            self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split_with_sizes([self.nope, self.value], dim=-1)
+        )
         k_rope = k_rope[:, :, None].expand(-1, -1, self.heads, -1)
         return torch.cat([k_nope, k_rope], dim=-1), v
 
-    def absorb_query(self, q: Tensor) -> Tensor:
+    def absorb_query(self, q: Tensor, w_k: Tensor | None = None) -> Tensor:
         """MQA mode: queries (B, T, H, N + R) -> queries against the latent itself (B, T, H, C + R)."""
-        q_nope, q_rope = q.split([self.nope, self.rotary], dim=-1)
-        return torch.cat([per_head(q_nope, self.up_projections(q.dtype)[0]), q_rope], dim=-1)
+        w_k = self.up_projections(q.dtype)[0] if w_k is None else w_k
+        q_nope, q_rope = q.split_with_sizes([self.nope, self.rotary], dim=-1)
+        return torch.cat([per_head(q_nope, w_k), q_rope], dim=-1)
 
     def attend_mha(self, q: Tensor, kv: Tensor | LatentCodes) -> Tensor:
         """Dense attention with expanded keys and values: -> (B, T, H, V)."""
@@ -219,13 +222,14 @@ class Attention(nn.Module):
 
     def attend_mqa(self, q: Tensor, kv: Tensor | LatentCodes, selected: Tensor | None = None) -> Tensor:
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
-        absorbed = self.absorb_query(q)
+        w_k, w_v = self.up_projections(q.dtype)
+        absorbed = self.absorb_query(q, w_k)
         if selected is None:
             shared = as_numbers(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
             attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
-        return per_head(attended, self.up_projections(q.dtype)[1].mT)
+        return per_head(attended, w_v.mT)
 
     # ---- what a pass may collect
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa.kernels.reference import at_least_fp32
 from dsa.model.config import Config
 
 
@@ -33,9 +34,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return self.down_proj((F.silu(gate.to(wide)) * up.to(wide)).to(x.dtype))
+        gate, up = at_least_fp32(self.gate_proj(x)), at_least_fp32(self.up_proj(x))
+        return self.down_proj((F.silu(gate) * up).to(x.dtype))
 
 
 def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Route tokens x (n, D) -> chosen experts (n, per token) and their weights (n, per token)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        logits = F.linear(x.to(wide), self.weight.to(wide))
+        x = at_least_fp32(x)
+        logits = F.linear(x, self.weight.to(x.dtype))
         chosen, weights = route(logits, self.e_score_correction_bias, self.config)
         if self.replay is not None:  # the experts of then, with the weights and the gradient of today
             chosen = torch.where(self.replay < 0, chosen, self.replay)
@@ -146,10 +146,10 @@ class MoE(nn.Module):
     def one_token(self, token: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The same for a single token (1, D), as decoding has it; in the order of experts, so with the same sums."""
         out = torch.zeros_like(token, dtype=weights.dtype)
-        for expert, slot in sorted((expert, slot) for slot, expert in enumerate(chosen[0].tolist())):
+        for expert, weight in sorted(zip(chosen[0].tolist(), weights[0].tolist(), strict=True)):
             mlp = self.experts[expert]
             if isinstance(mlp, FeedForward):  # and not on another rank
-                out += mlp(token) * weights[:, slot, None]
+                out += mlp(token) * weight
         return out
 
     @torch.no_grad()

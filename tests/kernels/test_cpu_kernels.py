@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa.kernels import fp8, ops, reference, tiled
+from dsa.kernels import fp8, loops, ops, reference, tiled
 from dsa.kernels.cpu import backend, dense, gathered, machine, scoring, topk
 from dsa.kernels.loops import EMPTY
 from memory import peak_of_script
@@ -252,7 +252,7 @@ def test_many_short_sequences_are_done_together(operation, monkeypatch):
 
     random = torch.Generator().manual_seed(0)
     make = {
-        "index_topk": lambda B: (*(torch.randn(B, *n, generator=random) for n in ((1, 2, 8), (40, 8), (1, 2))), 4),
+        "index_topk": lambda B: (*(torch.randn(B, *n, generator=random) for n in ((2, 2, 8), (40, 8), (2, 2))), 4),
         "sparse_attention": lambda B: (
             torch.randn(B, 1, 2, 8, generator=random), torch.randn(B, 40, 8, generator=random),
             torch.arange(4).expand(B, 1, 4), 0.3, 6,
@@ -268,3 +268,20 @@ def test_many_short_sequences_are_done_together(operation, monkeypatch):
     assert not called
     getattr(ops, operation)(*make(backend.MANY))
     assert called == [1]
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 5, 40, 64])
+def test_a_decoded_token_chooses_and_attends_as_the_loops_say(B, top_k):
+    """One query a sequence takes a way of its own; half of the scores are equal, and zero."""
+    random = torch.Generator().manual_seed(top_k)
+    q, k, w = (torch.randn(B, *n, generator=random) for n in ((1, 2, 8), (40, 8), (1, 2)))
+    k[:, ::2] = 0
+    right = loops.index_topk(q, k, w, top_k)
+    found = ops.index_topk(q, k, w, top_k, backend="cpu")
+    assert torch.equal(found.sort(-1).values, right.sort(-1).values)
+    latents = torch.randn(B, 40, 8, generator=random)
+    queries = torch.randn(B, 1, 4, 8, generator=random)
+    found[:, :, 1:3] = ops.EMPTY
+    one = ops.sparse_attention(queries, latents, found, 0.3, 6, backend="cpu")
+    assert torch.allclose(one, loops.sparse_attention(queries, latents, found, 0.3, 6), atol=1e-6)

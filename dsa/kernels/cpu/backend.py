@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsa.kernels import tiled
 from dsa.kernels.cpu import dense, gathered, topk
-from dsa.kernels.cpu.scoring import score_tiles
+from dsa.kernels.cpu.scoring import score_one, score_tiles
 from dsa.kernels.fp8 import Codes
 from dsa.kernels.loops import EMPTY
 
@@ -57,8 +57,9 @@ def _numbers(q: Tensor, k: Tensor | Codes) -> tuple[Tensor, Tensor]:
 def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int) -> Tensor:
     """Score and choose tile by tile -> selected (B, T, min(K, S)); no score outlives its tile."""
     (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, Codes) else k.shape[1]
-    if B >= MANY and w[0].numel() * S < FEW_PRODUCTS:
-        return tiled.index_topk(*_numbers(q, k), w, top_k)
+    if (T == 1 or B >= MANY) and w.numel() * S < B * FEW_PRODUCTS:
+        q, k = _numbers(q, k)
+        return topk.select_one(score_one(q, k, w), top_k) if T == 1 else tiled.index_topk(q, k, w, top_k)
     selected = torch.full((B, T, min(top_k, S)), EMPTY)
     for b in range(B):
         for rows, scores in score_tiles(q[b], _sequence(k, b), w[b]):
@@ -85,6 +86,9 @@ def select(scores: Tensor, top_k: int) -> Tensor:
 
 def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attend to the selected tokens (report Eq. 2): -> (B, T, H, C)."""
+    if len(q) == q.shape[1] == 1:
+        one = gathered.attend_one(q.view(q.shape[2:]), kv[0], selected.view(-1), scale, value_width)
+        return one.view(1, 1, *one.shape)
     if len(q) >= MANY and selected[0].numel() * kv.shape[2] < FEW_FETCHED:
         return tiled.sparse_attention(q, kv, selected, scale, value_width)
     out = kv.new_empty(*q.shape[:3], value_width)

@@ -34,6 +34,16 @@ def attend(q: Tensor, kv: Tensor, selected: Tensor, scale: float, out: Tensor) -
         out[rows] = torch.bmm(weights, keys[..., :C])  # Eq. 2
 
 
+def attend_one(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
+    """One query, as in decoding, without a buffer: q (H, C + R), kv (S, C + R), selected (K,) -> (H, C)."""
+    if selected.min().item() < 0:
+        selected = selected[selected != EMPTY]
+    numbers = operand(kv.dtype)
+    keys = kv.index_select(0, selected).to(numbers)  # (K, C + R)
+    weights = torch.mm(q.to(numbers), keys.t()).mul_(scale).softmax(-1)
+    return torch.mm(weights, keys[:, :value_width]).to(q.dtype)  # Eq. 2
+
+
 def multiply(q: Tensor, keys: Tensor, scale: float, out: Tensor) -> Tensor:
     """Scaled products q . k: (n, H, D), (n, D, K) -> out (n, H, K)."""
     return torch.baddbmm(out, q, keys, beta=0, alpha=scale, out=out)

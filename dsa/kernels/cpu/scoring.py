@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsa.kernels.cpu.machine import fast, multiplier
 from dsa.kernels.fp8 import Codes
-from dsa.kernels.reference import causal_mask
+from dsa.kernels.reference import at_least_fp32, causal_mask
 from dsa.kernels.tiled import tiles
 
 ROWS = 512  # heads of queries multiplied at once, at most
@@ -66,6 +66,15 @@ class Products:
         raw = self.multiply(q, k.t(), out=self.raw[:size].view(shape))
         wide = self.wide[:size].view(shape)
         return (wide if wide.dtype == raw.dtype else wide.copy_(raw)).relu_()
+
+
+def score_one(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
+    """Score one query a sequence against few keys, without a buffer: q (B, 1, J, W), k (B, S, W), w (B, 1, J).
+
+    A decoded token sees every key, so nothing is masked. -> (B, S), in fp32 or fp64.
+    """
+    q, k, w = at_least_fp32(q), at_least_fp32(k), at_least_fp32(w)
+    return torch.bmm(w, torch.bmm(q[:, 0], k.mT).relu_())[:, 0]  # Eq. 1
 
 
 def score_tiles(q: Tensor, k: Tensor | Codes, w: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -46,6 +46,15 @@ def _candidates(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([places.flatten(1), rest.expand(n, -1)], dim=1), least, left_out
 
 
+def select_one(scores: Tensor, top_k: int) -> Tensor:
+    """Choose for one query a sequence, all of whose keys are visible: (B, S) -> (B, 1, min(K, S))."""
+    k = min(top_k, scores.shape[1])
+    values, places = scores.topk(k, dim=-1, sorted=False)
+    if (scores >= values.amin(-1, keepdim=True)).sum().item() > values.numel():  # a tie is cut through
+        places = most_recent_of_equals(scores, k)
+    return places[:, None]
+
+
 def select_rows(scores: Tensor, top_k: int) -> Tensor:
     """Choose the `top_k` best visible keys of each row: (n, S) -> (n, min(K, S)); see `loops.select`."""
     k = min(top_k, scores.shape[1])

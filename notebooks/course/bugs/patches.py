@@ -34,17 +34,14 @@ def rotate_last(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
     return torch.cat([still, angles.half_split(turned)], dim=-1)
 
 
-def key_with_large_eps(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
+def key_with_large_eps(self: Indexer, x: Tensor) -> Tensor:
     """Normalise with eps 1e-5 instead of 1e-6."""
-    norm = self.k_norm
-    k = F.layer_norm(self.wk(x), (self.width,), norm.weight, norm.bias, eps=1e-5)
-    return self._rotate(k.unsqueeze(2), angles).squeeze(2)
+    return F.layer_norm(self.wk(x), (self.width,), self.k_norm.weight, self.k_norm.bias, eps=1e-5)
 
 
-def key_with_rms_norm(self: Indexer, x: Tensor, angles: Rope) -> Tensor:
+def key_with_rms_norm(self: Indexer, x: Tensor) -> Tensor:
     """Divide by the root mean square, subtract no mean, add no bias."""
-    k = F.rms_norm(self.wk(x), (self.width,), self.k_norm.weight, eps=1e-6)
-    return self._rotate(k.unsqueeze(2), angles).squeeze(2)
+    return F.rms_norm(self.wk(x), (self.width,), self.k_norm.weight, eps=1e-6)
 
 
 def hadamard(width: int) -> Tensor:

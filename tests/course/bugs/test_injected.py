@@ -108,7 +108,7 @@ def written_out_loss(model, tokens):
     for attention, seen in zip(inputs, trace, strict=True):
         with torch.no_grad():
             q, latent = attention.queries(inputs[attention], rope)
-            k, _ = attention.expand_kv(attention.latents(inputs[attention], rope))
+            k, _ = attention.expand_kv(attention.compress_kv(inputs[attention], rope))
         selected = seen.selected if model.attention == "sparse" else None
         mass = loops.attention_mass(q, k, attention.scale, selected)
         scores = loops.index_scores(*attention.indexer(inputs[attention].detach(), latent, rope))
