@@ -29,14 +29,14 @@ class Episodes:
     """One batch of a task: B sequences of T tokens with n questions each.
 
     - ``tokens`` (B, T): ids.
-    - ``counts`` (B, T) bool: token t is to be predicted (from t - 1) and counts in the loss. What nobody can
+    - ``loss_mask`` (B, T) bool: token t is to be predicted (from t - 1) and counts in the loss. What nobody can
       predict, such as a key, does not.
     - ``query`` (B, n): where each question stands; the model answers at this position.
     - ``source`` (B, n): the earlier position that holds the token to be answered.
     """
 
     tokens: torch.Tensor
-    counts: torch.Tensor
+    loss_mask: torch.Tensor
     query: torch.Tensor
     source: torch.Tensor
 
@@ -140,9 +140,9 @@ class Needles:
         defined, query = slots[:, : self.pairs], slots[:, self.pairs :]
         tokens.scatter_(1, defined, keys[:, : self.pairs]).scatter_(1, defined + 1, values)
         tokens.scatter_(1, query, keys.gather(1, asked)).scatter_(1, query + 1, values.gather(1, asked))
-        counts = (tokens < byte_tokenizer.FIRST_KEY).scatter(1, query + 1, True)
-        counts[:, 0] = False
-        return Episodes(tokens, counts, query, defined.gather(1, asked) + 1)
+        loss_mask = (tokens < byte_tokenizer.FIRST_KEY).scatter(1, query + 1, True)
+        loss_mask[:, 0] = False
+        return Episodes(tokens, loss_mask, query, defined.gather(1, asked) + 1)
 
     def score(self, logits: torch.Tensor, episodes: Episodes) -> dict[str, float]:
         """``recall``: share of all questions answered right; ``recall_far``: of those more than 32 back."""

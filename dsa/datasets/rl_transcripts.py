@@ -28,16 +28,16 @@ _CONFUSABLE = {token: group for group in (DIGITS, NAMES, BRACKETS) for token in 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A completion: ``tokens`` of the model and of the tool in order, and which of them are the model's ``own``."""
+    """A completion: ``tokens`` of the model and of the tool in order, and which are the model's own."""
 
     problem: Problem
     tokens: Ids
-    own: tuple[bool, ...]
+    completion_mask: tuple[bool, ...]
 
     @property
     def completion(self) -> Ids:
         """The model's tokens alone, which is what a checker sees."""
-        return tuple(token for token, own in zip(self.tokens, self.own, strict=True) if own)
+        return tuple(token for token, own in zip(self.tokens, self.completion_mask, strict=True) if own)
 
     @property
     def correct(self) -> bool:
@@ -81,11 +81,11 @@ def batch(transcripts: Sequence[Transcript]) -> Episodes:
     """Transcripts as a batch (B, LENGTH) in which the model's own tokens count."""
     rest = [COMPLETION - len(one.tokens) for one in transcripts]
     written = [list(one.tokens) + [PAD] * left for one, left in zip(transcripts, rest, strict=True)]
-    own = [list(one.own) + [False] * left for one, left in zip(transcripts, rest, strict=True)]
-    counts = torch.cat([torch.zeros(len(own), PROMPT, dtype=torch.bool), torch.tensor(own)], dim=1)
+    own = [list(one.completion_mask) + [False] * left for one, left in zip(transcripts, rest, strict=True)]
+    loss_mask = torch.cat([torch.zeros(len(own), PROMPT, dtype=torch.bool), torch.tensor(own)], dim=1)
     tokens = torch.cat([prompts([one.problem for one in transcripts]), torch.tensor(written)], dim=1)  # (B, LENGTH)
-    nowhere = torch.empty(len(tokens), 0, dtype=torch.int64)  # there are no questions whose answer stands before
-    return Episodes(tokens, counts, nowhere, nowhere)
+    nowhere = torch.empty(len(tokens), 0, dtype=torch.int64)
+    return Episodes(tokens, loss_mask, nowhere, nowhere)
 
 
 def sample_problems(
@@ -111,6 +111,6 @@ class Demonstrations:
 
     def score(self, logits: Tensor, episodes: Episodes) -> dict[str, float]:
         """``said``: share of the model's own tokens that were the likeliest."""
-        counts = episodes.counts[:, 1:]
+        mask = episodes.loss_mask[:, 1:]
         right = logits[:, :-1].argmax(-1) == episodes.tokens[:, 1:]
-        return {"said": right[counts].float().mean().item()}
+        return {"said": right[mask].float().mean().item()}

@@ -49,10 +49,15 @@ def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]
         dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
         biased = groups.masked_fill(dropped[..., None], float("-inf")).flatten(-2)  # (n, E)
     chosen = biased.topk(config.num_experts_per_tok, dim=-1).indices
-    weights = scores.gather(-1, chosen)  # unbiased
+    return chosen, expert_weights(scores, chosen, config)
+
+
+def expert_weights(scores: Tensor, chosen: Tensor, config: Config) -> Tensor:
+    """How much each chosen expert counts: unbiased scores (n, E), chosen (n, per token) -> (n, per token)."""
+    weights = scores.gather(-1, chosen)
     if config.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return chosen, weights * config.routed_scaling_factor
+    return weights * config.routed_scaling_factor
 
 
 class Gate(nn.Module):
@@ -64,6 +69,7 @@ class Gate(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.replay: Tensor | None = None  # (n, per token): an earlier choice to take again; -1 where there is none
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
         self.register_buffer("load", torch.zeros(config.n_routed_experts, dtype=torch.int64), persistent=False)
@@ -74,6 +80,9 @@ class Gate(nn.Module):
         x = at_least_fp32(x)
         logits = F.linear(x, self.weight.to(x.dtype))
         chosen, weights = route(logits, self.e_score_correction_bias, self.config)
+        if self.replay is not None:  # the experts of then, with the weights and the gradient of today
+            chosen = torch.where(self.replay < 0, chosen, self.replay)
+            weights = expert_weights(logits.sigmoid(), chosen, self.config)
         if self.training and not chosen.is_meta:
             self.load += torch.bincount(chosen.flatten(), minlength=len(self.load))
         return chosen, weights

@@ -33,10 +33,10 @@ class PlainText:
     def generate(self, generator: torch.Generator, size: int) -> Episodes:
         """``size`` windows of the text."""
         tokens = self.corpus.batch(generator, size, self.length, self.split)
-        counts = torch.ones_like(tokens, dtype=torch.bool)
-        counts[:, 0] = False
+        loss_mask = torch.ones_like(tokens, dtype=torch.bool)
+        loss_mask[:, 0] = False
         nothing = tokens[:, :0]
-        return Episodes(tokens, counts, nothing, nothing)
+        return Episodes(tokens, loss_mask, nothing, nothing)
 
     def score(self, logits: Tensor, episodes: Episodes) -> dict[str, float]:
         """No measures: there are no questions."""

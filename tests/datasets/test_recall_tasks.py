@@ -24,7 +24,7 @@ def test_copy_repeats_distinct_symbols():
     assert torch.equal(episodes.answers, episodes.tokens.gather(1, episodes.query + 1))
     assert (episodes.tokens >= tok.FIRST_KEY).all() and (episodes.tokens < tok.VOCAB).all()
     assert len(episodes.distance[:, 0].unique()) > 10  # the period is not the same for all
-    for row, counts in zip(episodes.tokens, episodes.counts, strict=True):
+    for row, counts in zip(episodes.tokens, episodes.loss_mask, strict=True):
         first = int(counts.int().argmax())  # the first counted token is the second of the first repeat
         assert len(row[: first - 1].unique()) == first - 1 and counts[first:].all()
 
@@ -46,9 +46,9 @@ def test_needles_have_one_source_each(text):
 def test_only_what_can_be_predicted_counts(text):
     episodes = Needles(text, 128, 8, 5).generate(seeded(1), 10)
     special = episodes.tokens >= tok.FIRST_KEY
-    counted = episodes.counts & special
+    counted = episodes.loss_mask & special
     assert (counted.sum(1) == 5).all()  # of keys and values only the answers
-    assert (episodes.counts | special)[:, 1:].all() and not episodes.counts[:, 0].any()
+    assert (episodes.loss_mask | special)[:, 1:].all() and not episodes.loss_mask[:, 0].any()
     assert counted.gather(1, episodes.query + 1).all()
 
 

@@ -107,7 +107,7 @@ def test_tools_say_what_they_know_and_nothing_else():
     assert read(run_with_tool(broken, write("▸ 2 1 .")).tokens) == "▸ b 2 a 1 ✓ ."
     assert read(run_with_tool(broken, write("▸ 2 5 .")).tokens) == "▸ b 2 a 5 ✗ ."
     one = run_with_tool(broken, write("▸ 2 1 ."))
-    assert one.own == (True, False, True, False, True, False, True) and one.completion == write("▸ 2 1 .")
+    assert one.completion_mask == (True, False, True, False, True, False, True) and one.completion == write("▸ 2 1 .")
 
 
 def test_levels_get_harder_and_all_problems_differ():
@@ -122,8 +122,8 @@ def test_a_batch_marks_the_models_own_tokens():
     generator = torch.Generator().manual_seed(0)
     drawn = rl_transcripts.sample_problems(generator, tuple(DOMAINS), 10)
     episodes = rl_transcripts.batch([demonstration(problem) for problem in drawn])
-    assert episodes.tokens.shape == episodes.counts.shape == (10, LENGTH)
-    for row, counts, problem in zip(episodes.tokens, episodes.counts, drawn, strict=True):
+    assert episodes.tokens.shape == episodes.loss_mask.shape == (10, LENGTH)
+    for row, counts, problem in zip(episodes.tokens, episodes.loss_mask, drawn, strict=True):
         assert row[counts].tolist() == list(solve(problem))
         assert not counts[:PROMPT].any() and (row[: PROMPT - len(problem.prompt)] == PAD).all()
 

@@ -164,41 +164,73 @@ def _check_checker(answer) -> None:
         require(found == wanted, f"for {given} the answer {said} ({name}) was {verb}")
 
 
-def my_divergence(now: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's estimate k3 for tokens sampled from `now`.
+def my_divergence(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """The estimate k3, times the ratio, for tokens that `old` sampled.
 
-    Log-probabilities (n,), (n,) -> (n,), none of them negative.
+    Log-probabilities (n,), (n,), (n,) -> (n,), none of them negative.
     """
+    apart = reference - now
+    return (now - old).exp() * (apart.exp() - apart - 1)
+
+
+def _no_ratio(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """Leaves the ratio out: the gradient is another divergence's, and after an update so is the value."""
     apart = reference - now
     return apart.exp() - apart - 1
 
 
-def _difference(now: Tensor, reference: Tensor) -> Tensor:
+def _detached(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """Treats the ratio as a constant weight: the value is right, and half of the gradient is missing."""
+    return (now - old).exp().detach() * _no_ratio(now, old, reference)
+
+
+def _ratio_turned(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """The importance ratio upside down: right only while nothing has moved."""
+    return (old - now).exp() * _no_ratio(now, old, reference)
+
+
+def _difference(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
     """The plain log-ratio: right on average, but negative for half of the tokens, and very noisy."""
-    return now - reference
+    return (now - old).exp() * (now - reference)
 
 
-def _other_way(now: Tensor, reference: Tensor) -> Tensor:
-    """The ratio upside down: it estimates another divergence when tokens are sampled from `now`."""
+def _other_way(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """`now` and `reference` exchanged within k3: it estimates something else."""
     apart = now - reference
-    return apart.exp() - apart - 1
+    return (now - old).exp() * (apart.exp() - apart - 1)
 
 
-def _square(now: Tensor, reference: Tensor) -> Tensor:
+def _square(now: Tensor, old: Tensor, reference: Tensor) -> Tensor:
     """Half the squared log-ratio: never negative, and wrong on average once the two are far apart."""
-    return (now - reference) ** 2 / 2
+    return (now - old).exp() * (now - reference) ** 2 / 2
 
 
 def _check_divergence(answer) -> None:
-    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.7])
-    found = answer(p.log(), q.log())
-    require(getattr(found, "shape", None) == (3,), "3 tokens give 3 estimates: return a tensor of shape (3,)")
-    require(float(found.min()) > -1e-6, f"an estimate is negative ({float(found.min()):.2f}): k3 never is")
-    exact, mean = float((p * (p / q).log()).sum()), float((p * found).sum())
-    require(
-        abs(mean - exact) < 1e-4,
-        f"averaged over tokens sampled from `now` it gives {mean:.2f}; the divergence is {exact:.2f}",
-    )
+    start, home = torch.tensor([0.7, 0.2, 0.1]).log(), torch.tensor([0.1, 0.2, 0.7]).log()
+    for moved, when in ((0.0, "before any update"), (1.0, "after an update")):
+        logits = (start + moved * torch.tensor([0.0, 1.0, -0.5])).requires_grad_()
+        now = logits.log_softmax(-1)
+        found = answer(now, start, home)
+        require(getattr(found, "shape", None) == (3,), "3 tokens give 3 estimates: return a tensor of shape (3,)")
+        least = found.min().item()
+        require(least > -1e-6, f"an estimate is negative ({least:.2f}): k3 never is")
+        exact, mean = (now.exp() * (now - home)).sum(), (start.exp() * found).sum()
+        require(
+            abs(mean.item() - exact.item()) < 1e-4,
+            f"averaged over tokens sampled from `old` it gives {mean.item():.2f} {when}; the divergence is "
+            f"{exact.item():.2f}",
+        )
+        require(found.requires_grad, "no gradient reaches `now`: nothing may be detached")
+        slope, right = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (mean, exact))
+        require(
+            torch.allclose(slope, right, atol=1e-4),
+            f"the value is right, its gradient is not: {_listed(slope)} {when}, where the divergence's own is "
+            f"{_listed(right)}. Is the ratio there, and may the gradient pass through it?",
+        )
+
+
+def _listed(values: Tensor) -> str:
+    return "(" + ", ".join(f"{value:+.2f}" for value in values.tolist()) + ")"
 
 
 EXERCISES = (
@@ -232,13 +264,19 @@ EXERCISES = (
         my_checker, (_one_right_answer, _only_order, _same_sum, _as_sets, _only_members), _check_checker,
     ),
     Exercise(
-        "How far from home?", 3, 15,
-        "With `beta > 0` the loss holds the model near the one it started from. The divergence is estimated from the "
-        "sampled tokens alone. Write the estimate called k3: never negative, and right on average.",
-        ("Call `reference - now` d. The plain estimate is -d: right on average, but half of its values are negative.",
+        "How far from home?", 3, 20,
+        "With `beta > 0` the loss holds the model near the one it started from, the `reference`. How far away it is "
+        "must be estimated from the sampled tokens alone: KL(now || reference). Write the estimate called k3, never "
+        "negative and right on average, and multiply it by the ratio of `now` to `old`, the policy that sampled. The "
+        "value needs the ratio once updates have moved `now` away. The gradient needs it always: autograd does not "
+        "know that the tokens were drawn from what it differentiates, so k3 alone gets the gradient of KL(reference || "
+        "now).",
+        ("Call `reference - now` d. The plain estimate is -d: right on average, but half of its values are negative. "
          "What can be added that is 0 on average under `now`? The mean of exp(d) is 1.",
-         "exp(d) - 1 - d: exp is above its tangent, so it is never negative."),
-        my_divergence, (_difference, _other_way, _square), _check_divergence,
+         "exp(d) - 1 - d: exp is above its tangent, so it is never negative.",
+         "A mean over tokens of `old` becomes one over tokens of `now` by the weight p_now / p_old, that is "
+         "`(now - old).exp()`. Do not detach it: as `now` moves, so does the weight."),
+        my_divergence, (_no_ratio, _detached, _ratio_turned, _difference, _other_way, _square), _check_divergence,
     ),
 )  # fmt: skip
 check = checker(*EXERCISES)

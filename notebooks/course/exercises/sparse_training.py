@@ -28,12 +28,12 @@ def my_sparse_loss(model: Transformer, episodes: Episodes) -> Tensor:
     """The one loss of the sparse stage, whose backward serves both.
 
     Next-token cross-entropy, the mean over the tokens that count, plus
-    each layer's KL, added. episodes.counts[t]: token t is to be predicted.
+    each layer's KL, added. episodes.loss_mask: tokens to be predicted.
     """
     logits, kl = model(episodes.tokens, indexer_loss=True)
-    counts = episodes.counts[:, 1:]
-    right = episodes.tokens[:, 1:][counts]
-    log_p = logits[:, :-1][counts].log_softmax(-1)
+    mask = episodes.loss_mask[:, 1:]
+    right = episodes.tokens[:, 1:][mask]
+    log_p = logits[:, :-1][mask].log_softmax(-1)
     return kl.sum() - log_p.gather(-1, right[:, None]).mean()
 
 
@@ -46,7 +46,7 @@ def _not_shifted(model: Transformer, episodes: Episodes) -> Tensor:
     """Predicts each token from itself."""
     logits, kl = model(episodes.tokens, indexer_loss=True)
     own = logits.log_softmax(-1).gather(-1, episodes.tokens[..., None])[..., 0]
-    return kl.sum() - own[episodes.counts].mean()
+    return kl.sum() - own[episodes.loss_mask].mean()
 
 
 def _everything_counts(model: Transformer, episodes: Episodes) -> Tensor:
@@ -175,7 +175,7 @@ EXERCISES = (
         "Write the loss of the sparse stage. The checker compares the gradient of *every* weight with the package's.",
         ("`model(tokens, indexer_loss=True)` returns the logits and the KL of each layer.",
          "Logits at t predict the token at t + 1: cut the last logits and the first token.",
-         "Index both with `counts[:, 1:]`, and add. Do not detach anything: the model has done it."),
+         "Index both with `episodes.loss_mask[:, 1:]`, and add. Do not detach anything: the model has done it."),
         my_sparse_loss, (_without_kl, _not_shifted, _everything_counts, _product), _check_loss,
     ),
     Exercise(

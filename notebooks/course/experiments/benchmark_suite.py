@@ -81,7 +81,7 @@ def _text(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> 
 def _copies(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
     for size in (64, 96):
         found = Copy(size).generate(rng, sequences)
-        yield EvalSet(found.tokens, {f"copy {size}": found.counts})
+        yield EvalSet(found.tokens, {f"copy {size}": found.loss_mask})
 
 
 def _induction(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:

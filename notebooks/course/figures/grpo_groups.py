@@ -42,8 +42,9 @@ def group_rewards(size: int, right: str) -> Tensor:
 def gain(advantage: float, epsilon: float, epsilon_high: float, beta: float) -> Tensor:
     """What a token contributes at each of RATIOS, its own sample being the reference: minus its loss."""
     moved = RATIOS.log()[None]
-    losses, _ = grpo.token_losses(moved, torch.zeros_like(moved), torch.tensor([advantage]), epsilon, epsilon_high)
-    return -(losses + beta * grpo.divergence(moved, torch.zeros_like(moved)))[0]
+    start = torch.zeros_like(moved)  # sampler and reference
+    losses, _ = grpo.token_losses(moved, start, torch.tensor([advantage]), epsilon, epsilon_high)
+    return -(losses + beta * grpo.divergence(moved, start, start))[0]
 
 
 def best_ratio(advantage: float, epsilon: float, epsilon_high: float, beta: float) -> float | None:
@@ -145,7 +146,7 @@ def _table(found: Sequence[Transcript], given: Tensor, advantage: Tensor) -> Htm
 
 
 def _marked(one: Transcript) -> str:
-    said = zip(one.tokens, one.own, strict=True)
+    said = zip(one.tokens, one.completion_mask, strict=True)
     return " ".join(escape(SYMBOLS[token]) if own else f"<b>⟦{escape(SYMBOLS[token])}⟧</b>" for token, own in said)
 
 

@@ -185,9 +185,9 @@ def gradients(loss):
 
 # %%
 logits, kl = probe(episodes.tokens, indexer_loss=True)
-counts = episodes.counts[:, 1:]
-right = episodes.tokens[:, 1:][counts]
-log_p = logits[:, :-1][counts].log_softmax(-1)
+mask = episodes.loss_mask[:, 1:]
+right = episodes.tokens[:, 1:][mask]
+log_p = logits[:, :-1][mask].log_softmax(-1)
 language = -log_p.gather(-1, right[:, None]).mean()
 together = gradients(language + kl.sum())
 

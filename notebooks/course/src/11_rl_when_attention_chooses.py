@@ -82,7 +82,7 @@ prompt = write("✎ D a 1 b 2 c 3")
 problem = rl_domains.Problem("repair", 2, False, prompt, broken)
 for said in ("▸ 2 1 .", "▸ 2 7 ."):
     one = run_with_tool(problem, write(said))
-    spoken = zip(one.tokens, one.own, strict=True)
+    spoken = zip(one.tokens, one.completion_mask, strict=True)
     line = " ".join(
         read([t]) if own else f"[{read([t])}]" for t, own in spoken
     )
@@ -283,8 +283,11 @@ print(inspect.getsource(grpo.token_losses))
 # %% [markdown]
 # What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
 # what a token gains when its probability moves, with the free range in grey. `beta` is the weight of one term more,
-# the divergence (KL) from the model at the start. Look for: a group in which all are right; one right among
-# sixteen; a large `beta`. Below the panel are three of its positions, for readers without a kernel.
+# the divergence KL(now || start) from the model at the start. It is estimated from the sampled tokens, and because
+# these were drawn from the very distribution that is differentiated, a right *value* does not yet make a right
+# *gradient*. Both are right if the estimate is multiplied by $\rho$, as DeepSeek-V3.2 does; the last exercise is
+# about this. Look for: a group in which all are right; one right among sixteen; a large `beta`. Below the panel are
+# three of its positions, for readers without a kernel.
 
 # %%
 from course.figures.grpo_groups import RIGHT, draw_objective
@@ -317,10 +320,11 @@ static_snapshots(
 # %%
 problems = rl_transcripts.sample_problems(generator, names, 40)
 written = rollout.sample(base, problems, generator)
-same = rollout.selections_agree(base, written.tokens)
+same = rollout.selection_agreement(base, written.tokens)
+mismatch = rollout.train_infer_mismatch
 claim(
     "sampler-agrees",
-    same > 0.999 and rollout.gap(base, written)["logprob"] < 1e-3,
+    same > 0.999 and mismatch(base, written)["logprob"] < 1e-3,
     "token by token and all at once, more than 99.9% of the queries choose"
     " the same keys, and log-probabilities agree to 0.001",
 )
@@ -330,12 +334,12 @@ claim(
 # of $|\rho - 1|$, which should be 0:
 
 # %% tags=["nbval-ignore-output"]
-gaps = {"same": rollout.gap(base, written)["ratio"]}
+gaps = {"same": mismatch(base, written)["ratio"]}
 for K in (7, 6, 4):
     base.top_k = K
-    gaps[f"K = {K}"] = rollout.gap(base, written)["ratio"]
+    gaps[f"K = {K}"] = mismatch(base, written)["ratio"]
 base.top_k, base.attention = 8, "dense"
-gaps["dense"] = rollout.gap(base, written)["ratio"]
+gaps["dense"] = mismatch(base, written)["ratio"]
 base.attention = "sparse"
 print({name: round(gap, 3) for name, gap in gaps.items()})
 claim(
@@ -625,8 +629,9 @@ claim(
 # ## What is forgotten
 #
 # A model with much to lose should show it better. The mixed model is better than the base at everything; now 25
-# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds
-# it near what it was:
+# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which is to hold
+# it near what it was. (The three models below were recorded anew on {source:post_training.renewed.date}, when the KL
+# term was put right.)
 
 # %%
 found = {
@@ -635,16 +640,34 @@ found = {
     "the same, beta 0.1": of(lambda r: r["models"]["forget less"]),
 }
 show(*rl_rewards.draw_domains(found, names))
-lost = (found["mixed"] - found["then maths alone"])[:, 1:].mean()
+moved = [100 * (found[name] - found["mixed"]) for name in list(found)[1:]]
+free, held = (-each[:, 1:].mean() for each in moved)
 claim(
     "maths-alone-costs",
-    abs(lost) < 0.05,
-    f"25 steps on maths alone cost the other four domains {100 * lost:.1f}"
-    " points on average: nothing that could be told from chance",
+    abs(free) < 5 and abs(held) < 5,
+    f"25 steps on maths alone cost the other four domains {free:.1f} points"
+    f" on average, with beta 0.1 {held:z.1f}: nothing that could be told"
+    " from chance",
     kind="recorded",
 )
 
+# %%
+freely, with_beta = (
+    ", ".join(f"{x:+.0f}" for x in each[:, 0].tolist()) for each in moved
+)
+claim(
+    "maths-itself",
+    all(each[:, 0].mean().abs() < 5 for each in moved),
+    f"maths itself moves by {freely} points, with beta {with_beta} (seeds)",
+    kind="recorded",
+    value=f"{freely} points, with beta {with_beta}",
+)
+
 # %% [markdown]
+# So these runs cannot show what the KL term is good for: nothing is lost that it could hold, and whether its gradient
+# is the right one makes no difference that could be seen. Not even `maths` gains for certain: seed by seed it moves by
+# {claim:maths-itself}; with 150 problems chance alone is good for five.
+#
 # Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ.
 # At our rate, 0.001, that is gentle. In imitation the texts come from elsewhere, and every token of them counts.
 # Live: the model that we trained above on three domains reads right answers to `maths` alone, 40 steps, once at a
@@ -799,9 +822,16 @@ claim(
 # **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
 # and 0.001 falling to a tenth. Updates from one batch of samples: one, so that the clip never acts. Whether
 # advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO. Whether the indexers go on
-# learning in this phase, and from what: we train them on, by Eq. 4. How many samples a specialist gives: what is
-# right of 128 prompts with four answers each, one for each prompt. What we could not show: that stages in a row
-# collapse. At this size they lose {claim:domain-loses-after}.
+# learning in this phase, and from what: we train them on, by Eq. 4 (`train_indexer=False` freezes them, as prime-rl
+# and NeMo RL do). How many samples a specialist gives: what is right of 128 prompts with four answers each, one for
+# each prompt. What we could not show: that stages in a row collapse. At this size they lose
+# {claim:domain-loses-after}.
+#
+# **What its successor says.** The report on V3.2, two months younger, fills some of the gaps. Advantages are *not*
+# divided by the deviation. The KL term is the one above, k3 times $\rho$; TRL 1.10 has it by default
+# (`use_bias_correction_kl=True`). An answer worse than its group's mean pushes no more once the policy has left it
+# (`off_policy_mask_threshold`). And what the sampler chose, training repeats: the experts (`keep_routing`) and the
+# tokens that top-p left over (`keep_sampling_mask`). All are settings of `GRPOConfig`.
 #
 # **Five questions**
 # 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G

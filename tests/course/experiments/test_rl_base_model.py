@@ -56,8 +56,8 @@ def test_it_knows_the_domains_and_its_samples_err(model):
 def test_sampling_and_training_select_the_same(model):
     problems = grpo.rl_transcripts.sample_problems(torch.Generator().manual_seed(1), tuple(DOMAINS), 40)
     found = rollout.sample(model, problems, torch.Generator().manual_seed(2))
-    assert rollout.gap(model, found)["logprob"] < 1e-3
-    assert rollout.selections_agree(model, found.tokens) > 0.999
+    assert rollout.train_infer_mismatch(model, found)["logprob"] < 1e-3
+    assert rollout.selection_agreement(model, found.tokens) > 0.999
 
 
 def test_rejection_keeps_the_right_ones_only(model):
