@@ -8,10 +8,9 @@ in the DeepSeek-V3 report, Eq. 26 to 28):
     L    = - mean over own tokens of  [ min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A) M  -  beta KL ]
     rho  = p_now(token) / p_sampled(token)
 
-The usual alternative, PPO, trains a second network to guess the mean. Names and meanings are TRL's (``GRPOConfig``),
-and so are the defaults where size does not forbid; what differs is said in :class:`GRPOConfig`. As in TRL, ``beta=0``
-means that no reference model is kept; and the KL term is the one that TRL 1.10 takes by default
-(``use_bias_correction_kl=True``), k3 times rho: see :func:`divergence`.
+The usual alternative, PPO, trains a second network to guess the mean. Names, meanings and, where size does not forbid,
+defaults are TRL's (``GRPOConfig``): ``beta=0`` keeps no reference model, and the KL term is the one that TRL 1.10 takes
+by default (``use_bias_correction_kl=True``), k3 times rho: see :func:`divergence`.
 
 DeepSeek-V3.2's report (arXiv 2512.02556, section 3.1) adds what keeps a large run stable when the samples are not quite
 the trained policy's own. M leaves out worse answers that have become too unlikely (:func:`on_policy`, *off-policy
@@ -194,32 +193,32 @@ class Objective:
         self._batch: Graded | None = None
         self._used = 0
 
-    def __call__(self, model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one update, and its measures by TRL's names."""
         assert isinstance(model, Transformer)
         if self._batch is None or self._used == self.config.num_iterations:
-            self._batch, self._used = self.collect(model, chance), 0
+            self._batch, self._used = self.collect(model, rng), 0
             if self.watch is not None:
                 self.watch(self._batch)
         self._used += 1
         return self.loss(model, self._batch)
 
-    def collect(self, model: Transformer, chance: torch.Generator) -> Graded:
+    def collect(self, model: Transformer, rng: torch.Generator) -> Graded:
         """Sample ``num_prompts`` groups and grade them."""
         config = self.config
-        problems = [p for p in self.draw(chance, config.num_prompts) for _ in range(config.num_generations)]
+        problems = [p for p in self.draw(rng, config.num_prompts) for _ in range(config.num_generations)]
         rollout = sample(
-            model, problems, chance,
+            model, problems, rng,
             temperature=config.temperature, top_p=config.top_p, max_completion_length=config.max_completion_length,
             keep_sampling_mask=config.keep_sampling_mask, keep_routing=config.keep_routing,
         )  # fmt: skip
-        found = torch.tensor([self.reward(one) for one in rollout.transcripts()])
+        rewards = torch.tensor([self.reward(one) for one in rollout.transcripts()])
         reference = None
         if self.reference is not None:
             with torch.no_grad():
                 logits = self.reference(rollout.tokens)
                 reference = logprobs_of(logits, rollout.tokens, config.temperature, rollout.sampling_mask)
-        return Graded(rollout, found, advantages(found, config.num_generations, config.scale_rewards), reference)
+        return Graded(rollout, rewards, advantages(rewards, config.num_generations, config.scale_rewards), reference)
 
     def loss(self, model: Transformer, graded: Graded) -> tuple[Tensor, dict[str, float]]:
         """The clipped objective on a graded batch, the indexers' divergence added if they are to learn.
@@ -232,7 +231,7 @@ class Objective:
         rows = rows if rows.any() else ~rows
         part = rollout.rows(rows)
         with replayed_routing(model, part.routing):
-            logits, indexer_loss = forward_with_indexer_loss(model, part.tokens) if config.train_indexer else (model(part.tokens), 0.0)
+            logits, indexer_loss = forward_with_indexer_loss(model, part.tokens, config.train_indexer)
         now = old.index_put((rows,), logprobs_of(logits, part.tokens, config.temperature, part.sampling_mask))
         losses, clipped = token_losses(now, old, graded.advantages, config.epsilon, config.epsilon_high)
         measures = _measures(graded, now.detach(), clipped, config.num_generations)
@@ -249,8 +248,7 @@ class Objective:
 
 
 def _measures(graded: Graded, now: Tensor, clipped: Tensor, num_generations: int) -> dict[str, float]:
-    rollout = graded.rollout
-    own = rollout.completion_mask
+    rollout, own = graded.rollout, graded.rollout.completion_mask
     groups = graded.rewards.unflatten(0, (-1, num_generations))
     return {
         "reward": graded.rewards.mean().item(),

@@ -20,13 +20,13 @@ def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     return mean * fsdp.token_weight(int(mask.sum()))  # a rank's mean weighs as much as it has tokens that count
 
 
-def forward_with_indexer_loss(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def forward_with_indexer_loss(model: Transformer, tokens: Tensor, learn: bool = True) -> tuple[Tensor, Tensor]:
     """Logits (B, T, vocab), and beside them what the indexers have to learn from (Eq. 4), summed over layers.
 
     It is to be added to whatever the logits are trained for: neither reaches the other's weights. Under dense attention
     no indexer ranks anything, and it is zero.
     """
-    if model.attention != "sparse":
+    if model.attention != "sparse" or not learn:
         logits = model(tokens)
         return logits, logits.new_zeros(())
     logits, divergences = model(tokens, indexer_loss=True)

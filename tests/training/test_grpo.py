@@ -130,7 +130,8 @@ def test_the_divergence_estimate_is_never_negative():
 def policy_only(**settings):
     """The objective without rewards or indexers: what is left is the divergence."""
     settings = {"num_prompts": 1, "beta": 1.0, "train_indexer": False} | settings
-    return Objective(GRPOConfig(**settings), lambda g, n: rl_transcripts.sample_problems(g, ["maths"], n), lambda one: 0.0)
+    draw = lambda g, n: rl_transcripts.sample_problems(g, ["maths"], n)  # noqa: E731
+    return Objective(GRPOConfig(**settings), draw, lambda one: 0.0)
 
 
 @pytest.mark.parametrize("left", [rl_symbols.VOCAB, 9])
@@ -168,7 +169,8 @@ def gradients(model, loss):
 def test_policy_and_reference_keep_the_sampling_mask(kept):
     settings = {"num_prompts": 3, "num_generations": 4, "top_p": 0.7, "keep_sampling_mask": kept, "beta": 0.1}
     model = small()
-    objective = Objective(GRPOConfig(**settings), lambda g, n: rl_transcripts.sample_problems(g, ALL, n), says_one, small())
+    draw = lambda g, n: rl_transcripts.sample_problems(g, ALL, n)  # noqa: E731
+    objective = Objective(GRPOConfig(**settings), draw, says_one, small())
     graded = objective.collect(model, seeded())
     _, measures = objective.loss(model, graded)
     if kept:
