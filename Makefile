@@ -56,23 +56,23 @@ book: .venv/tests
 	$(BIN)/python -m course.builder.book
 
 models: .venv/course
-	$(BIN)/python -m dsa.training.pretrain --out data/base
-	$(BIN)/python -m dsa.training.indexer data/base --out data/warmed
-	$(BIN)/python -m dsa.training.indexer data/warmed --sparse --out data/sparse
+	$(BIN)/dsa train pretrain --out data/base
+	$(BIN)/dsa train indexer data/base --out data/warmed
+	$(BIN)/dsa train indexer data/warmed --sparse --out data/sparse
 	$(BIN)/python -m course.experiments.rl_base_model --out data/novice
 
 bench: .venv/tests
-	$(ONE_THREAD) $(BIN)/python -m dsa.bench.cpu --shape s2
+	$(ONE_THREAD) $(BIN)/dsa bench cpu --shape s2
 	$(ONE_THREAD) $(BIN)/python -m course.experiments.rejected_variants
-	$(ONE_THREAD) $(BIN)/python -m dsa.bench.decode
-	$(ONE_THREAD) $(BIN)/python -m dsa.bench.indexer_loss
+	$(ONE_THREAD) $(BIN)/dsa bench decode
+	$(ONE_THREAD) $(BIN)/dsa bench indexer-loss
 
-# Under ten minutes for the kernels, each against its goal, and about as much for layers of true width; then the
+# Under ten minutes for the kernels, each against its target, and about as much for layers of true width; then the
 # notebooks that draw what was found are made anew, and all of them must run here as they do without a GPU.
 gpu: .venv/tests
 	$(BIN)/python -c "from dsa.bench.gpu.__main__ import need_gpu; need_gpu()"
-	$(BIN)/python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json --replace
-	$(BIN)/python -m dsa.bench.full_width --out data/measurements/true_width.json --replace
+	$(BIN)/dsa bench gpu --out data/measurements/gpu_kernels.json --replace
+	$(BIN)/dsa bench full-width --out data/measurements/true_width.json --replace
 	$(BIN)/python -m course.builder 08_kernels 10_full_model_on_a_gpu 09_cost_curves
 	$(ONE_THREAD) $(OFFLINE) $(BIN)/pytest notebooks $(NBVAL)
 

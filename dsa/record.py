@@ -6,6 +6,7 @@ nothing is written over without being asked, and a file is written whole or not 
 
 import argparse
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,28 +18,31 @@ import torch
 
 from dsa.io.files import write_json
 
-# A record keeps the command it was made with; these modules have moved since version 0.1.
+# A record keeps the command it was made with. What each module's command is today, where that has changed since 0.1:
 MOVED = MappingProxyType(
     {
-        "dsa.cost.gpu": "dsa.bench.gpu",
-        "dsa.cost.measure": "dsa.bench.cpu",
-        "dsa.cost.tried": "course.experiments.rejected_variants",
-        "dsa.inference.true_width": "dsa.bench.full_width",
-        "dsa.training.ablations": "course.experiments.ablations",
-        "dsa.training.activation": "course.experiments.activation",
-        "dsa.training.alternatives": "course.experiments.variant_bench",
-        "dsa.training.novice": "course.experiments.rl_base_model",
-        "dsa.training.post_training": "course.experiments.post_training",
-        "dsa.training.seeds": "course.experiments.seed_study",
-        "dsa.training.sweep": "course.experiments.indexer_sweep",
-        "dsa.training.twins": "course.experiments.matched_runs",
+        "dsa.cost.gpu": "dsa bench gpu",
+        "dsa.cost.measure": "dsa bench cpu",
+        "dsa.cost.tried": "python -m course.experiments.rejected_variants",
+        "dsa.inference.true_width": "dsa bench full-width",
+        "dsa.training.ablations": "python -m course.experiments.ablations",
+        "dsa.training.activation": "python -m course.experiments.activation",
+        "dsa.training.alternatives": "python -m course.experiments.variant_bench",
+        "dsa.training.indexer": "dsa train indexer",
+        "dsa.training.novice": "python -m course.experiments.rl_base_model",
+        "dsa.training.post_training": "python -m course.experiments.post_training",
+        "dsa.training.pretrain": "dsa train pretrain",
+        "dsa.training.seeds": "python -m course.experiments.seed_study",
+        "dsa.training.sweep": "python -m course.experiments.indexer_sweep",
+        "dsa.training.twins": "python -m course.experiments.matched_runs",
     }
 )
 
 
 def as_of_today(command: str) -> str:
-    """A recorded command as it is given now: `python -m dsa.cost.tried --out a.json` names another module today."""
-    return " ".join(MOVED.get(word, word) for word in command.split(" "))
+    """A recorded command as it is given now: `python -m dsa.cost.gpu --out a.json` is `dsa bench gpu --out a.json`."""
+    module = re.match(r"python -m (\S+)", command)
+    return command if not module else MOVED.get(module[1], module[0]) + command[module.end() :]
 
 
 def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 import small
-from dsa.datasets.corpus import own_text
+from dsa.datasets.corpus import user_text
 from project import NOTEBOOKS, ROOT
 
 torch.set_num_threads(1)
@@ -60,4 +60,4 @@ def text(tmp_path_factory):
     """A small corpus of one's own: `small.LINES`."""
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_text(small.LINES)
-    return own_text(path)
+    return user_text(path)

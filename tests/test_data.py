@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 import dsa
 from dsa.datasets import byte_tokenizer, corpus
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
+from dsa.record import as_of_today
 from dsa.training import evaluate, indexer, pretrain
 from project import DATA
 
@@ -50,7 +51,7 @@ def test_folder_is_whole_and_stored_in_bf16(stage):
 
 def test_provenance_is_complete(stage):
     found = record(stage)
-    assert found["command"].startswith("python -m dsa.training.") and found["options"]["seed"] == 0
+    assert as_of_today(found["command"]).startswith("dsa train ") and found["options"]["seed"] == 0
     assert set(found["versions"]) == {"python", "torch", "numpy"}
     assert len(found["corpus"]["sha256"]) == 64 and found["corpus"]["bytes"] > 1_000_000
     assert found["training_seconds"] > 1 and found["date"] > "2025-09-29"
@@ -86,6 +87,7 @@ def test_one_needle_is_found_in_texts_of_other_scripts():
     ]
     right = []
     for number, text in enumerate(texts):
-        hidden = hide(text * 20, model.config.max_position_embeddings, depth=0.3, key=5 + number, value=3 * number)
+        length = model.config.max_position_embeddings
+        hidden = insert_needle(text * 20, length, depth=0.3, key=5 + number, value=3 * number)
         right.append(int(model(hidden.tokens[None])[0, hidden.query].argmax()) == hidden.answer)
     assert all(right), right

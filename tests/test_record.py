@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from dsa import record
+from dsa import cli, record
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -58,4 +58,8 @@ def test_a_command_is_told_before_it_works_that_its_file_exists(tmp_path, capsys
 def test_a_recorded_command_is_given_with_today_s_names_and_each_of_them_can_be_run():
     old = "python -m dsa.training.twins --work runs/seeds --out data/measurements/sparse_training.json"
     assert record.as_of_today(old) == old.replace("dsa.training.twins", "course.experiments.matched_runs")
-    assert all(find_spec(name) for name in record.MOVED.values())
+    assert record.as_of_today("python -m dsa.cost.gpu --out a.json") == "dsa bench gpu --out a.json"
+    assert record.as_of_today("python -m dsa.record x") == "python -m dsa.record x"
+    for today in record.MOVED.values():
+        name = today.removeprefix("python -m ")
+        assert cli.find(name.split()[1:]) if name.startswith("dsa ") else find_spec(name), today

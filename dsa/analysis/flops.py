@@ -22,7 +22,7 @@ from dsa.analysis.memory import active_parameters, index_key_bytes, latent_bytes
 from dsa.model.config import Config
 
 PHASES = ("prefill", "decode")
-KINDS = ("dense", "sparse")
+ATTENTIONS = ("dense", "sparse")
 
 
 # one pair of a query and a key ----------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def selected_pairs(length: int, top_k: int) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class FlopCount:
     """FLOP of a pass, by what they are spent on."""
 
     weights: int  # the main model's matrices, head included
@@ -89,19 +89,19 @@ class Work:
         return sum(astuple(self))
 
 
-def token_work(config: Config, keys: int, attention: str, phase: str) -> Work:
+def token_flops(config: Config, keys: int, attention: str, phase: str) -> FlopCount:
     """FLOP of one token that may see `keys` tokens, itself included: at position p, counted from 0, p + 1.
 
     Both modes cost the same in weights: MHA expands a token's latent once, with the very parameters that MQA absorbs.
     That holds for a prompt read in one go; in chunks, MHA expands the earlier chunks again.
     """
-    return _work(config, 1, keys, _attended(config, keys, attention), attention, phase)
+    return _count_flops(config, 1, keys, _attended_keys(config, keys, attention), attention, phase)
 
 
-def prompt_work(config: Config, length: int, attention: str, phase: str = "prefill") -> Work:
-    """FLOP of a whole prompt, the head applied at each position: the sum of `token_work` over 1 ... length keys."""
-    last = _attended(config, length, attention)  # the last token attends to most
-    return _work(config, length, causal_pairs(length), selected_pairs(length, last), attention, phase)
+def prompt_flops(config: Config, length: int, attention: str, phase: str = "prefill") -> FlopCount:
+    """FLOP of a whole prompt, the head applied at each position: the sum of `token_flops` over 1 ... length keys."""
+    last = _attended_keys(config, length, attention)  # the last token attends to most
+    return _count_flops(config, length, causal_pairs(length), selected_pairs(length, last), attention, phase)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def decode_traffic(config: Config, keys: int, attention: str, precision: str, ba
     return Traffic(
         weights=weight_bytes_read(config, precision, batch, indexer=sparse),
         index_keys=per_layer * keys * index_key_bytes(config, precision) if sparse else 0,
-        latents=per_layer * _attended(config, keys, attention) * latent_bytes(config, precision),
+        latents=per_layer * _attended_keys(config, keys, attention) * latent_bytes(config, precision),
     )
 
 
@@ -169,13 +169,13 @@ def keys_at_index_share(config: Config, share: float) -> float:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _work(config: Config, tokens: int, seen: int, attended: int, attention: str, phase: str) -> Work:
+def _count_flops(config: Config, tokens: int, seen: int, attended: int, attention: str, phase: str) -> FlopCount:
     """FLOP of `tokens` tokens that see and attend to so many pairs together."""
     sparse, layers = attention == "sparse", config.num_hidden_layers
     dense_pair = dense_pair_flops(config, phase)
     parts = active_parameters(config)
     indexer = parts.pop("indexer", 0)
-    return Work(
+    return FlopCount(
         weights=2 * tokens * sum(parts.values()),
         indexer_weights=2 * tokens * indexer if sparse else 0,
         scoring=layers * seen * index_pair_flops(config) if sparse else 0,
@@ -183,10 +183,10 @@ def _work(config: Config, tokens: int, seen: int, attended: int, attention: str,
     )
 
 
-def _attended(config: Config, keys: int, attention: str) -> int:
+def _attended_keys(config: Config, keys: int, attention: str) -> int:
     """How many of the visible keys a query attends to."""
-    if attention not in KINDS:
-        raise ValueError(f"attention={attention!r} cannot be counted: use one of {', '.join(KINDS)}")
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention={attention!r} cannot be counted: use one of {', '.join(ATTENTIONS)}")
     if keys < 1:
         raise ValueError(f"keys={keys}: a token sees at least itself, so give 1 or more")
     if attention == "dense":

@@ -72,16 +72,16 @@ def matrices(config: Config) -> Iterator[Matrix]:
 
 def active_parameters(config: Config) -> dict[str, int]:
     """Parameters that one token is multiplied with, by part. Real: 36.62 B, and 0.85 B in "indexer" beside them."""
-    found: dict[str, int] = {}
+    parts: dict[str, int] = {}
     for matrix in matrices(config):
-        found[matrix.part] = found.get(matrix.part, 0) + matrix.used * matrix.outputs * matrix.inputs
-    return found
+        parts[matrix.part] = parts.get(matrix.part, 0) + matrix.used * matrix.outputs * matrix.inputs
+    return parts
 
 
 def stored_parameters(config: Config) -> int:
     """Parameters of all matrices and the embedding, indexers included. Real: 671.02 B + 0.85 B (norms: 1 M more)."""
-    found = sum(matrix.stored * matrix.outputs * matrix.inputs for matrix in matrices(config))
-    return found + config.vocab_size * config.hidden_size
+    total = sum(matrix.stored * matrix.outputs * matrix.inputs for matrix in matrices(config))
+    return total + config.vocab_size * config.hidden_size
 
 
 def weight_bytes_read(config: Config, precision: str, tokens: int = 1, indexer: bool = True) -> int:
@@ -92,7 +92,7 @@ def weight_bytes_read(config: Config, precision: str, tokens: int = 1, indexer: 
     """
     _check_precision(precision)
     E, per_token = config.n_routed_experts, config.num_experts_per_tok
-    share = 1 - (1 - per_token / E) ** tokens
+    share = 1 - (1 - per_token / E) ** tokens  # of the experts that somebody chose
     total = 0.0
     for matrix in matrices(config):
         if matrix.part != "indexer" or indexer:
@@ -126,11 +126,11 @@ def cache_bytes(config: Config, precision: str, indexer: bool = True) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _row_bytes(width: int, kind: str) -> int:
+def _row_bytes(width: int, dtype: str) -> int:
     """Storage of `width` numbers; FP8 adds an fp32 scale for each group of 128."""
-    if kind == "fp8":
+    if dtype == "fp8":
         return width + 4 * math.ceil(width / FP8_GROUP)
-    return width * {"fp32": 4, "bf16": 2}[kind]
+    return width * {"fp32": 4, "bf16": 2}[dtype]
 
 
 def _check_precision(precision: str) -> None:

@@ -6,7 +6,7 @@ prices of one deployment that nobody outside can repeat: to be shown beside coun
 never mixed with them.
 
 The benchmarks (data/published/benchmarks.csv) come without any error. What chance alone can do follows from the number
-of questions, which is public for most of them: :meth:`Benchmark.chance`.
+of questions, which is public for most of them: :meth:`Benchmark.noise_margin`.
 """
 
 import csv
@@ -55,7 +55,7 @@ class Benchmark:
         """Points that the sparse model is ahead."""
         return round(self.sparse - self.dense, 4)
 
-    def chance(self) -> float | None:
+    def noise_margin(self) -> float | None:
         """Half width, in points, of the 95 % interval of the difference of two equal models; None without a size.
 
         Each model answers every question once and by itself. Models that fail at the same questions differ less by
@@ -83,7 +83,7 @@ def read_costs(path: str | Path) -> dict[tuple[str, str], Curve]:
     for row in csv.DictReader(_lines(path)):
         corner = int(row["position"]), float(row["usd_per_million"])
         corners.setdefault((row["phase"], row["model"]), []).append(corner)
-    return {key: Curve(*zip(*sorted(found), strict=True)) for key, found in corners.items()}
+    return {key: Curve(*zip(*sorted(points), strict=True)) for key, points in corners.items()}
 
 
 def _lines(path: str | Path) -> list[str]:

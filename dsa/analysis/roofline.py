@@ -8,12 +8,13 @@ prefill at these widths: 600, which is 61 % of the machine's peak, is assumed.
 
 What is *not* derived is where a curve starts. At position 0 a token pays for weights, communication and everything
 else that does not depend on length; that is taken from the figure, one number for each curve. The slopes, the knees
-and the crossovers then follow, and `worst` says how well. A modelled curve is piecewise linear like a published one,
-so two of them are farthest apart, as a ratio, at a corner of either: looking there is looking everywhere.
+and the crossovers then follow, and `max_relative_error` says how well. A modelled curve is piecewise linear like a
+published one, so two of them are farthest apart, as a ratio, at a corner of either: looking there suffices.
 
-A model can fit without being true. `range_that_fits` moves one rate alone until a curve leaves its margin, `efficiency`
-shows that every batch above a smallest one explains the same start, and `SHARES` is a second model that fits better
-and says something else: nothing but FLOP, at round shares of the peak (`shares_of_peak`).
+A model can fit without being true. `acceptable_range` moves one rate alone until a curve leaves its margin,
+`required_utilization` shows that every batch above a smallest one explains the same start, and `PEAK_SHARES` is a
+second model that fits better and says something else: nothing but FLOP, at round shares of the peak
+(`implied_utilization`).
 """
 
 import math
@@ -26,8 +27,8 @@ from dsa.analysis.published import Curve
 from dsa.model.config import Config
 
 DENSE, SPARSE = "V3.1-Terminus", "V3.2-Exp"
-LAST = 131_071  # the last position of the published figure
-Costs = Mapping[tuple[str, str], Curve]
+MAX_POSITION = 131_071  # the last position of the published figure
+Curves = Mapping[tuple[str, str], Curve]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Rates:
 
 H800 = Rates()
 NO_MTP = replace(H800, drafted=1, accepted=1)
-SHARES = replace(
+PEAK_SHARES = replace(
     NO_MTP,
     mha=0.6 * H800.peak,
     mqa=0.6 * H800.peak,
@@ -79,7 +80,7 @@ def dense_seconds(config: Config, phase: str, rates: Rates = H800) -> float:
     flops = config.num_hidden_layers * dense_pair_flops(config, phase)
     if phase == "prefill":
         return flops / rates.mha
-    return _decoded(flops / rates.mqa, config.num_hidden_layers * memory.latent_bytes(config, "bf16"), rates)
+    return _per_decoded_token(flops / rates.mqa, config.num_hidden_layers * memory.latent_bytes(config, "bf16"), rates)
 
 
 def sparse_seconds(config: Config, phase: str, rates: Rates = H800) -> float:
@@ -88,7 +89,7 @@ def sparse_seconds(config: Config, phase: str, rates: Rates = H800) -> float:
     if phase == "prefill":
         return flops / rates.sparse_prefill
     selected = config.num_hidden_layers * memory.latent_bytes(config, "deployed") * rates.drafted  # each its own
-    return _decoded(flops / rates.sparse_decode, selected, rates)
+    return _per_decoded_token(flops / rates.sparse_decode, selected, rates)
 
 
 def scoring_seconds(config: Config, phase: str, rates: Rates = H800) -> float:
@@ -97,16 +98,16 @@ def scoring_seconds(config: Config, phase: str, rates: Rates = H800) -> float:
     flops, logits = layers * index_pair_flops(config), layers * rates.logit_bytes / rates.bandwidth
     if phase == "prefill":
         return flops / rates.index_prefill + logits  # a tile of queries shares the keys that are read
-    scored = _decoded(flops / rates.index_decode, layers * memory.index_key_bytes(config, "deployed"), rates)
+    scored = _per_decoded_token(flops / rates.index_decode, layers * memory.index_key_bytes(config, "deployed"), rates)
     return scored + logits * rates.drafted / rates.accepted
 
 
-def _decoded(seconds: float, cache_bytes: float, rates: Rates) -> float:
+def _per_decoded_token(seconds: float, cache_bytes: float, rates: Rates) -> float:
     """A decoded token's part of a pass that multiplies for each draft and reads `cache_bytes` once."""
     return max(seconds * rates.drafted, cache_bytes / rates.bandwidth) / rates.accepted
 
 
-def hand_over(config: Config, phase: str, rates: Rates = H800) -> float:
+def knee_position(config: Config, phase: str, rates: Rates = H800) -> float:
     """Position of a sparse curve's knee: from here on attention costs the same at every length.
 
     In decode, K. In prefill, where masked MHA over all keys becomes dearer than K selected keys on the latents.
@@ -119,42 +120,42 @@ def hand_over(config: Config, phase: str, rates: Rates = H800) -> float:
 # curves ---------------------------------------------------------------------------------------------------------------
 
 
-def modelled(
-    config: Config, starts: Mapping[tuple[str, str], float], rates: Rates = H800, last: int = LAST
+def modelled_curves(
+    config: Config, base: Mapping[tuple[str, str], float], rates: Rates = H800, last: int = MAX_POSITION
 ) -> dict[tuple[str, str], Curve]:
     """All four curves, (phase, model) -> Curve, from the dollars at position 0 and the rates.
 
-    A sparse curve gets a knee at `hand_over`; if that lies beyond `last`, K is too large to matter.
+    A sparse curve gets a knee at `knee_position`; if that lies beyond `last`, K is too large to matter.
     """
-    found = {}
-    for (phase, model), start in starts.items():
+    curves = {}
+    for (phase, model), start in base.items():
         dense, scoring = dense_seconds(config, phase, rates), scoring_seconds(config, phase, rates)
         if model == DENSE:
             places, seconds = [0, last], [0.0, dense * last]
         else:
-            knee = min(round(hand_over(config, phase, rates)), last - 1)
+            knee = min(round(knee_position(config, phase, rates)), last - 1)
             before = dense if phase == "prefill" else sparse_seconds(config, phase, rates)
             places = [0, knee, last]
             seconds = [0.0, (before + scoring) * knee, before * knee + scoring * last]
-        found[phase, model] = Curve(tuple(places), tuple(start + rates.dollars(s) for s in seconds))
-    return found
+        curves[phase, model] = Curve(tuple(places), tuple(start + rates.dollars(s) for s in seconds))
+    return curves
 
 
-def starts(published: Costs) -> dict[tuple[str, str], float]:
+def base_costs(published: Curves) -> dict[tuple[str, str], float]:
     """Dollars at position 0 of each published curve: the four numbers that the model takes over."""
     return {key: curve.dollars[0] for key, curve in published.items()}
 
 
-def gap(ours: Curve, theirs: Curve) -> float:
+def relative_error(ours: Curve, theirs: Curve) -> float:
     """Largest relative distance of two piecewise linear curves, with its sign: +0.1 where ours is 10 % too high."""
     corners = {*ours.positions, *theirs.positions}
     return max((ours.at(place) / theirs.at(place) - 1 for place in corners), key=abs)
 
 
-def worst(config: Config, published: Costs, rates: Rates = H800) -> float:
+def max_relative_error(config: Config, published: Curves, rates: Rates = H800) -> float:
     """The largest distance of any of the four curves at any position, without sign."""
-    ours = modelled(config, starts(published), rates)
-    return max(abs(gap(ours[key], published[key])) for key in ours)
+    ours = modelled_curves(config, base_costs(published), rates)
+    return max(abs(relative_error(ours[key], published[key])) for key in ours)
 
 
 def slope(curve: Curve) -> float:
@@ -170,8 +171,8 @@ def seconds_per_position(curve: Curve, rates: Rates = H800) -> float:
 # what a fit can and cannot tell ---------------------------------------------------------------------------------------
 
 
-def range_that_fits(
-    config: Config, published: Costs, name: str, margin: float = 0.10, rates: Rates = H800, reach: float = 8.0
+def acceptable_range(
+    config: Config, published: Curves, name: str, margin: float = 0.10, rates: Rates = H800, reach: float = 8.0
 ) -> tuple[float, float]:
     """Lowest and highest value of one rate, all others kept, with which every curve stays within `margin`.
 
@@ -181,16 +182,16 @@ def range_that_fits(
     value = getattr(rates, name)
 
     def fits(factor: float) -> bool:
-        return worst(config, published, replace(rates, **{name: value * factor})) <= margin
+        return max_relative_error(config, published, replace(rates, **{name: value * factor})) <= margin
 
     if not fits(1.0):
         raise ValueError(
-            f"the curves are {worst(config, published, rates):.0%} off with these rates, over {margin:.0%}"
+            f"the curves are {max_relative_error(config, published, rates):.0%} off with these rates, over {margin:.0%}"
         )
-    return value / _edge(lambda x: fits(1 / x), reach), value * _edge(fits, reach)
+    return value / _largest_factor(lambda x: fits(1 / x), reach), value * _largest_factor(fits, reach)
 
 
-def _edge(fits: Callable[[float], bool], reach: float) -> float:
+def _largest_factor(fits: Callable[[float], bool], reach: float) -> float:
     """The largest factor from 1 to `reach` that fits, by bisection."""
     if fits(reach):
         return reach
@@ -201,7 +202,7 @@ def _edge(fits: Callable[[float], bool], reach: float) -> float:
     return low
 
 
-def shares_of_peak(config: Config, published: Costs, rates: Rates = H800) -> dict[str, float]:
+def implied_utilization(config: Config, published: Curves, rates: Rates = H800) -> dict[str, float]:
     """What share of the peak each part of the published curves implies, if it is FLOP alone and one token a pass.
 
     Slopes give dense attention (bf16 peak) and scoring (FP8 peak); what a sparse curve's last piece, prolonged to
@@ -220,7 +221,7 @@ def shares_of_peak(config: Config, published: Costs, rates: Rates = H800) -> dic
     return shares
 
 
-def efficiency(config: Config, start: float, sequences: float, rates: Rates = H800) -> float:
+def required_utilization(config: Config, start: float, sequences: float, rates: Rates = H800) -> float:
     """The share of the FP8 peak with which a batch explains what decoding costs at position 0, in USD per million.
 
     A pass over `sequences` sequences reads all weights once, wherever they lie, and multiplies; what reading leaves of

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dsa.analysis.flops import decode_traffic, prompt_work, token_work
+from dsa.analysis.flops import FlopCount, decode_traffic, prompt_flops, token_flops
 from dsa.analysis.memory import Matrix, cache_bytes, matrices
 from dsa.model.config import Config
 
@@ -54,9 +54,9 @@ class Fit:
     cache: int
     memory: int
     batch: int
-    cache_of_one: int  # of a single sequence
-    step: float  # decoding one token for each sequence
-    prompt: float  # reading one sequence's prompt
+    cache_per_sequence: int
+    decode_seconds: float  # decoding one token for each sequence
+    prefill_seconds: float  # reading one sequence's prompt
 
     @property
     def total(self) -> int:
@@ -71,18 +71,18 @@ class Fit:
     @property
     def largest_batch(self) -> int:
         """Sequences of this length that there is room for, beside the weights."""
-        return max(0, (self.memory - self.weights - RESERVE) // self.cache_of_one)
+        return max(0, (self.memory - self.weights - RESERVE) // self.cache_per_sequence)
 
 
-def held_parameters(config: Config, ranks: int) -> int:
+def parameters_per_gpu(config: Config, ranks: int) -> int:
     """Matrix parameters, embedding included, on the fullest of `ranks` GPUs."""
-    held = sum(_held(m, config, ranks) * m.outputs * m.inputs for m in matrices(config))
+    held = sum(_copies_per_gpu(m, config, ranks) * m.outputs * m.inputs for m in matrices(config))
     return math.ceil(held + math.ceil(config.vocab_size / ranks) * config.hidden_size)
 
 
 def weight_bytes(config: Config, precision: str, ranks: int) -> int:
     """Bytes of weights on the fullest of `ranks` GPUs."""
-    held = sum(_held(m, config, ranks) * m.bytes(precision) for m in matrices(config))
+    held = sum(_copies_per_gpu(m, config, ranks) * m.bytes(precision) for m in matrices(config))
     return math.ceil(held + config.vocab_size / ranks * config.hidden_size * (4 if precision == "fp32" else 2))
 
 
@@ -110,31 +110,37 @@ def fit(
         cache=batch * one,
         memory=int(gpu.memory),
         batch=batch,
-        cache_of_one=one,
-        step=_step(config, gpu, ranks, context, batch, precision, attention),
-        prompt=_seconds(config, gpu, ranks, prompt_work(config, context, attention), precision),
+        cache_per_sequence=one,
+        decode_seconds=_decode_seconds(config, gpu, ranks, context, batch, precision, attention),
+        prefill_seconds=_compute_seconds(config, gpu, ranks, prompt_flops(config, context, attention), precision),
     )
 
 
-def _step(config: Config, gpu: GPU, ranks: int, context: int, batch: int, precision: str, attention: str) -> float:
+def _decode_seconds(
+    config: Config, gpu: GPU, ranks: int, context: int, batch: int, precision: str, attention: str
+) -> float:
     """Seconds in which one GPU reads, or multiplies, what one token for each sequence needs."""
     traffic = decode_traffic(config, context, attention, precision, batch)
-    kinds = [m for m in matrices(config) if not m.split and (m.part != "indexer" or attention == "sparse")]
-    whole = sum(m.used * m.bytes(precision) for m in kinds)  # read by every GPU, as the cache is
-    read = ((traffic.weights - whole) / ranks + whole + traffic.cache) / gpu.bandwidth
-    return max(read, batch * _seconds(config, gpu, ranks, token_work(config, context, attention, "decode"), precision))
+    replicated = sum(  # read by every GPU, as the cache is
+        m.used * m.bytes(precision)
+        for m in matrices(config)
+        if not m.split and (m.part != "indexer" or attention == "sparse")
+    )
+    memory_seconds = ((traffic.weights - replicated) / ranks + replicated + traffic.cache) / gpu.bandwidth
+    flops = token_flops(config, context, attention, "decode")
+    return max(memory_seconds, batch * _compute_seconds(config, gpu, ranks, flops, precision))
 
 
-def _seconds(config: Config, gpu: GPU, ranks: int, work, precision: str) -> float:
+def _compute_seconds(config: Config, gpu: GPU, ranks: int, flops: FlopCount, precision: str) -> float:
     """Seconds in which one GPU multiplies its share: attention in bf16, all else in FP8 where that is stored."""
     fast = gpu.fp8 if precision == "deployed" else gpu.bf16
     used = sum(m.used * m.outputs * m.inputs for m in matrices(config) if m.part != "indexer")
-    whole = sum(m.used * m.outputs * m.inputs for m in matrices(config) if m.part != "indexer" and not m.split)
-    weights = work.weights * (whole + (used - whole) / ranks) / used
-    return (weights + work.indexer_weights + work.scoring) / fast + work.attention / ranks / gpu.bf16
+    replicated = sum(m.used * m.outputs * m.inputs for m in matrices(config) if m.part != "indexer" and not m.split)
+    weights = flops.weights * (replicated + (used - replicated) / ranks) / used  # this GPU's part
+    return (weights + flops.indexer_weights + flops.scoring) / fast + flops.attention / ranks / gpu.bf16
 
 
-def _held(matrix: Matrix, config: Config, ranks: int) -> float:
+def _copies_per_gpu(matrix: Matrix, config: Config, ranks: int) -> float:
     """How many of a kind of matrix the fullest GPU holds; a part of one counts as that part."""
     if matrix.part == "experts":
         E = config.n_routed_experts

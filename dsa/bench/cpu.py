@@ -1,16 +1,15 @@
 """What a token costs on this machine, dense and sparse, by length: a table with ratios, and a record of it.
 
-    python -m dsa.bench.cpu --shape s2 --longest 65536 --out data/measurements/cpu_s2.json
+    dsa bench cpu --shape s2 --longest 65536 --out data/measurements/cpu_s2.json
 
 Three shapes. "real" is one layer of DeepSeek-V3.2-Exp; "s1" and "s2" are small layers that keep its proportions, so
 that they tell the same story sooner: dense attention multiplies 5 times as much for a pair as the indexer in MHA mode,
 H (N + R + V) = 5 J W, and 17 times in MQA mode, H (2 C + R) = 17 J W. Sizes chosen freely hide or flatter the effect.
 
-How one token is timed, and against which dense attention, is told in `layer`. Contenders are dense and sparse in fp32,
+How one token is timed, and against which dense attention, is told in `layer`. Candidates are dense and sparse in fp32,
 sparse with index vectors in int8, and for decoding the same in bf16 where this processor multiplies bf16 fast.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +23,10 @@ from tqdm import tqdm
 
 from dsa import record
 from dsa.analysis.flops import PHASES
-from dsa.bench.layer import block, check, dense_call, sparse_call
+from dsa.bench.layer import check_measurable, dense_call, sparse_call, work_per_call
 from dsa.bench.timing import cpu_seconds
-from dsa.kernels.cpu.machine import fast
+from dsa.io.command_line import Parser, count
+from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.config import Config
 
 SHAPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
@@ -41,7 +41,7 @@ SHAPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
     }
 )
 SHORTEST, LONGEST, QUICK = 1024, {"s1": 2**16, "s2": 2**16, "real": 2**17}, 2**13
-AGAINST = MappingProxyType(
+BASELINES = MappingProxyType(
     {"sparse": "dense", "sparse int8": "dense", "sparse bf16": "dense bf16", "sparse bf16 int8": "dense bf16"}
 )
 
@@ -56,40 +56,40 @@ def _small(
     )  # fmt: skip
 
 
-def contenders(config: Config, phase: str, keys: int) -> dict[str, tuple[Callable[[], Tensor], float]]:
+def candidates(config: Config, phase: str, keys: int) -> dict[str, tuple[Callable[[], Tensor], float]]:
     """What is timed at one length: name -> a call, and how many tokens of one layer it does."""
-    queries, few, heads = block(config, phase, keys)
+    queries, sparse_queries, heads = work_per_call(config, phase, keys)
     share = queries * heads / config.num_attention_heads
     found = {
         "dense": (dense_call(config, phase, keys, queries, heads), share),
-        "sparse": (sparse_call(config, keys, few), few),
-        "sparse int8": (sparse_call(config, keys, few, "int8"), few),
+        "sparse": (sparse_call(config, keys, sparse_queries), sparse_queries),
+        "sparse int8": (sparse_call(config, keys, sparse_queries, "int8"), sparse_queries),
     }
-    if phase == "decode" and fast(torch.bfloat16):
+    if phase == "decode" and is_fast(torch.bfloat16):
         found |= {
             "dense bf16": (dense_call(config, phase, keys, queries, heads, torch.bfloat16), share),
-            "sparse bf16": (sparse_call(config, keys, few, dtype=torch.bfloat16), few),
-            "sparse bf16 int8": (sparse_call(config, keys, few, "int8", torch.bfloat16), few),
+            "sparse bf16": (sparse_call(config, keys, sparse_queries, dtype=torch.bfloat16), sparse_queries),
+            "sparse bf16 int8": (sparse_call(config, keys, sparse_queries, "int8", torch.bfloat16), sparse_queries),
         }
     return found
 
 
 def token_seconds(config: Config, phase: str, keys: int, repeats: int = 5) -> dict[str, float]:
-    """Median CPU seconds of one token that sees `keys` keys in one layer, by contender."""
-    check(phase, keys)
+    """Median CPU seconds of one token that sees `keys` keys in one layer, by candidate."""
+    check_measurable(phase, keys)
     with torch.no_grad():
-        calls = contenders(config, phase, keys)
+        calls = candidates(config, phase, keys)
         found = cpu_seconds({name: call for name, (call, _) in calls.items()}, repeats)
     return {name: seconds / calls[name][1] for name, seconds in found.items()}
 
 
 def ratios(seconds: Mapping[str, float]) -> dict[str, float]:
-    """How many times as long dense attention takes as each sparse contender, in the same numbers."""
-    return {name: seconds[dense] / seconds[name] for name, dense in AGAINST.items() if name in seconds}
+    """How many times as long dense attention takes as each sparse candidate, in the same numbers."""
+    return {name: seconds[dense] / seconds[name] for name, dense in BASELINES.items() if name in seconds}
 
 
 def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[tuple[str, int], dict[str, float]]:
-    """Measure both phases at every length: (phase, keys) -> contender -> seconds. A bar shows how far it is."""
+    """Measure both phases at every length: (phase, keys) -> candidate -> seconds. A bar shows how far it is."""
     places = [(phase, keys) for phase in PHASES for keys in lengths]
     found = {}
     for phase, keys in (bar := tqdm(places, disable=not sys.stderr.isatty(), unit="length")):
@@ -99,7 +99,7 @@ def measure(config: Config, lengths: Sequence[int], repeats: int) -> dict[tuple[
 
 
 def table(found: Mapping[tuple[str, int], Mapping[str, float]]) -> str:
-    """Milliseconds a token, and behind each sparse contender how many times as long dense attention takes."""
+    """Milliseconds a token, and behind each sparse candidate how many times as long dense attention takes."""
     lines = []
     for phase in PHASES:
         lines.append(f"{phase}, CPU milliseconds a token and layer (dense over sparse)")
@@ -116,7 +116,7 @@ def provenance(found: Mapping[tuple[str, int], Mapping[str, float]], command: st
     return {
         **record.origin(command, record.processor()),
         "what": what,
-        "fast": {str(kind).removeprefix("torch."): fast(kind) for kind in (torch.int8, torch.bfloat16)},
+        "fast": {str(kind).removeprefix("torch."): is_fast(kind) for kind in (torch.int8, torch.bfloat16)},
         "load": [round(load, 1) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "rows": [
             {"phase": phase, "attention": name, "keys": keys, "seconds": float(f"{value:.4g}")}
@@ -127,12 +127,12 @@ def provenance(found: Mapping[tuple[str, int], Mapping[str, float]], command: st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.bench.cpu``."""
-    parser = argparse.ArgumentParser("python -m dsa.bench.cpu", description="Time one layer's attention by length.")
+    """The command `dsa bench cpu`."""
+    parser = Parser("dsa bench cpu", description="Time one layer's attention by length.")
     parser.add_argument("--shape", choices=list(SHAPES), default="s2", help="real takes minutes and 2 GB")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep so many keys, not as many as the shape does")
-    parser.add_argument("--longest", type=int, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--top-k", type=count, metavar="K", help="keys that each query keeps (the shape's own K)")
+    parser.add_argument("--longest", type=count, metavar="N", help=f"most keys; lengths double from {SHORTEST:,}")
+    parser.add_argument("--repeats", type=count, metavar="N", default=5, help="samples of which the median counts (5)")
     parser.add_argument("--quick", action="store_true", help=f"one repeat, and at most {QUICK:,} keys")
     record.add_options(parser, required=False)
     options, command = record.parse(parser, argv)

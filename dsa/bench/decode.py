@@ -1,13 +1,12 @@
 """What one decoded token costs, dense and sparse, by length of the context.
 
-    python -m dsa.bench.decode --out decode.json
+    dsa bench decode --out decode.json
 
 Sizes keep the real model's proportions (17 dense FLOPs in MQA mode for each of the indexer's), because ad-hoc sizes
 hide the effect. The dense baselines are as fast as PyTorch makes them: on latents with the heads folded into one matrix
 (what the model does), and on keys and values that were expanded and padded beforehand.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from dsa import record
 from dsa.bench.timing import cpu_seconds
+from dsa.io.command_line import Parser
 from dsa.kernels import ops
 from dsa.model.attention import Attention, ForwardContext
 from dsa.model.cache import LayerCache
@@ -99,7 +99,7 @@ def rows(table: dict[int, dict[str, float]]) -> list[dict[str, float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
-    parser = argparse.ArgumentParser("python -m dsa.bench.decode", description="Time one decoded token by length.")
+    parser = Parser("dsa bench decode", description="Time one decoded token by length.")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="cached tokens")
     parser.add_argument("--repeats", type=int, default=15)
     record.add_options(parser, required=False)

@@ -4,7 +4,7 @@ A layer's speed and memory do not depend on what its weights say, and one layer 
 So a few layers of the real shape, filled with random numbers, tell what 61 of them would do, on one GPU and without a
 download. What they do not tell is anything about the quality of an answer.
 
-    python -m dsa.bench.full_width --out data/measurements/true_width.json
+    dsa bench full-width --out data/measurements/true_width.json
 
 measures prefill and decode, dense and sparse, over contexts from 8K to 128K, with the memory they take, and writes the
 record that the course draws. Prompts are read in chunks. What is measured are this package's own kernels on the device
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
-from dsa.checkpoint.load import fill, set_dtype
+from dsa.checkpoint.load import load_tensors, set_dtype
 from dsa.generation.decode import CHUNK, prefill
-from dsa.kernels.cpu.machine import fast
+from dsa.io.command_line import Parser
+from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.config import Config
 from dsa.model.moe import Gate, MoE
 from dsa.model.transformer import Layer, Transformer
@@ -68,11 +69,11 @@ def build(config: Config, dtype: torch.dtype, device: torch.device | str, seed: 
 
 def load(model: Transformer, folder: Path) -> Transformer:
     """Put a folder's weights into its first layers, FP8 expanded on the way. CheckpointError if any is missing."""
-    stored = index.contents(folder)
+    stored = index.list_tensors(folder)
     target = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("model.layers.")}
-    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE) in target}
-    index.check(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
-    fill(target, mine, f"loading {folder.name}")
+    mine = {name: tensor for name, tensor in stored.items() if name.removesuffix(index.SCALE_SUFFIX) in target}
+    index.check_tensors(mine, {name: tuple(tensor.shape) for name, tensor in target.items()}, folder)
+    load_tensors(target, mine, f"loading {folder.name}")
     return model
 
 
@@ -104,7 +105,7 @@ def layers_that_fit(memory: float, dtype: torch.dtype, config: Config | None = N
 
 def quick_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     """Choose bf16 on GPUs, and on processors that multiply it clearly faster than fp32."""
-    return torch.bfloat16 if torch.device(device).type != "cpu" or fast(torch.bfloat16) else torch.float32
+    return torch.bfloat16 if torch.device(device).type != "cpu" or is_fast(torch.bfloat16) else torch.float32
 
 
 class Run:
@@ -186,7 +187,7 @@ def record(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser("python -m dsa.bench.full_width", description="Measure layers of true width.")
+    parser = Parser("dsa bench full-width", description="Measure layers of true width.")
     add_options(parser)
     parser.add_argument("--folder", type=Path, help="take the first layers of this model instead of random ones")
     parser.add_argument("--layers", type=int, help="how many; by default as many as fit")

@@ -1,6 +1,6 @@
 """What one step of the indexer's loss costs, forward and backward: closed form, autograd by chunks, autograd at once.
 
-    python -m dsa.bench.indexer_loss --out indexer_loss.json
+    dsa bench indexer-loss --out indexer_loss.json
 
 The dense warm-up's loss (report Eq. 3) of one layer, its target on the latents as the model computes it. Sizes keep the
 real model's proportions: 8 heads on 128 + 16 dimensions, an indexer of 4 x 32. Shown are CPU time and the peak of what
@@ -8,7 +8,6 @@ the allocator handed out beyond the inputs. The two rivals are the five-line way
 `backward` at once) and the plain way, which keeps matrices of L x L and ends where memory does.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from dsa import record
 from dsa.bench.memory import peak_bytes
 from dsa.bench.timing import cpu_seconds
+from dsa.io.command_line import Parser, count
 from dsa.kernels import ops, reference, tiled
 
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -48,23 +48,23 @@ def by_chunks(index: Index, q: Tensor, k: Tensor, scale: float) -> Tensor:
     return total
 
 
-def contenders(T: int) -> dict[str, Callable[[], Tensor]]:
+def candidates(T: int) -> dict[str, Callable[[], Tensor]]:
     """What is timed at T tokens: name -> a call that leaves gradients anew and returns the loss."""
     index, q, k = inputs(T)
     scale = WIDTH**-0.5
 
-    def forget() -> None:
+    def zero_grad() -> None:
         for x in index:
             x.grad = None
 
     def step(backend: str) -> Tensor:
-        forget()
+        zero_grad()
         loss = ops.indexer_loss(*index, q, k, scale, backend=backend)
         loss.backward()
         return loss.detach()
 
     def chunks() -> Tensor:
-        forget()
+        zero_grad()
         return by_chunks(index, q, k, scale)
 
     calls = {"closed form": lambda: step("tiled"), "by chunks": chunks, "at once": lambda: step("reference")}
@@ -72,18 +72,18 @@ def contenders(T: int) -> dict[str, Callable[[], Tensor]]:
 
 
 def measure(lengths=LENGTHS, repeats: int = 5) -> dict[int, dict[str, dict[str, float]]]:
-    """Length -> contender -> median CPU seconds and peak megabytes over the inputs."""
+    """Length -> candidate -> median CPU seconds and peak megabytes over the inputs."""
     torch.manual_seed(0)
     table = {}
     for T in lengths:
-        calls = contenders(T)
+        calls = candidates(T)
         peaks = {name: peak_bytes(call) / 1e6 for name, call in calls.items()}
         seconds = cpu_seconds(calls, repeats)
         table[T] = {name: {"seconds": seconds[name], "megabytes": peaks[name]} for name in calls}
     return table
 
 
-def words(table: dict[int, dict[str, dict[str, float]]]) -> str:
+def format_table(table: dict[int, dict[str, dict[str, float]]]) -> str:
     """The table and what it says."""
 
     def cell(row: dict, name: str) -> str:
@@ -117,16 +117,14 @@ def rows(table: dict[int, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and write."""
-    parser = argparse.ArgumentParser(
-        "python -m dsa.bench.indexer_loss", description="Time the indexer's loss by length."
-    )
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L", help="tokens")
-    parser.add_argument("--repeats", type=int, default=5)
+    """The command `dsa bench indexer-loss`."""
+    parser = Parser("dsa bench indexer-loss", description="Time the indexer's loss by length.")
+    parser.add_argument("--lengths", type=count, nargs="+", default=list(LENGTHS), metavar="L", help="tokens")
+    parser.add_argument("--repeats", type=count, metavar="N", default=5, help="samples of which the median counts (5)")
     record.add_options(parser, required=False)
     options, command = record.parse(parser, argv)
     table = measure(options.lengths, repeats=options.repeats)
-    print(words(table))
+    print(format_table(table))
     if options.out:
         about = record.origin(command, record.processor())
         what = (

@@ -4,11 +4,11 @@ No laptop holds the model, but any runs one layer of it, and lengths, not layers
 time does not depend on what is attended to. What is left out of both kinds alike are the products with weights, which
 do not depend on length.
 
-Decoding is one query. Prefill is measured on the last block of a prompt: for dense attention `BLOCK` queries in one of
-the 128 heads, since all heads' keys and values at 128 Ki would take 20 GB and heads do the same work; for sparse
-attention as many queries as have `FEW` index heads together (16 at the true size), with all heads. (Dense attention
-wants large blocks: with 256 queries it is up to 1.5 times slower, which would flatter sparse.) `timing` says how it is
-timed; `cpu` does it at many lengths and writes it down.
+Decoding is one query. Prefill is measured on the last block of a prompt: for dense attention `DENSE_QUERIES` queries in
+one of the 128 heads, since all heads' keys and values at 128 Ki would take 20 GB and heads do the same work; for sparse
+attention as many queries as have `SPARSE_INDEX_HEADS` index heads together (16 at the true size), with all heads.
+(Dense attention wants large blocks: with 256 queries it is up to 1.5 times slower, which would flatter sparse.)
+`timing` says how it is timed; `cpu` does it at many lengths and writes it down.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from dsa.kernels import ops
 from dsa.model.config import Config
 from dsa.model.precision import Precision, index_codec, quantize_index_query
 
-BLOCK, HEADS, FEW = 1024, 1, 1024  # queries and heads of dense attention; index heads of sparse, in all queries
+DENSE_QUERIES, DENSE_HEADS = 1024, 1  # of a prompt's last block, in one call
+SPARSE_INDEX_HEADS = 1024  # over all queries of one call
 
 
 def sparse_call(
@@ -64,22 +65,26 @@ def dense_call(
 
 def token_seconds(config: Config, phase: str, keys: int, repeats: int = 3) -> tuple[float, float]:
     """CPU seconds of one token that sees `keys` keys in one layer: (dense, sparse)."""
-    check(phase, keys)
-    queries, few, heads = block(config, phase, keys)
-    calls = {"dense": dense_call(config, phase, keys, queries, heads), "sparse": sparse_call(config, keys, few)}
+    check_measurable(phase, keys)
+    queries, sparse_queries, heads = work_per_call(config, phase, keys)
+    calls = {
+        "dense": dense_call(config, phase, keys, queries, heads),
+        "sparse": sparse_call(config, keys, sparse_queries),
+    }
     with torch.no_grad():
         seconds = cpu_seconds(calls, repeats)
-    return seconds["dense"] * config.num_attention_heads / heads / queries, seconds["sparse"] / few
+    return seconds["dense"] * config.num_attention_heads / heads / queries, seconds["sparse"] / sparse_queries
 
 
-def block(config: Config, phase: str, keys: int) -> tuple[int, int, int]:
+def work_per_call(config: Config, phase: str, keys: int) -> tuple[int, int, int]:
     """What one call computes: queries of dense attention, queries of sparse attention, heads of dense attention."""
     if phase == "decode":
         return 1, 1, config.num_attention_heads
-    return min(BLOCK, keys // 4), min(FEW // (config.index_n_heads or 1), keys // 4), HEADS
+    sparse_queries = SPARSE_INDEX_HEADS // (config.index_n_heads or 1)
+    return min(DENSE_QUERIES, keys // 4), min(sparse_queries, keys // 4), DENSE_HEADS
 
 
-def check(phase: str, keys: int) -> None:
+def check_measurable(phase: str, keys: int) -> None:
     """Refuse what cannot be measured."""
     if keys < 64:
         raise ValueError(f"keys={keys}: a block needs room before it, so give 64 or more")

@@ -1,6 +1,6 @@
-"""The one way in which anything here is timed: contenders take turns in one process, and medians count.
+"""The one way in which anything here is timed: candidates take turns in one process, and medians count.
 
-What disturbs one contender then disturbs all of them, and a ratio survives a busy machine that would spoil a number.
+What disturbs one candidate then disturbs all of them, and a ratio survives a busy machine that would spoil a number.
 
 On a processor the clock is CPU time on one thread: what other programs do is not in it. On a GPU it is the device's
 own: two events around each call. Calls there go round several sets of inputs, so that none finds its data in the cache
@@ -19,8 +19,8 @@ Call = Callable[[], object]
 Timer = Callable[[Sequence[Call]], list[float]]
 """From the same call on several sets of inputs to two medians in milliseconds."""
 
-ENOUGH = 0.05  # CPU seconds that a sample takes at least: a clock ticks, and one short call may be interrupted
-SECONDS, FEWEST, MOST = 0.5, 7, 200  # of one round on a GPU, and calls in it
+MIN_SAMPLE_SECONDS = 0.05  # of CPU time: a clock ticks, and one short call may be interrupted
+ROUND_SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 7, 200  # of one round on a GPU, and calls in it
 
 
 @contextmanager
@@ -37,37 +37,38 @@ def one_thread() -> Iterator[None]:
 def cpu_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
     """Median CPU seconds of one run of each call, on one thread; in turn within each repeat, after one run to warm up.
 
-    A call that is over sooner than `ENOUGH` runs several times in each sample, as often as its first run suggests.
+    A call that is over sooner than `MIN_SAMPLE_SECONDS` runs several times in each sample, as often as its first run
+    suggests.
     """
     with one_thread():
-        often = {name: max(1, round(ENOUGH / _sample(call, 1))) for name, call in calls.items()}
+        runs = {name: max(1, round(MIN_SAMPLE_SECONDS / _sample(call, 1))) for name, call in calls.items()}
         samples: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(repeats):
             for name, call in calls.items():
-                samples[name].append(_sample(call, often[name]))
+                samples[name].append(_sample(call, runs[name]))
     return {name: median(found) for name, found in samples.items()}
 
 
-def _sample(call: Call, often: int) -> float:
+def _sample(call: Call, runs: int) -> float:
     """Mean CPU seconds of one run."""
     start = process_time()
-    for _ in range(often):
+    for _ in range(runs):
         call()
-    return max(process_time() - start, 1e-9) / often
+    return max(process_time() - start, 1e-9) / runs
 
 
 def wall_seconds(call: Call, device: torch.device) -> float:
     """Seconds on the clock until a call is over, on the device too: for what runs once and lasts."""
-    _wait(device)
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    synchronize()  # what was started before does not count
     start = perf_counter()
     call()
-    _wait(device)
+    synchronize()  # a call returns when its kernels are started, not when they are done
     return perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def device_milliseconds(calls: Sequence[Call]) -> list[float]:
@@ -75,7 +76,7 @@ def device_milliseconds(calls: Sequence[Call]) -> list[float]:
     for call in calls:
         call()
     longest = max(_milliseconds(calls, len(calls)))
-    repeats = max(FEWEST, min(MOST, round(1e3 * SECONDS / longest)))
+    repeats = max(MIN_CALLS, min(MAX_CALLS, round(1e3 * ROUND_SECONDS / longest)))
     return [median(_milliseconds(calls, repeats)) for _ in range(2)]
 
 
@@ -89,7 +90,7 @@ def _milliseconds(calls: Sequence[Call], repeats: int) -> list[float]:
     return [before.elapsed_time(after) for before, after in events]
 
 
-def replayed(calls: Sequence[Call]) -> list[Call]:
+def cuda_graphs(calls: Sequence[Call]) -> list[Call]:
     """Record each call as a CUDA graph; what is returned replays it."""
     found: list[Call] = []
     for call in calls:

@@ -4,7 +4,7 @@ Each safetensors file begins with a table of contents: names, shapes, types. Tha
 within seconds and to refuse a broken one whole, before the first number is read: with the file, the tensor, what was
 expected and what was found.
 
-The published folders mix three types. Most matrices are FP8 codes, each with a second tensor of block scales
+The published folders mix three dtypes. Most matrices are FP8 codes, each with a second tensor of block scales
 (`...weight_scale_inv`, F32, one number for 128 x 128 codes, partial blocks at the edges included); the two need not lie
 in the same file. What FP8 would hurt is BF16, norms and router biases are F32. And there is one layer more than
 `num_hidden_layers` says: the last one predicts a second token (see `dsa.model.mtp`).
@@ -25,11 +25,10 @@ from dsa.model.config import Config
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
-CODES = "F8_E4M3"
-READABLE = ("F64", "F32", "BF16", "F16", CODES)
-BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, CODES: 1}
-SCALE = "_scale_inv"  # after the name of the weight that it scales
-QUANTISATION = {
+FP8 = "F8_E4M3"  # names of dtypes are those of safetensors
+DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, FP8: 1}  # those that are read
+SCALE_SUFFIX = "_scale_inv"  # after the name of the weight that it scales
+QUANTIZATION_CONFIG = {
     "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(fp8.BLOCK),
     "scale_fmt": "ue8m0", "activation_scheme": "dynamic",
 }  # fmt: skip
@@ -42,22 +41,22 @@ class CheckpointError(UnreadableFile):
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor as a header describes it: in which file, of what shape and type."""
+class TensorInfo:
+    """One tensor as a header describes it: in which file, of what shape and dtype."""
 
     path: Path
     shape: tuple[int, ...]
-    kind: str
+    dtype: str
 
     @property
-    def count(self) -> int:
-        """How many numbers it has."""
+    def numel(self) -> int:
+        """How many elements it has."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """What they take in the file; 0 for a type that is not read."""
-        return self.count * BYTES.get(self.kind, 0)
+        """What they take in the file; 0 for a dtype that is not read."""
+        return self.numel * DTYPE_BYTES.get(self.dtype, 0)
 
 
 def read_config(folder: Path) -> Config:
@@ -69,22 +68,22 @@ def read_config(folder: Path) -> Config:
         )
     published = _read_json(path, "the sizes of the model")
     try:
-        _check_quantisation(published.get("quantization_config"))
+        _check_quantization(published.get("quantization_config"))
         return Config.from_dict(published)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _check_quantisation(stated: Any) -> None:
+def _check_quantization(stated: Any) -> None:
     """Refuse weights rounded by other rules than the published ones."""
     if stated is None:
         return
     if not isinstance(stated, dict):
         raise ValueError(f"quantization_config={stated!r} is no JSON object: remove it, or restore the published one")
     for name in ("quant_method", "fmt", "weight_block_size"):
-        if stated.get(name, QUANTISATION[name]) != QUANTISATION[name]:
+        if stated.get(name, QUANTIZATION_CONFIG[name]) != QUANTIZATION_CONFIG[name]:
             raise ValueError(
-                f"quantization_config has {name}={stated[name]!r}, only {QUANTISATION[name]!r} is read here: "
+                f"quantization_config has {name}={stated[name]!r}, only {QUANTIZATION_CONFIG[name]!r} is read here: "
                 "take a folder in the published format, or in BF16"
             )
 
@@ -96,20 +95,19 @@ def _read_json(path: Path, purpose: str) -> dict[str, Any]:
         raise CheckpointError(str(error)) from error
 
 
-def contents(folder: Path) -> dict[str, Stored]:
+def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     """List a folder's tensors by name, from the index, if there is one, and the headers."""
     if (folder / INDEX).exists():
-        return _by_index(folder)
+        return _follow_index(folder / INDEX)
     path = folder / SINGLE
     if path.exists():
-        return header(path)
-    found = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "no safetensors at all"
-    raise CheckpointError(f"{folder} lacks {SINGLE} and {INDEX}, one of which must say where tensors are: {found}")
+        return read_header(path)
+    present = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "no safetensors at all"
+    raise CheckpointError(f"{folder} lacks {SINGLE} and {INDEX}, one of which must say where tensors are: {present}")
 
 
-def _by_index(folder: Path) -> dict[str, Stored]:
-    """Follow the index into its files."""
-    index = folder / INDEX
+def _follow_index(index: Path) -> dict[str, TensorInfo]:
+    """Read the headers of all files that the index names, and keep the tensors that it puts there."""
     weight_map = _read_json(index, "which shard holds which tensor").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
@@ -118,30 +116,26 @@ def _by_index(folder: Path) -> dict[str, Stored]:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name} points to {file!r}, expected a safetensors file in this folder")
         shards.setdefault(file, []).append(name)
-    found: dict[str, Stored] = {}
+    tensors: dict[str, TensorInfo] = {}
     for file, names in shards.items():
-        found |= _from_shard(folder / file, names)
-    return found
+        path = index.parent / file
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is missing: the index puts {len(names)} tensors there, {min(names)} among them; fetch it again"
+            )
+        in_file = read_header(path)
+        if lacking := sorted(set(names) - in_file.keys()):
+            raise CheckpointError(f"{path} lacks {lacking[0]}, which the index puts there")
+        tensors |= {name: in_file[name] for name in names}
+    return tensors
 
 
-def _from_shard(path: Path, names: list[str]) -> dict[str, Stored]:
-    """The tensors that the index puts into one file."""
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing: the index puts {len(names)} tensors there, {min(names)} among them; fetch it again"
-        )
-    there = header(path)
-    if lacking := sorted(set(names) - there.keys()):
-        raise CheckpointError(f"{path} lacks {lacking[0]}, which the index puts there")
-    return {name: there[name] for name in names}
-
-
-def header(path: Path) -> dict[str, Stored]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read a file's table of contents. The library checks it against the file's length, and maps it read-only."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            return {name: TensorInfo(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise CheckpointError(
@@ -154,65 +148,67 @@ def stays_fp32(name: str) -> bool:
     return "norm" in name or "e_score_correction_bias" in name
 
 
-def extra_layer(config: Config) -> str:
+def mtp_prefix(config: Config) -> str:
     """How the names of the multi-token-prediction layer begin: it is counted on after the last real layer."""
     return f"model.layers.{config.num_hidden_layers}."
 
 
-def check(stored: Mapping[str, Stored], expected: Shapes, where: Path) -> None:
+def check_tensors(stored: Mapping[str, TensorInfo], expected: Shapes, folder: Path) -> None:
     """Hold tensors against the shapes that a model asks for: all of them, each as expected, and no other.
 
     FP8 codes bring their scales along; these are not in `expected`. Raises CheckpointError.
     """
     for name, tensor in sorted(stored.items()):
-        if name.endswith(f"weight{SCALE}"):
+        if name.endswith(f"weight{SCALE_SUFFIX}"):
             _check_scale(name, stored)
         else:
             _check_tensor(name, tensor, expected)
-            _check_codes(name, stored)
+            _check_fp8(name, stored)
     if missing := sorted(expected.keys() - stored.keys()):
-        files = ", ".join(sorted({tensor.path.name for tensor in stored.values()})[:3]) or where / INDEX
+        files = ", ".join(sorted({tensor.path.name for tensor in stored.values()})[:3]) or folder / INDEX
         raise CheckpointError(
             f"{files}: {len(missing)} tensors are missing, first {missing[0]}, "
             f"expected with shape {expected[missing[0]]}, found nowhere"
         )
 
 
-def _check_tensor(name: str, tensor: Stored, expected: Shapes) -> None:
+def _check_tensor(name: str, tensor: TensorInfo, expected: Shapes) -> None:
     path, shape = tensor.path, tensor.shape
     if name not in expected:
         raise CheckpointError(f"{path}: unknown tensor {name} of shape {shape}: the config asks for none of this name")
     if shape != expected[name]:
         raise CheckpointError(f"{path}: {name} has shape {shape}, expected {expected[name]} by config.json")
-    if tensor.kind not in READABLE:
-        raise CheckpointError(f"{path}: {name} is stored as {tensor.kind}, expected one of {', '.join(READABLE)}")
+    if tensor.dtype not in DTYPE_BYTES:
+        raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}, expected one of {', '.join(DTYPE_BYTES)}")
 
 
-def _check_codes(name: str, stored: Mapping[str, Stored]) -> None:
+def _check_fp8(name: str, stored: Mapping[str, TensorInfo]) -> None:
     """FP8 codes say nothing without their scales."""
     tensor = stored[name]
-    if tensor.kind != CODES:
+    if tensor.dtype != FP8:
         return
     if not name.endswith("weight") or len(tensor.shape) != 2:
-        raise CheckpointError(f"{tensor.path}: {name} is FP8 ({CODES}), which only matrices may be: store it as F32")
-    if name + SCALE not in stored:
+        raise CheckpointError(f"{tensor.path}: {name} is FP8 ({FP8}), which only matrices may be: store it as F32")
+    if name + SCALE_SUFFIX not in stored:
         raise CheckpointError(
-            f"{tensor.path}: {name} is FP8 ({CODES}) and its scales {name}{SCALE} were found nowhere: "
+            f"{tensor.path}: {name} is FP8 ({FP8}) and its scales {name}{SCALE_SUFFIX} were found nowhere: "
             "fetch the file that holds them, or correct the index"
         )
 
 
-def _check_scale(name: str, stored: Mapping[str, Stored]) -> None:
+def _check_scale(name: str, stored: Mapping[str, TensorInfo]) -> None:
     """Scales belong to codes, one for each block."""
-    scale, weight = stored[name], stored.get(name.removesuffix(SCALE))
-    if weight is None or weight.kind != CODES:
-        what = "was found nowhere" if weight is None else f"is {weight.kind} in {weight.path.name} and needs none"
-        raise CheckpointError(f"{scale.path}: {name} scales {name.removesuffix(SCALE)}, which {what}: expected {CODES}")
+    scale, weight = stored[name], stored.get(name.removesuffix(SCALE_SUFFIX))
+    if weight is None or weight.dtype != FP8:
+        what = "was found nowhere" if weight is None else f"is {weight.dtype} in {weight.path.name} and needs none"
+        raise CheckpointError(
+            f"{scale.path}: {name} scales {name.removesuffix(SCALE_SUFFIX)}, which {what}: expected {FP8}"
+        )
     blocks = tuple(ceil(size / block) for size, block in zip(weight.shape, fp8.BLOCK, strict=False))
     if scale.shape != blocks:
         raise CheckpointError(
             f"{scale.path}: {name} has shape {scale.shape}, expected {blocks}: one scale for each "
             f"{fp8.BLOCK[0]} x {fp8.BLOCK[1]} of {weight.shape}, partial blocks included"
         )
-    if scale.kind != "F32":
-        raise CheckpointError(f"{scale.path}: {name} is stored as {scale.kind}, expected F32")
+    if scale.dtype != "F32":
+        raise CheckpointError(f"{scale.path}: {name} is stored as {scale.dtype}, expected F32")

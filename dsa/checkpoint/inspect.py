@@ -1,6 +1,6 @@
 """What is in a checkpoint folder, what it will take, and whether it will load: from the headers, nothing allocated.
 
-    python -m dsa.checkpoint.inspect FOLDER
+    dsa inspect FOLDER
 
 A folder of 700 GB takes days to fetch and minutes to load, so it is better to know beforehand. Parameters are counted
 by part (block scales are none). Memory is what the weights take on each of several GPUs that share a model as
@@ -10,7 +10,6 @@ each, too: all heads read the same latents. What a pass needs on top is small be
 chunks.
 """
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -24,13 +23,14 @@ import torch
 
 from dsa.analysis.memory import cache_bytes
 from dsa.checkpoint import index, mtp
-from dsa.checkpoint.index import CODES, SCALE, CheckpointError, Stored, stays_fp32
+from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, stays_fp32
+from dsa.io.command_line import Parser, errors_in_a_sentence
 from dsa.model.config import Config
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
 GPUS = (1, 2, 4, 8)
-PREDICTION = "multi-token prediction"
+MTP_PART = "multi-token prediction"
 PARTS = (  # the first pattern that is found in a name decides
     ("embedding", r"^model\.embed_tokens\."),
     ("head", r"^lm_head\."),
@@ -47,7 +47,7 @@ SPLIT = re.compile(
 
 
 @dataclass(frozen=True)
-class Inventory:
+class FolderSummary:
     """What a folder's headers say.
 
     Attributes:
@@ -59,33 +59,40 @@ class Inventory:
 
     folder: Path
     config: Config
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, TensorInfo]
     problem: str | None
 
     def parameters(self) -> dict[str, int]:
         """Parameters by part, the multi-token-prediction layer as one."""
-        found: Counter[str] = Counter()
-        for name, tensor in self.stored.items():
-            if not name.endswith(SCALE):
-                found[self.part(name)] += tensor.count
-        return dict(found)
+        counts: Counter[str] = Counter()
+        for name, info in self.stored.items():
+            if not name.endswith(SCALE_SUFFIX):
+                counts[self.part(name)] += info.numel
+        return dict(counts)
 
     def part(self, name: str) -> str:
         """To which part of the model a tensor belongs."""
-        if name.startswith(index.extra_layer(self.config)):
-            return PREDICTION
+        if name.startswith(index.mtp_prefix(self.config)):
+            return MTP_PART
         return next((part for part, pattern in PARTS if re.search(pattern, name)), "unknown")
 
     @cached_property
     def _sizes(self) -> Counter:
         """Bytes of the main model's weights by (FP8 kept?, split over GPUs?)."""
         sizes: Counter[tuple[bool, bool]] = Counter()
-        extra = index.extra_layer(self.config)
-        for name, tensor in self.stored.items():
-            if not name.startswith(extra):
-                split = SPLIT.search(name) is not None
-                for keep in (True, False):
-                    sizes[keep, split] += _loaded_bytes(name, tensor, keep)
+        mtp = index.mtp_prefix(self.config)
+        for name, info in self.stored.items():
+            if name.startswith(mtp):
+                continue
+            if info.dtype == FP8:
+                kept, dequantized = info.nbytes, 2 * info.numel
+            elif name.endswith(SCALE_SUFFIX):
+                kept, dequantized = info.nbytes, 0  # a dequantized weight needs its scales no more
+            else:
+                kept = dequantized = info.numel * (4 if stays_fp32(name) else 2)
+            split = SPLIT.search(name) is not None
+            sizes[True, split] += kept
+            sizes[False, split] += dequantized
         return sizes
 
     def weight_bytes(self, gpus: int, keep_fp8: bool) -> int:
@@ -93,66 +100,52 @@ class Inventory:
         return ceil(self._sizes[keep_fp8, True] / gpus) + self._sizes[keep_fp8, False]
 
 
-def _loaded_bytes(name: str, tensor: Stored, keep_fp8: bool) -> int:
-    if tensor.kind == CODES or name.endswith(SCALE):
-        return tensor.nbytes if keep_fp8 else 2 * tensor.count * (tensor.kind == CODES)
-    return tensor.count * (4 if stays_fp32(name) else 2)
-
-
-def look(folder: Path) -> Inventory:
+def inspect_folder(folder: Path) -> FolderSummary:
     """Read a folder's config and headers; CheckpointError if even these cannot be read."""
     config = index.read_config(folder)
-    stored = index.contents(folder)
+    stored = index.list_tensors(folder)
     try:
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
-            further = MTP(config)
-        start = index.extra_layer(config)
-        extra = {name: tensor for name, tensor in stored.items() if name.startswith(start)}
-        index.check({name: tensor for name, tensor in stored.items() if name not in extra}, expected, folder)
+            mtp_layer = MTP(config)
+        prefix = index.mtp_prefix(config)
+        extra = {name: info for name, info in stored.items() if name.startswith(prefix)}
+        index.check_tensors({name: info for name, info in stored.items() if name not in extra}, expected, folder)
         if extra:
-            index.check(extra, mtp.expected(further, extra), folder)
+            index.check_tensors(extra, mtp.expected_shapes(mtp_layer, extra), folder)
     except CheckpointError as error:
-        return Inventory(folder, config, stored, str(error))
-    return Inventory(folder, config, stored, None)
+        return FolderSummary(folder, config, stored, str(error))
+    return FolderSummary(folder, config, stored, None)
 
 
-def report(found: Inventory) -> Iterator[str]:
+def report(summary: FolderSummary) -> Iterator[str]:
     """What `inspect` prints, line by line."""
-    config, kind = (
-        found.config,
-        "dense" if found.config.index_topk is None else f"sparse, top-{found.config.index_topk}",
-    )
-    files = {tensor.path for tensor in found.stored.values()}
-    kinds = Counter(tensor.kind for tensor in found.stored.values())
-    yield f"{found.folder}: {config.num_hidden_layers} layers, {kind}, context {config.max_position_embeddings:,}"
-    yield f"{len(files)} files, {_gib(sum(tensor.nbytes for tensor in found.stored.values()))}: " + ", ".join(
-        f"{count:,} tensors in {kind}" for kind, count in kinds.most_common()
-    )
-    yield from _parameter_lines(found.parameters())
-    yield from _memory_lines(found)
-    yield "it will load" if found.problem is None else f"it will NOT load: {found.problem}"
+    config, stored = summary.config, summary.stored.values()
+    attention = "dense" if config.index_topk is None else f"sparse, top-{config.index_topk}"
+    context = f"context {config.max_position_embeddings:,}"
+    yield f"{summary.folder}: {config.num_hidden_layers} layers, {attention}, {context}"
+    dtypes = Counter(info.dtype for info in stored).most_common()
+    contents = ", ".join(f"{count:,} tensors in {dtype}" for dtype, count in dtypes)
+    yield f"{len({info.path for info in stored})} files, {_gib(sum(info.nbytes for info in stored))}: {contents}"
 
-
-def _parameter_lines(parameters: dict[str, int]) -> Iterator[str]:
+    parameters = summary.parameters()
+    mtp_parameters = parameters.pop(MTP_PART, None)
     yield "\nparameters"
-    main = {part: count for part, count in parameters.items() if part != PREDICTION}
-    for part, count in sorted(main.items(), key=lambda item: -item[1]):
+    for part, count in sorted(parameters.items(), key=lambda item: -item[1]):
         yield f"  {part:<24}{count:>20,}"
-    yield f"  {'the model':<24}{sum(main.values()):>20,}"
-    if PREDICTION in parameters:
-        yield f"  {PREDICTION:<24}{parameters[PREDICTION]:>20,}  (its copies of embedding and head included)"
+    yield f"  {'the model':<24}{sum(parameters.values()):>20,}"
+    if mtp_parameters is not None:
+        yield f"  {MTP_PART:<24}{mtp_parameters:>20,}  (its copies of embedding and head included)"
 
-
-def _memory_lines(found: Inventory) -> Iterator[str]:
     yield "\nmemory on each GPU     " + "".join(f"{n:>12}" for n in GPUS) + "  GPUs"
     for title, keep in (("weights, FP8 kept", True), ("weights in BF16", False)):
-        yield f"  {title:<21}" + "".join(f"{_gib(found.weight_bytes(n, keep)):>12}" for n in GPUS)
-    length = found.config.max_position_embeddings
+        yield f"  {title:<21}" + "".join(f"{_gib(summary.weight_bytes(n, keep)):>12}" for n in GPUS)
+    length = config.max_position_embeddings
     for title, precision in (("deployed", "deployed"), ("BF16", "bf16")):
-        size = _gib(cache_bytes(found.config, precision) * length)
+        size = _gib(cache_bytes(config, precision) * length)
         yield f"  cache, {title:<14}{size:>12}  on each, for one sequence of {length:,} tokens"
     yield ""
+    yield "it will load" if summary.problem is None else f"it will NOT load: {summary.problem}"
 
 
 def _gib(size: float) -> str:
@@ -163,15 +156,15 @@ def _gib(size: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; its exit status says whether the folder will load."""
-    parser = argparse.ArgumentParser("python -m dsa.checkpoint.inspect", description="Look into a checkpoint folder.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    try:
-        found = look(parser.parse_args(argv).folder)
-    except CheckpointError as error:
-        sys.exit(f"it will NOT load: {error}")
-    print(*report(found), sep="\n")
-    sys.exit(found.problem is not None)
+    """The command `dsa inspect`; its exit status says whether the folder will load."""
+    about = "List what a checkpoint folder holds, what it needs on 1 to 8 GPUs, and whether it loads; headers only."
+    parser = Parser("dsa inspect", description=about)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json and safetensors, FP8 or not")
+    arguments = parser.parse_args(argv)
+    with errors_in_a_sentence():
+        summary = inspect_folder(arguments.folder)
+        print(*report(summary), sep="\n")
+    sys.exit(summary.problem is not None)
 
 
 if __name__ == "__main__":

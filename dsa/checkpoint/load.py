@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsa.checkpoint import index
-from dsa.checkpoint.index import CODES, SCALE, CheckpointError, Stored, read_config, stays_fp32
-from dsa.model.config import Config
-from dsa.model.fp8_linear import FP8Linear, expand_into, here
+from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, read_config, stays_fp32
+from dsa.model.fp8_linear import FP8Linear, dequantize_into, to_local
 from dsa.model.transformer import Transformer
 
 
@@ -52,12 +51,14 @@ def from_pretrained(
     """
     folder = Path(folder)
     config = read_config(folder)
-    stored = main_model(index.contents(folder), config)
-    with torch.device("meta"):
+    mtp = index.mtp_prefix(config)
+    stored = {name: info for name, info in index.list_tensors(folder).items() if not name.startswith(mtp)}
+    with torch.device("meta"):  # names and shapes, no memory
         model = Transformer(config)
-        index.check(stored, shapes(model), folder)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        index.check_tensors(stored, expected, folder)
         if keep_fp8:
-            keep_codes(model, stored)
+            use_fp8_linears(model, stored)
     set_dtype(model, dtype)
     if mesh is not None:
         from dsa.distributed import tensor_parallel  # here, as the import alone takes a second
@@ -65,19 +66,9 @@ def from_pretrained(
         tensor_parallel.split(model, mesh)
     model.to_empty(device=device)
     for gate in model.gates():
-        gate.load.zero_()
-    fill(model.state_dict(), stored, f"loading {folder.name}")
+        gate.load.zero_()  # a count that no folder holds
+    load_tensors(model.state_dict(), stored, f"loading {folder.name}")
     return model.eval()
-
-
-def main_model(stored: dict[str, Stored], config: Config) -> dict[str, Stored]:
-    """All but the multi-token-prediction layer."""
-    return {name: tensor for name, tensor in stored.items() if not name.startswith(index.extra_layer(config))}
-
-
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What a module's checkpoint must hold."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
@@ -92,76 +83,72 @@ def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
                     tensor.data = tensor.data.to(wide if stays_fp32(f"{module_name}.{name}") else dtype)
 
 
-def keep_codes(module: nn.Module, stored: Mapping[str, Stored]) -> None:
+def use_fp8_linears(module: nn.Module, stored: Mapping[str, TensorInfo]) -> None:
     """Put an FP8 layer in place of every linear layer whose weight is stored in FP8; names are those of `module`."""
     for path, part in list(module.named_modules()):
-        tensor = stored.get(f"{path}.weight")
-        if isinstance(part, nn.Linear) and tensor is not None and tensor.kind == CODES:
+        info = stored.get(f"{path}.weight")
+        if isinstance(part, nn.Linear) and info is not None and info.dtype == FP8:
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, FP8Linear(part.in_features, part.out_features))
 
 
-def fill(target: Mapping[str, Tensor], stored: Mapping[str, Stored], title: str) -> None:
+def load_tensors(target: Mapping[str, Tensor], stored: Mapping[str, TensorInfo], title: str) -> None:
     """Copy every tensor of `target` from its file, one file after the other.
 
     Where the target keeps no FP8, codes are expanded; their scales may come from another file.
     """
-    wanted = {name: tensor for name, tensor in stored.items() if name in target}
+    wanted = {name: info for name, info in stored.items() if name in target}
     shards: dict[Path, list[str]] = {}
-    for name, tensor in wanted.items():
-        shards.setdefault(tensor.path, []).append(name)
-    size = sum(tensor.nbytes for tensor in wanted.values())
+    for name, info in wanted.items():
+        shards.setdefault(info.path, []).append(name)
+    size = sum(info.nbytes for info in wanted.values())
     silent = len(shards) == 1 or os.environ.get("RANK", "0") != "0"  # of several processes the first shows the bar
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=silent) as bar:
         for path, names in shards.items():
-            _fill_from(path, names, target, stored, bar)
+            _load_file(path, names, target, stored, bar)
 
 
-def _fill_from(
-    path: Path, names: Iterable[str], target: Mapping[str, Tensor], stored: Mapping[str, Stored], bar: tqdm
+def _load_file(
+    path: Path, names: Iterable[str], target: Mapping[str, Tensor], stored: Mapping[str, TensorInfo], bar: tqdm
 ) -> None:
     """Copy what lies in one file."""
-    with safe_open(path, framework="pt", device=_nearest(target)) as file:
+    device = next(iter(target.values())).device
+    device = device if device.type == "cuda" else torch.device("cpu")  # others cannot be read to directly
+    with safe_open(path, framework="pt", device=str(device)) as file:
         for name in names:
             tensor = file.get_tensor(name)
-            if name.endswith(SCALE):
+            if name.endswith(SCALE_SUFFIX):
                 _check_scale(tensor, name, path)
-            if stored[name].kind == CODES and name + SCALE not in target:
-                _expand(target[name], tensor, _scale(name, stored, tensor.device))
+            if stored[name].dtype == FP8 and name + SCALE_SUFFIX not in target:
+                _load_dequantized(target[name], tensor, _read_scale(name, stored, device))
             else:
-                _put(target[name], tensor)
+                _copy(target[name], tensor)
             bar.update(stored[name].nbytes)
 
 
-def _expand(target: Tensor, codes: Tensor, scale: Tensor) -> None:
-    """Expand codes to where they belong: straight there, unless this process keeps a part only."""
-    if here(target) is target:
-        expand_into(target, codes, scale)
+def _load_dequantized(target: Tensor, codes: Tensor, scale: Tensor) -> None:
+    """Dequantize to where the numbers belong: straight there, unless this process keeps a part only."""
+    if to_local(target) is target:
+        dequantize_into(target, codes, scale)
     else:
-        _put(target, expand_into(torch.empty_like(codes, dtype=target.dtype), codes, scale))
+        _copy(target, dequantize_into(torch.empty_like(codes, dtype=target.dtype), codes, scale))
 
 
-def _put(target: Tensor, whole: Tensor) -> None:
+def _copy(target: Tensor, whole: Tensor) -> None:
     """Copy a tensor to its place; of a model that is split over processes, the part that belongs here."""
-    if here(target) is not target:
+    if to_local(target) is not target:
         from dsa.distributed import tensor_parallel
 
-        whole = tensor_parallel.own_part(whole, target)  # type: ignore[arg-type]  # a DTensor, then
-    here(target).copy_(whole)
+        whole = tensor_parallel.local_part(whole, target)  # type: ignore[arg-type]  # a DTensor, then
+    to_local(target).copy_(whole)
 
 
-def _nearest(target: Mapping[str, Tensor]) -> str:
-    """Where a file's tensors are read to: the target's own device where the library can, otherwise main memory."""
-    device = next(iter(target.values())).device
-    return str(device) if device.type == "cuda" else "cpu"
-
-
-def _scale(name: str, stored: Mapping[str, Stored], device: torch.device) -> Tensor:
-    """Read a weight's block scales from wherever they are."""
-    path = stored[name + SCALE].path
+def _read_scale(name: str, stored: Mapping[str, TensorInfo], device: torch.device) -> Tensor:
+    """Read a weight's block scales, which may lie in another file than the weight."""
+    path = stored[name + SCALE_SUFFIX].path
     with safe_open(path, framework="pt", device=str(device)) as file:
-        scale = file.get_tensor(name + SCALE)
-    _check_scale(scale, name + SCALE, path)
+        scale = file.get_tensor(name + SCALE_SUFFIX)
+    _check_scale(scale, name + SCALE_SUFFIX, path)
     return scale
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dsa.checkpoint import index
-from dsa.checkpoint.index import CheckpointError, Stored
-from dsa.checkpoint.load import fill, keep_codes, set_dtype
+from dsa.checkpoint.index import CheckpointError, TensorInfo
+from dsa.checkpoint.load import load_tensors, set_dtype, use_fp8_linears
 from dsa.model.moe import MoE
 from dsa.model.mtp import MTP, SHARED
 from dsa.model.transformer import Transformer
@@ -30,46 +30,46 @@ def load_mtp(folder: str | Path, model: Transformer, *, keep_fp8: bool = False) 
     """
     folder = Path(folder)
     config = index.read_config(folder)
-    start = index.extra_layer(config)
-    stored = {name: tensor for name, tensor in index.contents(folder).items() if name.startswith(start)}
+    prefix = index.mtp_prefix(config)
+    stored = {name: info for name, info in index.list_tensors(folder).items() if name.startswith(prefix)}
     if not stored:
-        raise CheckpointError(f"{folder} has no multi-token-prediction layer: no tensor's name begins with {start}")
+        raise CheckpointError(f"{folder} has no multi-token-prediction layer: no tensor's name begins with {prefix}")
     with torch.device("meta"):
         mtp = MTP(config)
-        index.check(stored, expected(mtp, stored), folder)
+        index.check_tensors(stored, expected_shapes(mtp, stored), folder)
         if keep_fp8:
-            keep_codes(mtp, {name.removeprefix(start): tensor for name, tensor in stored.items()})
+            use_fp8_linears(mtp, {name.removeprefix(prefix): info for name, info in stored.items()})
     set_dtype(mtp, model.dtype)
     mtp.to_empty(device=model.model.embed_tokens.weight.device)
     assert isinstance(mtp.mlp, MoE)  # it comes after the last layer, so never among the dense ones
     mtp.mlp.gate.load.zero_()
-    fill(named(mtp), stored, f"loading the extra layer of {folder.name}")
-    _check_copies(start, stored, model)
+    load_tensors(published_state_dict(mtp), stored, f"loading the extra layer of {folder.name}")
+    _check_copies(prefix, stored, model)
     return mtp.tie_embeddings(model).eval()
 
 
-def named(mtp: MTP) -> dict[str, Tensor]:
+def published_state_dict(mtp: MTP) -> dict[str, Tensor]:
     """The layer's tensors by their names in a folder."""
-    start = index.extra_layer(mtp.config)
-    return {start + name: tensor for name, tensor in mtp.state_dict().items()}
+    prefix = index.mtp_prefix(mtp.config)
+    return {prefix + name: tensor for name, tensor in mtp.state_dict().items()}
 
 
-def expected(mtp: MTP, stored: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
+def expected_shapes(mtp: MTP, stored: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     """The shapes that an extra layer must have, by their names in a folder; copies may be left out."""
     size = (mtp.config.vocab_size, mtp.config.hidden_size)
-    copies = {index.extra_layer(mtp.config) + name: size for name in COPIES}
-    own = {name: tuple(tensor.shape) for name, tensor in named(mtp).items()}
+    copies = {index.mtp_prefix(mtp.config) + name: size for name in COPIES}
+    own = {name: tuple(tensor.shape) for name, tensor in published_state_dict(mtp).items()}
     return own | {name: size for name in copies if name in stored}
 
 
-def _check_copies(start: str, stored: Mapping[str, Stored], model: Transformer) -> None:
+def _check_copies(prefix: str, stored: Mapping[str, TensorInfo], model: Transformer) -> None:
     """The layer shares embedding and head with the model, so other ones in the file would be lost without a word."""
     state = model.state_dict()
     for name, original in COPIES.items():
-        name = start + name
+        name = prefix + name
         if name in stored:
             copy = {name: torch.empty_like(state[original])}
-            fill(copy, stored, name)
+            load_tensors(copy, stored, name)
             if not torch.equal(copy[name], state[original]):
                 raise CheckpointError(
                     f"{stored[name].path}: {name} is not the copy of {original} that it should be: the layer belongs "
@@ -77,7 +77,9 @@ def _check_copies(start: str, stored: Mapping[str, Stored], model: Transformer) 
                 )
 
 
-def as_stored(mtp: MTP) -> dict[str, Tensor]:
+def tensors_to_save(mtp: MTP) -> dict[str, Tensor]:
     """What a folder holds of an attached layer: copies of embedding and head included, as tensors of their own."""
-    copies = tuple(index.extra_layer(mtp.config) + name for name in SHARED)
-    return {name: tensor.clone() if name.startswith(copies) else tensor for name, tensor in named(mtp).items()}
+    shared = tuple(index.mtp_prefix(mtp.config) + name for name in SHARED)
+    state = published_state_dict(mtp)
+    # safetensors writes no two names of one memory, so what is shared with the model is cloned
+    return {name: tensor.clone() if name.startswith(shared) else tensor for name, tensor in state.items()}

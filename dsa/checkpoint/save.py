@@ -9,7 +9,7 @@ projection with which the multi-token-prediction layer begins.
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsa.checkpoint import mtp as extra_layer
-from dsa.checkpoint.index import CONFIG, INDEX, QUANTISATION, SCALE, SINGLE, stays_fp32
+from dsa.checkpoint.index import CONFIG, INDEX, QUANTIZATION_CONFIG, SCALE_SUFFIX, SINGLE, stays_fp32
+from dsa.checkpoint.mtp import tensors_to_save
 from dsa.io.files import UnreadableFile, read_json, write_atomically, write_json
-from dsa.kernels import fp8 as codes
+from dsa.kernels.fp8 import BLOCK, E4M3, quantize, scale_shape
 from dsa.model.config import Config
-from dsa.model.fp8_linear import here
+from dsa.model.fp8_linear import to_local
 from dsa.model.mtp import MTP
 from dsa.model.transformer import Transformer
 
 SHARD_BYTES = 5 * 10**9  # largest shard written; the published ones are about this size
-PUBLISHED = re.compile(
+FP8_WEIGHTS = re.compile(
     r"\.(q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj|gate_proj|up_proj|down_proj|wq_b|wk)\.weight$"
 )
 
@@ -45,46 +45,46 @@ class Writer:
         self.state, self.dtype, self.fp8 = state, dtype, fp8
 
     @property
-    def quantised(self) -> bool:
+    def has_fp8(self) -> bool:
         """Whether anything will be FP8."""
         return any(self._is_fp8(name) for name in self.state)
 
     def _is_fp8(self, name: str) -> bool:
-        return self.state[name].dtype == codes.E4M3 or (self.fp8 and PUBLISHED.search(name) is not None)
+        return self.state[name].dtype == E4M3 or (self.fp8 and FP8_WEIGHTS.search(name) is not None)
 
     def nbytes(self, name: str) -> int:
         """What one tensor will take, its scales included."""
         shape = self.state[name].shape
         if self._is_fp8(name):
-            return prod(shape) + 4 * prod(ceil(size / block) for size, block in zip(shape, codes.BLOCK, strict=True))
+            return prod(shape) + 4 * prod(scale_shape(self.state[name], BLOCK))
         return prod(shape) * (4 if self._stays_fp32(name) else self.dtype.itemsize)
 
     def _stays_fp32(self, name: str) -> bool:
-        return stays_fp32(name) or name.endswith(SCALE)
+        return stays_fp32(name) or name.endswith(SCALE_SUFFIX)
 
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """One tensor as stored, and after fresh codes their scales."""
         tensor = self.state[name].detach()
-        if self._is_fp8(name) and tensor.dtype != codes.E4M3:
-            rounded, scale = codes.quantise(tensor, codes.BLOCK)
-            yield name, rounded.cpu()
-            yield name + SCALE, scale.cpu()
-        elif tensor.dtype == codes.E4M3:
+        if self._is_fp8(name) and tensor.dtype != E4M3:
+            codes, scale = quantize(tensor, BLOCK)
+            yield name, codes.cpu()
+            yield name + SCALE_SUFFIX, scale.cpu()
+        elif tensor.dtype == E4M3:
             yield name, tensor.cpu().contiguous()
         else:
             yield name, tensor.to("cpu", torch.float32 if self._stays_fp32(name) else self.dtype).contiguous()
 
-    def plan(self, limit: int) -> list[list[str]]:
+    def shards(self, limit: int) -> list[list[str]]:
         """Cut the names into runs of at most `limit` bytes, for one file each."""
-        runs: list[list[str]] = [[]]
+        shards: list[list[str]] = [[]]
         size = 0
         for name in self.state:
-            if runs[-1] and size + self.nbytes(name) > limit:
-                runs.append([])
+            if shards[-1] and size + self.nbytes(name) > limit:
+                shards.append([])
                 size = 0
-            runs[-1].append(name)
+            shards[-1].append(name)
             size += self.nbytes(name)
-        return runs
+        return shards
 
 
 def save_pretrained(
@@ -115,42 +115,43 @@ def save_pretrained(
     """
     folder = Path(folder)
     dtype = dtype or model.dtype
-    if here(model.lm_head.weight) is not model.lm_head.weight:
+    if to_local(model.lm_head.weight) is not model.lm_head.weight:
         raise ValueError("the model is split over processes, each of which holds a part only: write an unsplit one")
-    published = _published_config(_as_set(model), dtype)
+    published = _published_config(_effective_config(model), dtype)
     state = model.state_dict()
     if mtp is not None:
-        state |= extra_layer.as_stored(mtp)
+        state |= tensors_to_save(mtp)
         published["num_nextn_predict_layers"] = 1
     writer = Writer(state, dtype, fp8)
-    if writer.quantised:
-        published["quantization_config"] = QUANTISATION
-    runs = writer.plan(SHARD_BYTES)
+    if writer.has_fp8:
+        published["quantization_config"] = QUANTIZATION_CONFIG
+    shards = writer.shards(SHARD_BYTES)
     folder.mkdir(parents=True, exist_ok=True)
-    if len(runs) > 1 or (folder / INDEX).exists() or not _says(folder / CONFIG, published):
+    if len(shards) > 1 or (folder / INDEX).exists() or not _holds(folder / CONFIG, published):
         for old in (CONFIG, INDEX):  # from here to the end the folder is not loadable rather than mixed
             (folder / old).unlink(missing_ok=True)
-    _write_shards(folder, writer, runs)
+    _write_shards(folder, writer, shards)
     write_json(folder / CONFIG, published)
 
 
-def _write_shards(folder: Path, writer: Writer, runs: list[list[str]]) -> None:
+def _write_shards(folder: Path, writer: Writer, shards: list[list[str]]) -> None:
     """Write one file for each run of names, and the index if there are several; never more than one in memory."""
-    names = [SINGLE] if len(runs) == 1 else [f"model-{i:05}-of-{len(runs):05}.safetensors" for i in _from_1(runs)]
+    n = len(shards)
+    files = [SINGLE] if n == 1 else [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)]
     weight_map: dict[str, str] = {}
     size = 0
-    for file, run in zip(names, runs, strict=True):
-        shard = dict(pair for name in run for pair in writer.tensors(name))
+    for file, names in zip(files, shards, strict=True):
+        shard = dict(pair for name in names for pair in writer.tensors(name))
         write_atomically(folder / file, partial(save_file, shard, metadata={"format": "pt"}))
         weight_map |= dict.fromkeys(shard, file)
         size += sum(tensor.nbytes for tensor in shard.values())
-    for stale in set(folder.glob("model*.safetensors")) - {folder / file for file in names}:
+    for stale in set(folder.glob("model*.safetensors")) - {folder / file for file in files}:
         stale.unlink()
-    if len(runs) > 1:
+    if n > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _as_set(model: Transformer) -> Config:
+def _effective_config(model: Transformer) -> Config:
     """Say in a config what the model's switches say now."""
     if model.config.index_topk is not None and model.config.q_lora_rank is None:
         raise ValueError(_NO_LATENT)
@@ -172,9 +173,9 @@ _NO_STAND_INS = "attention={!r} cannot be written into a checkpoint: set model.a
 
 def _published_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     published = config.to_dict()
-    kind = "DeepseekV32ForCausalLM" if config.index_topk is not None else "DeepseekV3ForCausalLM"
+    architecture = "DeepseekV32ForCausalLM" if config.index_topk is not None else "DeepseekV3ForCausalLM"
     return {
-        "architectures": [kind],
+        "architectures": [architecture],
         **published,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
@@ -184,13 +185,9 @@ def _published_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _says(path: Path, published: dict[str, Any]) -> bool:
+def _holds(path: Path, published: dict[str, Any]) -> bool:
     """Whether the file holds just this config."""
     try:
         return read_json(path, "") == published
     except UnreadableFile:
         return False
-
-
-def _from_1(items: list) -> range:
-    return range(1, len(items) + 1)

@@ -46,10 +46,10 @@ def encode(text: str) -> list[int]:
     """
     if not isinstance(text, str):
         raise TypeError(f"encode takes a str, not {type(text).__name__}; decode bytes first: data.decode('utf-8')")
-    return [INDENT if byte == 255 else byte for byte in fold(to_bytes(text))]
+    return [INDENT if byte == 255 else byte for byte in fold_indents(utf8_bytes(text))]
 
 
-def to_bytes(text: str) -> bytes:
+def utf8_bytes(text: str) -> bytes:
     """The UTF-8 bytes of a text; ValueError names the place of a lone surrogate, which has none."""
     try:
         return text.encode("utf-8")
@@ -60,7 +60,7 @@ def to_bytes(text: str) -> bytes:
         ) from None
 
 
-def fold(data: bytes) -> bytes:
+def fold_indents(data: bytes) -> bytes:
     """UTF-8 bytes with each four spaces written as 255, a byte that UTF-8 never uses; 255 means id 256."""
     return data.replace(b"    ", _NEVER_IN_UTF8)
 
@@ -71,10 +71,10 @@ def decode(ids: Ids) -> str:
     Keys and values read ``⟨K7⟩`` and ``⟨V3⟩``; bytes that form no character (cut or sampled) read
     ``\\ufffd``. Raises ValueError for an id outside 0 to 304.
     """
-    return "".join(text for _, _, text in characters(check(ids)))
+    return "".join(text for _, _, text in characters(check_ids(ids)))
 
 
-def check(ids: Ids) -> list[int]:
+def check_ids(ids: Ids) -> list[int]:
     """The ids as a list of int; TypeError or ValueError names the first that is not in the vocabulary."""
     if isinstance(ids, torch.Tensor):
         if ids.dim() != 1 or ids.is_floating_point():
@@ -115,23 +115,23 @@ def byte_count(tokens: torch.Tensor) -> torch.Tensor:
     return (tokens <= INDENT).long() + 3 * (tokens == INDENT)
 
 
-def pieces(ids: Ids) -> list[str]:
+def token_labels(ids: Ids) -> list[str]:
     """One readable name per token, for labels: no empty, invisible or broken ones.
 
     ``a`` · ``␣`` · ``↵`` · ``␣␣␣␣`` · ``key 7`` · ``value 3`` · ``é 1/2`` and ``é 2/2`` for the two bytes
     of é · ``0x07`` for a control character · ``0xE9`` for a byte that is no part of a character.
     """
-    ids = check(ids)
+    ids = check_ids(ids)
     names: list[str] = []
     for start, stop, text in characters(ids):
         if stop - start > 1:
             names += [f"{_visible(text)} {n}/{stop - start}" for n in range(1, stop - start + 1)]
         else:
-            names.append(_piece(ids[start], text))
+            names.append(_token_label(ids[start], text))
     return names
 
 
-def _piece(token: int, text: str) -> str:
+def _token_label(token: int, text: str) -> str:
     if token in _NAMES:
         return _NAMES[token]
     if token >= FIRST_VALUE:
@@ -161,21 +161,17 @@ def _character(ids: list[int], place: int) -> tuple[int, str]:
     token = ids[place]
     if token < 128:
         return 1, chr(token)
-    if token >= BYTES:
-        return 1, _symbol(token)
-    width = 2 if token < 0xE0 else 3 if token < 0xF0 else 4
+    if token == INDENT:
+        return 1, "    "
+    if token >= FIRST_KEY:
+        return 1, f"⟨K{token - FIRST_KEY}⟩" if token < FIRST_VALUE else f"⟨V{token - FIRST_VALUE}⟩"
+    width = 2 if token < 0xE0 else 3 if token < 0xF0 else 4  # by UTF-8's first byte
     if max(ids[place : place + width]) < BYTES:
         try:
             return width, bytes(ids[place : place + width]).decode("utf-8")
         except UnicodeDecodeError:
             pass
     return 1, "\ufffd"
-
-
-def _symbol(token: int) -> str:
-    if token == INDENT:
-        return "    "
-    return f"⟨K{token - FIRST_KEY}⟩" if token < FIRST_VALUE else f"⟨V{token - FIRST_VALUE}⟩"
 
 
 def words(ids: Ids) -> list[Word]:
@@ -185,20 +181,20 @@ def words(ids: Ids) -> list[Word]:
     kana (scripts that set no spaces), every key and every value is a word of its own. A combining mark
     stays with what it marks.
     """
-    found: list[Word] = []
-    kind_before = ""
-    for start, stop, text in characters(check(ids)):
-        kind = _kind(text)
-        mark = kind == "mark" and kind_before != "symbol"
-        if found and (mark or (kind == kind_before and kind in ("letters", "space"))):
-            found[-1] = Word(found[-1].start, stop, found[-1].text + text)
+    spans: list[Word] = []
+    previous = ""
+    for start, stop, text in characters(check_ids(ids)):
+        kind = _character_class(text)
+        mark = kind == "mark" and previous != "symbol"
+        if spans and (mark or (kind == previous and kind in ("letters", "space"))):
+            spans[-1] = Word(spans[-1].start, stop, spans[-1].text + text)
         else:
-            found.append(Word(start, stop, text))
-        kind_before = kind_before if mark else kind
-    return found
+            spans.append(Word(start, stop, text))
+        previous = previous if mark else kind  # a mark leaves its word open
+    return spans
 
 
-def _kind(text: str) -> str:
+def _character_class(text: str) -> str:
     if text.isspace():
         return "space"
     if len(text) > 1:
@@ -215,7 +211,7 @@ def last_tokens(ids: Ids, length: int) -> list[int]:
     """The last ``length`` tokens or a few less: cut between characters, never inside one."""
     if length < 1:
         raise ValueError(f"length must be 1 or more, not {length}")
-    checked = check(ids)
+    checked = check_ids(ids)
     start = max(0, len(checked) - length)
     while 0 < start < len(checked) and 0x80 <= checked[start] < 0xC0:
         start += 1

@@ -32,7 +32,7 @@ from dsa.datasets import byte_tokenizer
 LEAST_BYTES = 1_000_000  # a standard library with less source than this counts as stripped
 MOST_BYTES = 200_000_000
 SCRIPTS_SHARE = 1 / 8
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "__pycache__"}
+_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "__pycache__"}
 _ALPHABETS = (
     "LATIN SMALL LETTER", "GREEK SMALL LETTER", "CYRILLIC SMALL LETTER", "ARMENIAN SMALL LETTER",
     "HEBREW LETTER", "ARABIC LETTER", "DEVANAGARI", "BENGALI LETTER", "TAMIL LETTER", "THAI CHARACTER",
@@ -76,7 +76,7 @@ class Corpus:
             rows = torch.where(chosen[:, None], foreign, rows)
         return rows  # (size, length)
 
-    def require(self, length: int) -> None:
+    def require_length(self, length: int) -> None:
         """Raise ValueError now, not in the middle of a training, if sequences of ``length`` cannot be cut."""
         for split, stream in (("train", self.train), ("held_out", self.held_out)):
             if len(stream) < length:
@@ -99,7 +99,7 @@ def load(path: str | Path | None = None) -> Corpus:
 
     Raises FileNotFoundError, or ValueError for text that is empty, binary or too large.
     """
-    return standard_library() if path is None else own_text(Path(path))
+    return standard_library() if path is None else user_text(Path(path))
 
 
 def standard_library() -> Corpus:
@@ -122,13 +122,13 @@ def _library_files(root: Path) -> tuple[dict[str, bytes], list[str]]:
             continue
         data = path.read_bytes()
         if not data.isascii():
-            foreign += [line for line in _text(data).splitlines() if not line.isascii()]
-        elif path.suffix == ".py" and not _LEFT_OUT & set(name.split("/")) and "_sysconfigdata" not in name:
+            foreign += [line for line in _decode_utf8(data).splitlines() if not line.isascii()]
+        elif path.suffix == ".py" and not _EXCLUDED & set(name.split("/")) and "_sysconfigdata" not in name:
             files[name] = data
     return files, foreign
 
 
-def _text(data: bytes) -> str:
+def _decode_utf8(data: bytes) -> str:
     """The text of UTF-8 bytes, or the empty text for any other bytes."""
     try:
         return data.decode("utf-8")
@@ -160,28 +160,24 @@ def invented_words(lines: int = 24, seed: int = 0) -> list[str]:
     return invented
 
 
-def own_text(path: Path) -> Corpus:
+def user_text(path: Path) -> Corpus:
     """A reader's own file, or all the UTF-8 files below a folder (hidden and binary ones are passed over)."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder or a file of UTF-8 text")
     if path.is_file():
         files = {path.name: path.read_bytes()}
     else:
-        files = {p.relative_to(path).as_posix(): p.read_bytes() for p in _visible_files(path)}
-    texts = {name: data for name, data in files.items() if b"\0" not in data and _text(data)}
+        relative = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
+        visible = {name: p for name, p in relative.items() if not any(part.startswith(".") for part in name.parts)}
+        size = sum(p.stat().st_size for p in visible.values())
+        if size > MOST_BYTES:
+            raise ValueError(f"{path} holds {size:,} bytes, more than {MOST_BYTES:,}; give a part of it")
+        files = {name.as_posix(): p.read_bytes() for name, p in visible.items()}
+    texts = {name: data for name, data in files.items() if b"\0" not in data and _decode_utf8(data)}
     if not texts:
         what = "is empty" if not any(files.values()) else "holds no UTF-8 text, only binary or other encodings"
         raise ValueError(f"{path} {what}; give UTF-8 text (iconv -f latin1 -t utf-8 turns one into the other)")
     return _corpus(str(path), texts, "")
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    inside = ((p, p.relative_to(folder).parts) for p in folder.rglob("*"))
-    found = sorted(p for p, parts in inside if p.is_file() and not any(part.startswith(".") for part in parts))
-    total = sum(p.stat().st_size for p in found)
-    if total > MOST_BYTES:
-        raise ValueError(f"{folder} holds {total:,} bytes, more than {MOST_BYTES:,}; give a part of it")
-    return found
 
 
 def _corpus(source: str, files: dict[str, bytes], scripts: str) -> Corpus:
@@ -210,5 +206,5 @@ def _split(files: dict[str, bytes]) -> tuple[bytes, bytes]:
 
 
 def _ids(data: bytes) -> torch.Tensor:
-    folded = np.frombuffer(byte_tokenizer.fold(data), dtype=np.uint8).astype(np.int16)
+    folded = np.frombuffer(byte_tokenizer.fold_indents(data), dtype=np.uint8).astype(np.int16)
     return torch.from_numpy(np.where(folded == 255, np.int16(byte_tokenizer.INDENT), folded))

@@ -10,7 +10,7 @@ only whether the model answered but whether the indexer *selected* the place.
   later each key appears again: its value is to be predicted, once, so that one place alone holds the answer.
 
 A task is anything with ``generate(generator, size) -> Episodes`` and ``score(logits, episodes) -> dict``. All
-randomness comes from the generator handed in, so a seed is an exam that everyone can sit.
+randomness comes from the generator handed in, so a seed is a test set that everyone can rebuild.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Episodes:
     """One batch of a task: B sequences of T tokens with n questions each.
 
     - ``tokens`` (B, T): ids.
-    - ``counts`` (B, T) bool: token t is to be predicted (from t - 1) and counts in the loss. What nobody can
+    - ``loss_mask`` (B, T) bool: token t is to be predicted (from t - 1) and counts in the loss. What nobody can
       predict, such as a key, does not.
     - ``query`` (B, n): where each question stands; the model answers at this position.
     - ``source`` (B, n): the earlier position that holds the token to be answered.
     """
 
     tokens: torch.Tensor
-    counts: torch.Tensor
+    loss_mask: torch.Tensor
     query: torch.Tensor
     source: torch.Tensor
 
@@ -133,13 +133,16 @@ class Needles:
             torch.randint(byte_tokenizer.VALUES, (size, self.pairs), generator=generator) + byte_tokenizer.FIRST_VALUE
         )
         asked = torch.rand(size, self.pairs, generator=generator).argsort(1)[:, : self.queries]  # (B, n)
-        slots = _places(generator, size, self.pairs + self.queries, self.length)
+        # starts of two-token slots, in order and without overlap: distinct places among fewer, each moved by its rank
+        count = self.pairs + self.queries
+        free = torch.rand(size, self.length - count, generator=generator)
+        slots = free.argsort(1)[:, :count].sort(1).values + torch.arange(count)
         defined, query = slots[:, : self.pairs], slots[:, self.pairs :]
         tokens.scatter_(1, defined, keys[:, : self.pairs]).scatter_(1, defined + 1, values)
         tokens.scatter_(1, query, keys.gather(1, asked)).scatter_(1, query + 1, values.gather(1, asked))
-        counts = (tokens < byte_tokenizer.FIRST_KEY).scatter(1, query + 1, True)
-        counts[:, 0] = False
-        return Episodes(tokens, counts, query, defined.gather(1, asked) + 1)
+        loss_mask = (tokens < byte_tokenizer.FIRST_KEY).scatter(1, query + 1, True)
+        loss_mask[:, 0] = False
+        return Episodes(tokens, loss_mask, query, defined.gather(1, asked) + 1)
 
     def score(self, logits: torch.Tensor, episodes: Episodes) -> dict[str, float]:
         """``recall``: share of all questions answered right; ``recall_far``: of those more than 32 back."""
@@ -147,14 +150,8 @@ class Needles:
         return {"recall": right.mean().item(), "recall_far": right[far].mean().item()}
 
 
-def _places(generator: torch.Generator, size: int, count: int, length: int) -> torch.Tensor:
-    """Starts of ``count`` slots of two tokens each, in order, without overlap: (B, count)."""
-    free = torch.rand(size, length - count, generator=generator)
-    return free.argsort(1)[:, :count].sort(1).values + torch.arange(count)
-
-
 @dataclass(frozen=True)
-class Hidden:
+class Haystack:
     """A reader's text with one needle: ``tokens`` (T,), and the positions of key, value and the asking key."""
 
     tokens: torch.Tensor
@@ -168,7 +165,7 @@ class Hidden:
         return int(self.tokens[self.value])
 
 
-def hide(text: str, length: int = 256, depth: float = 0.25, key: int = 0, value: int = 0) -> Hidden:
+def insert_needle(text: str, length: int = 256, depth: float = 0.25, key: int = 0, value: int = 0) -> Haystack:
     """Write one ``key value`` into a text, between two words, and ask for the key at the end.
 
     ``depth`` 0 is the text's start, 1 its end. A text too long for ``length`` tokens keeps its last ones. Raises
@@ -180,7 +177,7 @@ def hide(text: str, length: int = 256, depth: float = 0.25, key: int = 0, value:
         raise ValueError(f"a text with a needle needs length 4 or more (key, value, key and a token), not {length}")
     ids = byte_tokenizer.last_tokens(byte_tokenizer.encode(text), length - 3)
     starts = [word.start for word in byte_tokenizer.words(ids)] + [len(ids)]
-    place = min(starts, key=lambda start: abs(start - depth * len(ids)))
-    asked = byte_tokenizer.key(key)
-    whole = [*ids[:place], asked, byte_tokenizer.value(value), *ids[place:], asked]
-    return Hidden(torch.tensor(whole), place, place + 1, len(whole) - 1)
+    position = min(starts, key=lambda start: abs(start - depth * len(ids)))
+    key_id = byte_tokenizer.key(key)
+    tokens = [*ids[:position], key_id, byte_tokenizer.value(value), *ids[position:], key_id]
+    return Haystack(torch.tensor(tokens), position, position + 1, len(tokens) - 1)

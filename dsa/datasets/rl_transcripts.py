@@ -5,8 +5,8 @@ The padding is an ordinary token, read in training as in sampling, and the base 
 needed, and a token's top-k is chosen among the same keys in both. (Servers do without padding, at the price of batches
 whose rows end in different places.)
 
-:class:`Exercises` is what the base reads: worked solutions, of which a share has one symbol changed. A model that
-imitates them knows the tasks and is careless, which is where reinforcement learning finds something to do.
+:class:`Demonstrations` is what the base reads: solutions, of which a share has one symbol changed. A model that
+imitates them knows the tasks and makes slips, which is where reinforcement learning finds something to do.
 """
 
 from collections.abc import Sequence
@@ -23,53 +23,53 @@ from dsa.datasets.rl_symbols import BRACKETS, DIGITS, END, FAILED, NAMES, PAD, I
 
 PROMPT, COMPLETION = 18, 16  # the longest prompt; the longest solution with the tool's words and one token to spare
 LENGTH = PROMPT + COMPLETION
-_ALIKE = {token: group for group in (DIGITS, NAMES, BRACKETS) for token in group}
+_CONFUSABLE = {token: group for group in (DIGITS, NAMES, BRACKETS) for token in group}
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A completion: ``tokens`` of the model and of the tool in order, and which of them are the model's ``own``."""
+    """A completion: ``tokens`` of the model and of the tool in order, and which are the model's own."""
 
     problem: Problem
     tokens: Ids
-    own: tuple[bool, ...]
+    completion_mask: tuple[bool, ...]
 
     @property
-    def spoken(self) -> Ids:
+    def completion(self) -> Ids:
         """The model's tokens alone, which is what a checker sees."""
-        return tuple(token for token, own in zip(self.tokens, self.own, strict=True) if own)
+        return tuple(token for token, own in zip(self.tokens, self.completion_mask, strict=True) if own)
 
     @property
     def correct(self) -> bool:
         """Whether it solves its problem."""
-        return rl_domains.correct(self.problem, self.spoken)
+        return rl_domains.correct(self.problem, self.completion)
 
 
-def play(problem: Problem, spoken: Sequence[int]) -> Transcript:
-    """Let a model say ``spoken`` and the tool answer; after its ✗ all that is left to say is END."""
-    tokens, own, said = list[int](), list[bool](), list[int]()
-    for token in spoken:
+def run_with_tool(problem: Problem, completion: Sequence[int]) -> Transcript:
+    """Let a model write ``completion`` and the tool reply; after its ✗ all that is left to write is END."""
+    tokens, own, written = list[int](), list[bool](), list[int]()
+    for token in completion:
         token = END if FAILED in tokens else token
-        said.append(token)
-        answer = rl_domains.reply(problem, tuple(said))
-        tokens += [token, *answer]
-        own += [True, *(False for _ in answer)]
+        written.append(token)
+        reply = rl_domains.tool_reply(problem, tuple(written))
+        tokens += [token, *reply]
+        own += [True, *(False for _ in reply)]
         if token == END:
             break
     return Transcript(problem, tuple(tokens), tuple(own))
 
 
-def worked(problem: Problem) -> Transcript:
+def demonstration(problem: Problem) -> Transcript:
     """A right solution."""
-    return play(problem, rl_domains.solve(problem))
+    return run_with_tool(problem, rl_domains.solve(problem))
 
 
-def careless(chance: Random, problem: Problem) -> Transcript:
+def noisy_demonstration(rng: Random, problem: Problem) -> Transcript:
     """A solution with one digit, name or bracket exchanged for another."""
-    said = list(rl_domains.solve(problem))
-    place = chance.choice([n for n, token in enumerate(said) if token in _ALIKE])
-    said[place] = chance.choice([token for token in _ALIKE[said[place]] if token != said[place]])
-    return play(problem, said)
+    completion = list(rl_domains.solve(problem))
+    place = rng.choice([n for n, token in enumerate(completion) if token in _CONFUSABLE])
+    completion[place] = rng.choice([token for token in _CONFUSABLE[completion[place]] if token != completion[place]])
+    return run_with_tool(problem, completion)
 
 
 def prompts(problems: Sequence[Problem]) -> Tensor:
@@ -81,34 +81,36 @@ def batch(transcripts: Sequence[Transcript]) -> Episodes:
     """Transcripts as a batch (B, LENGTH) in which the model's own tokens count."""
     rest = [COMPLETION - len(one.tokens) for one in transcripts]
     written = [list(one.tokens) + [PAD] * left for one, left in zip(transcripts, rest, strict=True)]
-    own = [list(one.own) + [False] * left for one, left in zip(transcripts, rest, strict=True)]
-    counts = torch.cat([torch.zeros(len(own), PROMPT, dtype=torch.bool), torch.tensor(own)], dim=1)
+    own = [list(one.completion_mask) + [False] * left for one, left in zip(transcripts, rest, strict=True)]
+    loss_mask = torch.cat([torch.zeros(len(own), PROMPT, dtype=torch.bool), torch.tensor(own)], dim=1)
     tokens = torch.cat([prompts([one.problem for one in transcripts]), torch.tensor(written)], dim=1)  # (B, LENGTH)
     nowhere = torch.empty(len(tokens), 0, dtype=torch.int64)
-    return Episodes(tokens, counts, nowhere, nowhere)
+    return Episodes(tokens, loss_mask, nowhere, nowhere)
 
 
-def draw(generator: torch.Generator, names: Sequence[str], size: int, level: int | None = None) -> list[Problem]:
+def sample_problems(
+    generator: torch.Generator, names: Sequence[str], size: int, level: int | None = None
+) -> list[Problem]:
     """``size`` problems, domains in turn, all else drawn."""
-    chance = Random(int(torch.randint(2**62, (1,), generator=generator)))
-    return [rl_domains.generate(chance, names[n % len(names)], level) for n in range(size)]
+    rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
+    return [rl_domains.generate(rng, names[n % len(names)], level) for n in range(size)]
 
 
 @dataclass(frozen=True)
-class Exercises:
-    """A task: worked solutions in ``names``' domains, a share ``mistakes`` of which has a mistake in it."""
+class Demonstrations:
+    """A task: worked solutions in ``names``' domains, a share ``noise`` of which has a mistake in it."""
 
     names: tuple[str, ...] = tuple(rl_domains.DOMAINS)
-    mistakes: float = 0.4
+    noise: float = 0.4
 
     def generate(self, generator: torch.Generator, size: int) -> Episodes:
         """``size`` transcripts."""
-        problems = draw(generator, self.names, size)
-        chance = Random(int(torch.randint(2**62, (1,), generator=generator)))
-        return batch([careless(chance, p) if chance.random() < self.mistakes else worked(p) for p in problems])
+        problems = sample_problems(generator, self.names, size)
+        rng = Random(int(torch.randint(2**62, (1,), generator=generator)))
+        return batch([noisy_demonstration(rng, p) if rng.random() < self.noise else demonstration(p) for p in problems])
 
     def score(self, logits: Tensor, episodes: Episodes) -> dict[str, float]:
         """``said``: share of the model's own tokens that were the likeliest."""
-        counts = episodes.counts[:, 1:]
+        mask = episodes.loss_mask[:, 1:]
         right = logits[:, :-1].argmax(-1) == episodes.tokens[:, 1:]
-        return {"said": right[counts].float().mean().item()}
+        return {"said": right[mask].float().mean().item()}

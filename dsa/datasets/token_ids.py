@@ -3,13 +3,12 @@
 The course's models read bytes; a model from elsewhere was taught other tokens, and bytes would be noise to it that
 merely happens to be in range. So its text comes in one of two ways: as ids made beforehand (arrays of whole numbers in
 `.npy` or `.safetensors` files), or as plain text through the `tokenizer.json` that lies beside the model's weights,
-which needs the `tokenizers` package (not among this course's requirements; it comes with `transformers`).
+which needs the `tokenizers` package (the extra `chat`: `pip install 'dsa[chat]'`).
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,22 @@ SUFFIXES = (".npy", ".safetensors")
 _LINES = 500  # of text that the tokenizer gets at once
 
 
-def files(path: str | Path | None) -> list[Path]:
+def token_files(path: str | Path | None) -> list[Path]:
     """The files of ids at ``path`` (one file, or those of a folder, by name); empty if anything else is there, too."""
     if path is None:
         return []
     path = Path(path)
     inside = sorted(file for file in path.glob("*") if not file.name.startswith("."))
-    found = [path] if path.is_file() else inside
-    return found if all(file.suffix in SUFFIXES and file.is_file() for file in found) else []
+    files = [path] if path.is_file() else inside
+    return files if all(file.suffix in SUFFIXES and file.is_file() for file in files) else []
 
 
-def stored(path: str | Path) -> Corpus:
+def load_token_ids(path: str | Path) -> Corpus:
     """The ids in the files at ``path`` one after the other; the last tenth is held out.
 
     Raises ValueError for a file that is no array of whole numbers from 0 up, or is damaged, or for no ids at all.
     """
-    parts = [_read(file) for file in files(path)]
+    parts = [_read(file) for file in token_files(path)]
     if not any(map(len, parts)):
         raise ValueError(f"{path} holds no token ids: give .npy or .safetensors files with whole numbers in them")
     ids = np.concatenate(parts)
@@ -65,13 +64,15 @@ def _read(file: Path) -> np.ndarray:
     return np.concatenate(rows) if rows else np.empty(0, np.int32)
 
 
-def tokenizer_of(path: str | Path) -> Any:
+def read_tokenizer_json(path: str | Path) -> Any:
     """The ``tokenizers.Tokenizer`` in a ``tokenizer.json``; ValueError if it or the package cannot be had."""
     try:
-        return import_module("tokenizers").Tokenizer.from_file(str(path))
+        from tokenizers import Tokenizer  # optional: models that read bytes need no such file
+
+        return Tokenizer.from_file(str(path))
     except ImportError as error:
         raise ValueError(
-            f"{path} needs the tokenizers package: pip install tokenizers, or give --corpus files of token ids (.npy)"
+            f"{path} needs the tokenizers package: pip install 'dsa[chat]', or train on --corpus token ids (.npy)"
         ) from error
     except Exception as error:  # the package raises nothing narrower
         raise ValueError(f"{path} is not a tokenizer that can be read ({error})") from error
@@ -82,18 +83,18 @@ def encoder(path: str | Path) -> Callable[[bytes], Tensor]:
 
     Raises ValueError if the file cannot be read or the ``tokenizers`` package is missing.
     """
-    made = tokenizer_of(path)
+    tokenizer = read_tokenizer_json(path)
 
     def encode(data: bytes) -> Tensor:
         lines = data.decode("utf-8", "ignore").splitlines(keepends=True)  # a split may have cut a character
         pieces = ["".join(lines[first : first + _LINES]) for first in range(0, len(lines), _LINES)]
-        found = made.encode_batch(pieces, add_special_tokens=False)
-        return torch.tensor([token for piece in found for token in piece.ids], dtype=torch.int32)
+        encodings = tokenizer.encode_batch(pieces, add_special_tokens=False)
+        return torch.tensor([token for encoding in encodings for token in encoding.ids], dtype=torch.int32)
 
     return encode
 
 
-def encoded(corpus: Corpus, encode: Callable[[bytes], Tensor]) -> Corpus:
+def retokenize(corpus: Corpus, encode: Callable[[bytes], Tensor]) -> Corpus:
     """The same text in the ids of another tokenizer."""
     streams = (corpus.train, corpus.held_out, corpus.scripts)
     train, held_out, scripts = (encode(raw_bytes(stream)) for stream in streams)
@@ -101,7 +102,7 @@ def encoded(corpus: Corpus, encode: Callable[[bytes], Tensor]) -> Corpus:
 
 
 def raw_bytes(ids: Tensor) -> bytes:
-    """The bytes that ids of our tokenizer (n,) stand for: what :func:`dsa.datasets.byte_tokenizer.fold` has folded."""
+    """The bytes that ids of our tokenizer (n,) stand for: the inverse of `byte_tokenizer.fold_indents`."""
     return (
         ids.masked_fill(ids == byte_tokenizer.INDENT, 255).to(torch.uint8).numpy().tobytes().replace(b"\xff", b"    ")
     )

@@ -3,21 +3,21 @@
 Three kinds of folder are met. The course's own models read bytes (`byte_tokenizer`) and need no file. Any
 other model brings its `tokenizer.json`, which the `tokenizers` package reads. One that was taught to converse also
 brings a chat template, a Jinja text in `tokenizer_config.json` or `chat_template.jinja` that says how turns are
-written; it is rendered in a sandbox, because it is a program that came with the weights. Jinja is wherever torch is.
+written; it is rendered in a sandbox, because it is a program that came with the weights. Both packages
+are optional: `pip install 'dsa[chat]'`.
 
-Ids are turned into text as they come (:class:`Stream`): a character may be spread over several tokens, so the last
+Ids are turned into text as they come (:class:`Detokenizer`): a character may be spread over several tokens, so the last
 ones are held back until they spell something.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dsa.datasets import byte_tokenizer
-from dsa.datasets.token_ids import tokenizer_of
+from dsa.datasets.token_ids import read_tokenizer_json
 
 FILE, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 BROKEN = "\ufffd"  # what an unfinished character decodes to
@@ -26,7 +26,7 @@ Messages = Sequence[Mapping[str, str]]  # of "role" and "content"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Tokenizer:
     """Text to ids and back.
 
     Attributes:
@@ -59,14 +59,14 @@ class Vocabulary:
         return self.encode(_render(self.template, messages, self.special))
 
 
-class Stream:
+class Detokenizer:
     """Text that grows as ids come in: `add(id)` returns what can be shown now, `rest()` what is left at the end.
 
     Only the ids since the piece before the last are decoded: some tokenizers write a token differently at the start.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
-        self.decode = vocabulary.decode
+    def __init__(self, tokenizer: Tokenizer):
+        self.decode = tokenizer.decode
         self.ids: list[int] = []
         self.before, self.shown = 0, 0  # ids: what has been shown ends at `shown`, its last piece began at `before`
 
@@ -89,8 +89,8 @@ class Stream:
         return self.decode(self.ids[self.before :])[len(known) :]
 
 
-def of(folder: str | Path, vocab_size: int) -> Vocabulary:
-    """Find the vocabulary of the model in `folder`.
+def load_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
+    """Find the tokenizer of the model in `folder`.
 
     Raises:
         ValueError: if it has none, or its files cannot be read.
@@ -99,27 +99,27 @@ def of(folder: str | Path, vocab_size: int) -> Vocabulary:
     if (folder / FILE).is_file():
         return _from_files(folder, vocab_size)
     if vocab_size == byte_tokenizer.VOCAB:
-        return Vocabulary(byte_tokenizer.encode, byte_tokenizer.decode, {})
+        return Tokenizer(byte_tokenizer.encode, byte_tokenizer.decode, {})
     raise ValueError(
         f"{folder} has no {FILE}, and vocab_size={vocab_size} is not that of the course's byte tokenizer "
         f"({byte_tokenizer.VOCAB}): put the model's own tokenizer files into the folder"
     )
 
 
-def _from_files(folder: Path, vocab_size: int) -> Vocabulary:
-    made = tokenizer_of(folder / FILE)
-    largest = max(made.get_vocab(with_added_tokens=True).values(), default=0)
+def _from_files(folder: Path, vocab_size: int) -> Tokenizer:
+    backend = read_tokenizer_json(folder / FILE)
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= vocab_size:
         raise ValueError(
             f"{folder / FILE} has ids up to {largest}, but the model's vocab_size={vocab_size}: not its own"
         )
     settings = _settings(folder / SETTINGS)
     special = {name: text for name in ("bos_token", "eos_token") if (text := _text(settings.get(name)))}
-    ids = {name: made.token_to_id(text) for name, text in special.items()}
+    ids = {name: backend.token_to_id(text) for name, text in special.items()}
     template = folder / TEMPLATE
-    return Vocabulary(
-        encode=lambda text: made.encode(text, add_special_tokens=False).ids,
-        decode=lambda found: made.decode(list(found), skip_special_tokens=True),
+    return Tokenizer(
+        encode=lambda text: backend.encode(text, add_special_tokens=False).ids,
+        decode=lambda ids: backend.decode(list(ids), skip_special_tokens=True),
         special=special,
         stops=tuple(ids[name] for name in ("eos_token",) if ids.get(name) is not None),
         begin=tuple(ids[name] for name in ("bos_token",) if ids.get(name) is not None),
@@ -145,14 +145,17 @@ def _render(template: str, messages: Messages, special: Mapping[str, str]) -> st
     def refuse(reason: str) -> None:
         raise ValueError(f"the model's chat template refuses this conversation: {reason}")
 
-    sandbox, jinja = import_module("jinja2.sandbox"), import_module("jinja2")
-    environment = sandbox.ImmutableSandboxedEnvironment(
+    try:
+        from jinja2 import TemplateError  # optional: only a chat template needs it
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ValueError("the model's chat template needs the jinja2 package: pip install 'dsa[chat]'") from error
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:
-        found = environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **special)
-    except jinja.TemplateError as error:
+        return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **special)
+    except TemplateError as error:
         raise ValueError(f"the model's chat template cannot be filled in ({error})") from error
-    return found

@@ -1,6 +1,6 @@
 """One model on several processes: attention heads, feed-forward columns and experts are dealt out.
 
-    torchrun --nproc-per-node 8 -m dsa.generation.cli FOLDER --prompt "..."
+    torchrun --nproc-per-node 8 -m dsa generate FOLDER --prompt "..."
 
 Every process ("rank") sees all tokens and holds a part of the weights. Of each layer it computes its own heads and its
 own experts, and what the ranks have found is summed: two sums a layer, after attention and after the feed-forward half.
@@ -38,7 +38,7 @@ from torch.distributed.tensor.parallel import (
 
 from dsa.kernels import fp8
 from dsa.model.config import Config
-from dsa.model.fp8_linear import FP8Linear, here
+from dsa.model.fp8_linear import FP8Linear, to_local
 from dsa.model.moe import FeedForward, MoE
 from dsa.model.transformer import Layer, Transformer
 
@@ -48,20 +48,20 @@ def processes(device: torch.device | str | None = None) -> Iterator[DeviceMesh |
     """Join the processes that `torchrun` has started, and part from them at the end.
 
     Args:
-        device: "cuda" (each rank takes the GPU of its own local number) or "cpu"; by default whichever is there.
+        device: "cuda" (each rank takes the GPU of its LOCAL_RANK) or "cpu"; by default whichever is there.
 
     Yields:
         the mesh of all ranks, for `from_pretrained` and `split`; None if there is one process only.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    device_type = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
-    if kind == "cuda":
+    if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     try:
-        yield init_device_mesh(kind, (dist.get_world_size(),))
+        yield init_device_mesh(device_type, (dist.get_world_size(),))
     finally:
         dist.destroy_process_group()
 
@@ -74,37 +74,37 @@ def plan(layer: Layer) -> dict[str, ParallelStyle]:
     """
     attention, mlp = layer.self_attn, layer.mlp
     query = "q_b_proj" if hasattr(attention, "q_b_proj") else "q_proj"
-    found = {
-        f"self_attn.{query}": _columns(attention.get_submodule(query)),
-        "self_attn.kv_b_proj": _columns(attention.kv_b_proj),
-        "self_attn.o_proj": _rows(attention.o_proj),
-        "self_attn.all_heads": _combined(Partial("avg")),
+    styles = {
+        f"self_attn.{query}": _colwise(attention.get_submodule(query)),
+        "self_attn.kv_b_proj": _colwise(attention.kv_b_proj),
+        "self_attn.o_proj": _rowwise(attention.o_proj),
+        "self_attn.all_heads": _all_reduce(Partial("avg")),
     }
     if isinstance(mlp, FeedForward):
-        return found | _feed_forward("mlp", mlp, Replicate())
+        return styles | _feed_forward("mlp", mlp, Replicate())
     if hasattr(mlp, "shared_experts"):
-        found |= _feed_forward("mlp.shared_experts", mlp.shared_experts, Partial())
-    return found | {"mlp.all_experts": _combined(Partial())}
+        styles |= _feed_forward("mlp.shared_experts", mlp.shared_experts, Partial())
+    return styles | {"mlp.all_experts": _all_reduce(Partial())}
 
 
 def _feed_forward(name: str, mlp: FeedForward, output: Placement) -> dict[str, ParallelStyle]:
-    into = {f"{name}.{part}": _columns(mlp.get_submodule(part)) for part in ("gate_proj", "up_proj")}
-    return into | {f"{name}.down_proj": _rows(mlp.down_proj, output)}
+    into = {f"{name}.{part}": _colwise(mlp.get_submodule(part)) for part in ("gate_proj", "up_proj")}
+    return into | {f"{name}.down_proj": _rowwise(mlp.down_proj, output)}
 
 
-def _combined(parts: Partial) -> ParallelStyle:
+def _all_reduce(parts: Partial) -> ParallelStyle:
     return PrepareModuleInput(input_layouts=parts, desired_input_layouts=Replicate(), use_local_output=True)
 
 
-def _columns(linear: nn.Module) -> ParallelStyle:
-    return FP8Columns() if isinstance(linear, FP8Linear) else ColwiseParallel()
+def _colwise(linear: nn.Module) -> ParallelStyle:
+    return FP8Colwise() if isinstance(linear, FP8Linear) else ColwiseParallel()
 
 
-def _rows(linear: nn.Module, output: Placement = Replicate()) -> ParallelStyle:  # noqa: B008 - a constant
-    return FP8Rows(output) if isinstance(linear, FP8Linear) else RowwiseParallel(output_layouts=output)
+def _rowwise(linear: nn.Module, output: Placement = Replicate()) -> ParallelStyle:  # noqa: B008 - a constant
+    return FP8Rowwise(output) if isinstance(linear, FP8Linear) else RowwiseParallel(output_layouts=output)
 
 
-class FP8Columns(ParallelStyle):
+class FP8Colwise(ParallelStyle):
     """Colwise for a matrix that stays in FP8: codes and scales are cut, between blocks."""
 
     dimension = 0
@@ -123,7 +123,7 @@ class FP8Columns(ParallelStyle):
         return module
 
 
-class FP8Rows(FP8Columns):
+class FP8Rowwise(FP8Colwise):
     """Rowwise for a matrix that stays in FP8; what the ranks give is summed, or left to be if `output` is Partial."""
 
     dimension = 1
@@ -136,7 +136,7 @@ class FP8Rows(FP8Columns):
         return parallelize_module(super()._apply(module, device_mesh), device_mesh, self.sum)
 
 
-def own_experts(config: Config, mesh: DeviceMesh) -> range:
+def local_experts(config: Config, mesh: DeviceMesh) -> range:
     """Which experts this rank holds: a run of about E / ranks of them."""
     E, rank, ranks = config.n_routed_experts, mesh.get_local_rank(), mesh.size()
     return range(rank * E // ranks, (rank + 1) * E // ranks)
@@ -148,14 +148,13 @@ def split(model: Transformer, mesh: DeviceMesh) -> Transformer:
     Raises:
         ValueError: if heads or feed-forward widths cannot be shared evenly, or the model is split already.
     """
-    if here(model.lm_head.weight) is not model.lm_head.weight:
+    if to_local(model.lm_head.weight) is not model.lm_head.weight:
         raise ValueError("this model is split already: load it anew to split it otherwise")
-    check_shares(model.config, mesh.size())
+    check_divisible(model.config, mesh.size())
     for layer in [module for module in model.modules() if isinstance(module, Layer)]:
         if isinstance(layer.mlp, MoE):
-            kept = own_experts(model.config, mesh)
-            for number in set(range(model.config.n_routed_experts)) - set(kept):
-                layer.mlp.experts[number] = None  # type: ignore[assignment]
+            for elsewhere in set(range(model.config.n_routed_experts)) - set(local_experts(model.config, mesh)):
+                layer.mlp.experts[elsewhere] = None  # type: ignore[assignment]
         _parallelize(layer, mesh, plan(layer))
         layer.self_attn.heads //= mesh.size()
     ends = {
@@ -163,15 +162,15 @@ def split(model: Transformer, mesh: DeviceMesh) -> Transformer:
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
     }
     _parallelize(model, mesh, ends)
-    model.register_forward_pre_hook(_refuse_loss, with_kwargs=True)
+    model.register_forward_pre_hook(_refuse_indexer_loss, with_kwargs=True)
     return model
 
 
-def _parallelize(module: nn.Module, mesh: DeviceMesh, how: dict[str, Any]) -> None:
-    parallelize_module(module, mesh, how, src_data_rank=None)  # each rank cuts its own copy: nothing is sent
+def _parallelize(module: nn.Module, mesh: DeviceMesh, styles: dict[str, Any]) -> None:
+    parallelize_module(module, mesh, styles, src_data_rank=None)  # each rank cuts its own copy: nothing is sent
 
 
-def check_shares(config: Config, ranks: int) -> None:
+def check_divisible(config: Config, ranks: int) -> None:
     """Refuse, by ValueError, ranks that do not divide what is split; experts and vocabulary may be dealt unevenly."""
     sizes = {"num_attention_heads": config.num_attention_heads}
     if config.first_k_dense_replace:
@@ -183,11 +182,11 @@ def check_shares(config: Config, ranks: int) -> None:
             raise ValueError(f"{name}={size} cannot be shared evenly by {ranks} processes: start a divisor of it")
 
 
-def _refuse_loss(model: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
+def _refuse_indexer_loss(model: nn.Module, arguments: tuple, options: dict[str, Any]) -> None:
     if options.get("indexer_loss"):
         raise ValueError("a split model has only some heads on each rank, the indexer's loss needs all: train unsplit")
 
 
-def own_part(whole: Tensor, like: DTensor) -> Tensor:
+def local_part(whole: Tensor, like: DTensor) -> Tensor:
     """Cut of a whole tensor what this rank holds, as `like` is cut."""
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()

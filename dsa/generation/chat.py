@@ -1,6 +1,6 @@
 """A conversation with a model folder, in a terminal or a notebook cell.
 
-    python -m dsa.generation.chat FOLDER
+    dsa chat FOLDER
 
     chat = open_chat(FOLDER)
     for piece in chat.say("Which tokens do you keep?"):
@@ -12,8 +12,6 @@ turns; what no longer fits the context is forgotten, oldest turn first. Under `t
 all.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +21,11 @@ import torch.distributed as dist
 
 from dsa.checkpoint.load import from_pretrained
 from dsa.datasets import tokenizers
-from dsa.datasets.tokenizers import Stream, Vocabulary
+from dsa.datasets.tokenizers import Detokenizer, Tokenizer
 from dsa.distributed import tensor_parallel
 from dsa.generation import cli
 from dsa.generation.generate import stream
+from dsa.io.command_line import Parser, errors_in_a_sentence
 from dsa.model.transformer import Transformer
 
 
@@ -40,7 +39,7 @@ class Chat:
     """
 
     model: Transformer
-    words: Vocabulary
+    words: Tokenizer
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -89,7 +88,7 @@ class Chat:
 
     def _pieces(self, prompt: list[int]) -> Iterator[str]:
         """The answer as text, as it comes."""
-        text = Stream(self.words)
+        text = Detokenizer(self.words)
         for token in self._tokens(prompt):
             if token in self.words.stops:
                 break
@@ -107,7 +106,7 @@ class Chat:
 def open_chat(folder: str | Path, **settings) -> Chat:
     """Load a folder to talk to; `settings` are those of `Chat`, errors those of both loaders."""
     model = from_pretrained(folder)
-    return Chat(model, tokenizers.of(folder, model.config.vocab_size), **settings)
+    return Chat(model, tokenizers.load_tokenizer(folder, model.config.vocab_size), **settings)
 
 
 def talk(chat: Chat, read: Callable[[], str | None], write: Callable[[str], object]) -> None:
@@ -149,19 +148,17 @@ def _print(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser("python -m dsa.generation.chat", description="Talk to a model. /new, /quit.")
+    """The command `dsa chat`."""
+    about = "Talk to a model, in the turns of its chat template. /new begins anew, /quit ends, Ctrl-C stops an answer."
+    parser = Parser("dsa chat", description=about)
     cli.options(parser).add_argument("--system", default="", metavar="TEXT", help="what to tell the model first")
     arguments = parser.parse_args(argv)
-    try:
-        with tensor_parallel.processes(arguments.device) as mesh:
-            model = cli.load(arguments, mesh)
-            words = tokenizers.of(arguments.folder, model.config.vocab_size)
-            names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
-            settings = {name: getattr(arguments, name) for name in names}
-            talk(Chat(model, words, **settings), lambda: heard_by_all(_listen), _print)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with errors_in_a_sentence(), tensor_parallel.processes(arguments.device) as mesh:
+        model = cli.load(arguments, mesh)
+        words = tokenizers.load_tokenizer(arguments.folder, model.config.vocab_size)
+        names = ("max_new_tokens", "temperature", "top_p", "seed", "system")
+        settings = {name: getattr(arguments, name) for name in names}
+        talk(Chat(model, words, **settings), lambda: heard_by_all(_listen), _print)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """A command: a folder and a prompt in, text out, on one process or several.
 
-    python -m dsa.generation.cli FOLDER --prompt "Once upon a time"
-    torchrun --nproc-per-node 8 -m dsa.generation.cli FOLDER --prompt "Once upon a time"
+    dsa generate FOLDER --prompt "Once upon a time"
+    torchrun --nproc-per-node 8 -m dsa generate FOLDER --prompt "Once upon a time"
 
 Every rank computes every token, since all of them have the same logits; only the first one prints.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dsa.checkpoint.load import from_pretrained
 from dsa.datasets import tokenizers
 from dsa.distributed import tensor_parallel
 from dsa.generation.generate import generate
+from dsa.io.command_line import Parser, errors_in_a_sentence
 from dsa.model.transformer import Transformer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,7 +26,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """What every command that runs a model understands."""
     add = parser.add_argument
-    add("folder", type=Path, help="a model folder: config.json, safetensors, and the tokenizer's files")
+    add(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a model folder: config.json, safetensors, tokenizer's files",
+    )
     add("--max-new-tokens", type=int, default=256, metavar="N", help="how many tokens to add at most (256)")
     add("--temperature", type=float, default=0.0, help="0: always the likeliest token (the default)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that reach P together")
@@ -54,7 +59,7 @@ def load(arguments: argparse.Namespace, mesh=None) -> Transformer:
 def answer(arguments: argparse.Namespace, mesh) -> str:
     """What the model writes after the prompt."""
     model = load(arguments, mesh)
-    words = tokenizers.of(arguments.folder, model.config.vocab_size)
+    words = tokenizers.load_tokenizer(arguments.folder, model.config.vocab_size)
     prompt = words.prompt(arguments.prompt)
     settings = (arguments.max_new_tokens, arguments.temperature, arguments.seed)
     [tokens] = generate(model, [prompt], *settings, top_p=arguments.top_p, stop=words.stops)
@@ -62,17 +67,14 @@ def answer(arguments: argparse.Namespace, mesh) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; errors become one sentence."""
-    parser = options(argparse.ArgumentParser("python -m dsa.generation.cli", description="Continue a text."))
+    """The command `dsa generate`."""
+    parser = options(Parser("dsa generate", description="Continue a text."))
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
     arguments = parser.parse_args(argv)
-    try:
-        with tensor_parallel.processes(arguments.device) as mesh:
-            text = answer(arguments, mesh)
-            if mesh is None or dist.get_rank() == 0:
-                print(arguments.prompt + text)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with errors_in_a_sentence(), tensor_parallel.processes(arguments.device) as mesh:
+        text = answer(arguments, mesh)
+        if mesh is None or dist.get_rank() == 0:
+            print(arguments.prompt + text)
 
 
 if __name__ == "__main__":

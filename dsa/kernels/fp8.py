@@ -10,7 +10,7 @@ commutes with every other rounding; the price is up to one bit of the range. The
 ceil in floating point, which can miss by one at the boundary. Here it is read off the number's own exponent: exact.
 
 All of it is plain torch, meant to be read, and to be what faster kernels are held against. Eight bits with one scale a
-row (`quantise_int8`) stand in on processors that multiply whole numbers fast and FP8 slowly.
+row (`quantize_int8`) stand in on processors that multiply whole numbers fast and FP8 slowly.
 """
 
 from math import ceil
@@ -24,33 +24,33 @@ from dsa.kernels import reference
 from dsa.kernels.reference import at_least_fp32
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # 1.75 * 2^8; there is no infinity
-LEAST_AMAX = 1e-4  # a block of zeros has a scale too
+E4M3_MAX = 448.0  # 1.75 * 2^8; there is no infinity
+MIN_AMAX = 1e-4  # a block of zeros has a scale too
 GROUP = (1, 128)  # activations: runs of a row
 BLOCK = (128, 128)  # weights: squares
 
 
-class Codes(NamedTuple):
-    """Vectors in eight bits with one scale each, as a cache stores them: numbers (..., W), scale (..., 1) in fp32."""
+class QuantizedTensor(NamedTuple):
+    """Vectors in eight bits with one scale each, as a cache stores them: codes (..., W), scale (..., 1) in fp32."""
 
-    numbers: Tensor
+    codes: Tensor
     scale: Tensor
 
-    def expand(self) -> Tensor:
-        """What they stand for (..., W), in fp32."""
-        return self.numbers.float() * self.scale
+    def dequantize(self) -> Tensor:
+        """What the codes stand for (..., W), in fp32."""
+        return self.codes.float() * self.scale
 
 
-class LatentCodes(NamedTuple):
+class QuantizedLatentKV(NamedTuple):
     """What an FP8 cache holds of S tokens: latent codes (B, S, C), scales (B, S, C / 128), rotary keys (B, S, R)."""
 
-    numbers: Tensor
+    codes: Tensor
     scale: Tensor
-    rotary: Tensor
+    rope: Tensor
 
-    def expand(self, dtype: torch.dtype) -> Tensor:
-        """What they stand for (B, S, C + R)."""
-        return torch.cat([dequantise(self.numbers, self.scale).to(dtype), self.rotary.to(dtype)], dim=-1)
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """What it stands for (B, S, C + R)."""
+        return torch.cat([dequantize(self.codes, self.scale).to(dtype), self.rope.to(dtype)], dim=-1)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def round_to(x: Tensor, fraction_bits: int = 3, least_exponent: int = -6, largest: float = LARGEST) -> Tensor:
+def round_to(x: Tensor, fraction_bits: int = 3, least_exponent: int = -6, largest: float = E4M3_MAX) -> Tensor:
     """Round to a small floating-point format, by default e4m3: fp32 -> the nearest of its numbers, still fp32.
 
     Between 2^e and 2^(e + 1) neighbours lie 2^(e - fraction_bits) apart; below 2^least_exponent they keep that
@@ -75,25 +75,25 @@ def scales(amax: Tensor, ue8m0: bool = True) -> Tensor:
 
     max(amax, 1e-4) / 448, with `ue8m0` rounded up to a power of two: 2^ceil(log2(amax / 448)).
     """
-    amax = amax.float().clamp(min=LEAST_AMAX)
+    amax = amax.float().clamp(min=MIN_AMAX)
     if not ue8m0:
-        return amax / LARGEST
+        return amax / E4M3_MAX
     fraction, exponent = torch.frexp(amax)  # amax = fraction * 2^exponent, and 448 = 0.875 * 2^9
     return power_of_two(exponent - 9 + (fraction > 0.875))
 
 
-def grid(x: Tensor, block: tuple[int, int]) -> tuple[int, int]:
+def scale_shape(x: Tensor, block: tuple[int, int]) -> tuple[int, int]:
     """How many blocks cover the last two dimensions: the shape of the scales, ceil(M / rows) x ceil(N / columns)."""
     return ceil(x.shape[-2] / block[0]), ceil(x.shape[-1] / block[1])
 
 
-def spread(scale: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
+def expand_scale(scale: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
     """Repeat each scale over its block: (..., m, n) -> (..., M, N), blocks at the edges cut."""
     wide = scale.repeat_interleave(block[0], dim=-2).repeat_interleave(block[1], dim=-1)
     return wide[..., : shape[-2], : shape[-1]]
 
 
-def quantise(x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True) -> tuple[Tensor, Tensor]:
     """Divide each block by its scale and round to e4m3.
 
     Args:
@@ -112,36 +112,36 @@ def quantise(x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True) -> t
     x = x.float()
     if broken := int((~x.isfinite()).sum()):
         raise ValueError(f"{broken} of {x.numel()} numbers are infinite or NaN, and a scale must be finite: mend them")
-    scale = scales(largest_of_block(x, block), ue8m0)
-    scaled = x / spread(scale, x.shape, block)
-    return scaled.clamp(-LARGEST, LARGEST).to(E4M3), scale
+    scale = scales(block_amax(x, block), ue8m0)
+    scaled = x / expand_scale(scale, x.shape, block)
+    return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
 
 
-def largest_of_block(x: Tensor, block: tuple[int, int]) -> Tensor:
+def block_amax(x: Tensor, block: tuple[int, int]) -> Tensor:
     """The largest magnitude in each block: (..., M, N) -> (..., m, n)."""
-    (rows, columns), (m, n) = block, grid(x, block)
+    (rows, columns), (m, n) = block, scale_shape(x, block)
     padded = F.pad(x.abs(), (0, n * columns - x.shape[-1], 0, m * rows - x.shape[-2]))
     return padded.unflatten(-1, (n, columns)).unflatten(-3, (m, rows)).amax((-3, -1))  # (..., m, rows, n, columns)
 
 
-def dequantise(codes: Tensor, scale: Tensor, block: tuple[int, int] = GROUP) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, block: tuple[int, int] = GROUP) -> Tensor:
     """Multiply each block by its scale: codes (..., M, N), scale (..., m, n) -> fp32 (..., M, N)."""
-    if tuple(scale.shape[-2:]) != grid(codes, block):
+    if tuple(scale.shape[-2:]) != scale_shape(codes, block):
         raise ValueError(
-            f"codes of shape {tuple(codes.shape)} in blocks of {block} need scales (..., {grid(codes, block)}), "
+            f"codes of shape {tuple(codes.shape)} in blocks of {block} need scales (..., {scale_shape(codes, block)}), "
             f"not {tuple(scale.shape)}"
         )
-    return codes.float() * spread(scale, codes.shape, block)
+    return codes.float() * expand_scale(scale, codes.shape, block)
 
 
 def matmul(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-    """Multiply quantised activations with quantised weights: x (..., M, N), w (O, N) -> x w^T (..., M, O) in fp32.
+    """Multiply quantized activations with quantized weights: x (..., M, N), w (O, N) -> x w^T (..., M, O) in fp32.
 
     The sum runs over blocks of 128 columns. Within a block codes are multiplied and summed in fp32; then the partial
     sum gets its two scales, x's of this row and block, and w's of this block of rows.
 
     Args:
-        x, x_scale: as `quantise` gives them in GROUP: (..., M, N), (..., M, n).
+        x, x_scale: as `quantize` gives them in GROUP: (..., M, N), (..., M, n).
         w, w_scale: in BLOCK: (O, N), (o, n).
     """
     total = x_scale.new_zeros(*x.shape[:-1], w.shape[0])
@@ -190,8 +190,8 @@ def index_scores(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, w: Tens
     return reference.index_scores(q.float(), k.float(), w.float() * q_scale[..., 0]) * k_scale.mT
 
 
-def quantise_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round each row to whole numbers -127 ... 127: x (..., W) -> codes (..., W) int8, scale (..., 1) = amax / 127."""
     x = x.float()
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=LEAST_AMAX) / 127
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=MIN_AMAX) / 127
     return (x / scale).round().to(torch.int8), scale

@@ -3,24 +3,29 @@
 `backend=None` takes the one that does least work on the tensors' device and can do what is asked; a name forces one.
 `backends` has the list and says how it chooses. What each operation computes is written down in `loops`.
 
-Index queries and keys may come in eight bits: keys as `fp8.Codes`, queries as codes whose scale is in the head weights
-already. A backend that multiplies codes gets them as they are, any other gets the numbers they stand for. So it is with
-the latents of an FP8 cache, `fp8.LatentCodes`, and backends that read it.
+Index queries and keys may come in eight bits: keys as `fp8.QuantizedTensor`, queries as codes whose scale has been
+folded into the head weights. A backend that multiplies codes (ACCEPTS_QUANTIZED_KEYS) gets them as they are, for any
+other they are dequantized first. So it is with the latents of an FP8 cache, `fp8.QuantizedLatentKV`, and backends that
+read them in place (ACCEPTS_QUANTIZED_KV).
 """
 
+from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dsa.kernels.backends import choose
-from dsa.kernels.fp8 import Codes, LatentCodes
+from dsa.kernels.backends import choose_backend
+from dsa.kernels.fp8 import QuantizedLatentKV, QuantizedTensor
 from dsa.kernels.loops import EMPTY
 
 __all__ = [
     "EMPTY", "attention_mass", "dense_attention", "index_scores", "index_topk", "indexer_loss", "select",
     "sparse_attention",
 ]  # fmt: skip
+
+
+_split = cache(str.split)  # the same few shapes are asked for in every layer
 
 
 def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
@@ -30,11 +35,10 @@ def _check_shapes(**tensors: tuple[Tensor, str]) -> None:
     """
     sizes: dict[str, int] = {}
     for name, (tensor, letters) in tensors.items():
-        expected = letters.split()
-        fits = tensor.ndim == len(expected) and all(
-            letter == "*" or sizes.setdefault(letter, size) == size
-            for letter, size in zip(expected, tensor.shape, strict=True)
-        )
+        expected, shape = _split(letters), tensor.shape
+        fits = len(shape) == len(expected)
+        for letter, size in zip(expected, shape, strict=False):
+            fits = fits and (letter == "*" or sizes.setdefault(letter, size) == size)
         if not fits:
             known = ", ".join(f"{letter} = {size}" for letter, size in sizes.items())
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({', '.join(expected)}) with {known}")
@@ -62,19 +66,20 @@ def _check_top_k(top_k: int) -> None:
 
 
 def _index_backend(
-    operation: str, q: Tensor, k: Tensor | Codes, w: Tensor, forced: str | None
-) -> tuple[ModuleType, Tensor, Tensor | Codes]:
+    operation: str, q: Tensor, k: Tensor | QuantizedTensor, w: Tensor, forced: str | None
+) -> tuple[ModuleType, Tensor, Tensor | QuantizedTensor]:
     """Check the factors of Eq. 1 and choose who multiplies them: the backend, and q and k as it takes them."""
-    vectors = k.numbers if isinstance(k, Codes) else k
-    _check_shapes(q=(q, "B T J W"), k=(vectors, "B S W"), w=(w, "B T J"))
-    if not isinstance(k, Codes):
-        return choose(operation, (q, k, w), forced), q, k
-    as_numbers = [w.new_empty(1, dtype=torch.float32).expand(codes.shape) for codes in (q, vectors)]  # takes no memory
-    module = choose(operation, (*as_numbers, w.float()), forced)
-    return (module, q, k) if getattr(module, "MULTIPLIES_CODES", False) else (module, q.float(), k.expand())
+    k_values = k.codes if isinstance(k, QuantizedTensor) else k
+    _check_shapes(q=(q, "B T J W"), k=(k_values, "B S W"), w=(w, "B T J"))
+    if not isinstance(k, QuantizedTensor):
+        return choose_backend(operation, (q, k, w), forced), q, k
+    # backends are asked about fp32 tensors of these shapes: one number, expanded, takes no memory
+    placeholders = [w.new_empty(1, dtype=torch.float32).expand(codes.shape) for codes in (q, k_values)]
+    module = choose_backend(operation, (*placeholders, w.float()), forced)
+    return (module, q, k) if getattr(module, "ACCEPTS_QUANTIZED_KEYS", False) else (module, q.float(), k.dequantize())
 
 
-def index_scores(q: Tensor, k: Tensor | Codes, w: Tensor, *, backend: str | None = None) -> Tensor:
+def index_scores(q: Tensor, k: Tensor | QuantizedTensor, w: Tensor, *, backend: str | None = None) -> Tensor:
     """Score every visible key (report Eq. 1): q (B, T, J, W), k (B, S, W), w (B, T, J) -> I (B, T, S), -inf unseen."""
     module, q, k = _index_backend("index_scores", q, k, w, backend)
     return module.index_scores(q, k, w)
@@ -84,10 +89,10 @@ def select(scores: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Choose the best keys of a score matrix: (B, T, S) -> (B, T, min(K, S)), -1 where a row has too few."""
     _check_shapes(scores=(scores, "B T S"))
     _check_top_k(top_k)
-    return choose("select", (scores,), backend).select(scores, top_k)
+    return choose_backend("select", (scores,), backend).select(scores, top_k)
 
 
-def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
+def index_topk(q: Tensor, k: Tensor | QuantizedTensor, w: Tensor, top_k: int, *, backend: str | None = None) -> Tensor:
     """Score and choose, no score kept: the arguments of `index_scores` -> selected (B, T, min(K, S)), -1 for empty."""
     _check_top_k(top_k)
     module, q, k = _index_backend("index_topk", q, k, w, backend)
@@ -95,48 +100,52 @@ def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int, *, backend: 
 
 
 def sparse_attention(
-    q: Tensor, kv: Tensor | LatentCodes, selected: Tensor, scale: float, value_width: int, *, backend: str | None = None
+    q: Tensor,
+    kv: Tensor | QuantizedLatentKV,
+    selected: Tensor,
+    scale: float,
+    value_width: int,
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """Attend to the selected tokens (report Eq. 2).
 
     q (B, T, H, C + R), kv (B, S, C + R), selected (B, T, K) with -1 for empty -> (B, T, H, C) for value_width = C.
     """
-    as_numbers = _stand_in(q, kv) if isinstance(kv, LatentCodes) else kv
-    _check_shapes(q=(q, "B T H D"), kv=(as_numbers, "B S D"), selected=(selected, "B T K"))
-    if not 0 < value_width <= as_numbers.shape[-1]:
-        raise ValueError(f"value_width={value_width}: it must lie in 1 ... {as_numbers.shape[-1]}, the width of kv")
-    module = choose("sparse_attention", (q, as_numbers, selected), backend)
-    if isinstance(kv, LatentCodes) and not getattr(module, "READS_LATENT_CODES", False):
-        kv, selected = _expand_selected(kv, selected, q.dtype)
+    if isinstance(kv, QuantizedLatentKV):
+        _check_shapes(codes=(kv.codes, "B S C"), scale=(kv.scale, "B S *"), rope=(kv.rope, "B S R"))
+        width = kv.codes.shape[-1] + kv.rope.shape[-1]
+        kv_values = q.new_empty(1).expand(*kv.codes.shape[:2], width)  # a placeholder that takes no memory
+    else:
+        kv_values = kv
+    _check_shapes(q=(q, "B T H D"), kv=(kv_values, "B S D"), selected=(selected, "B T K"))
+    if not 0 < value_width <= kv_values.shape[-1]:
+        raise ValueError(f"value_width={value_width}: it must lie in 1 ... {kv_values.shape[-1]}, the width of kv")
+    module = choose_backend("sparse_attention", (q, kv_values, selected), backend)
+    if isinstance(kv, QuantizedLatentKV) and not getattr(module, "ACCEPTS_QUANTIZED_KV", False):
+        kv, selected = dequantize_selected(kv, selected, q.dtype)
     return module.sparse_attention(q, kv, selected, scale, value_width)
 
 
-def _expand_selected(kv: LatentCodes, selected: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Numbers for a backend that reads no codes, and the selection among them.
+def dequantize_selected(kv: QuantizedLatentKV, selected: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers for a backend that reads no codes, and the selection (B, T, K) among them.
 
     One query a sequence, as in decoding, wants K tokens of the S, and only these are expanded: a step costs the same
     however much the cache holds. The queries of a prompt want nearly all of it together.
     """
     if selected.shape[1] > 1:
-        return kv.expand(dtype), selected
+        return kv.dequantize(dtype), selected
     row = torch.arange(len(selected), device=selected.device)[:, None]
-    chosen = LatentCodes(*(part[row, selected[:, 0].clamp(min=EMPTY + 1)] for part in kv))  # (B, K, ...)
+    gathered = QuantizedLatentKV(*(part[row, selected[:, 0].clamp(min=0)] for part in kv))  # (B, K, ...)
     slots = torch.arange(selected.shape[2], device=selected.device).expand_as(selected)
-    return chosen.expand(dtype), slots.where(selected != EMPTY, selected)
-
-
-def _stand_in(q: Tensor, kv: LatentCodes) -> Tensor:
-    """A tensor of the shape that an FP8 cache stands for and of the queries' type; it takes no memory."""
-    _check_shapes(numbers=(kv.numbers, "B S C"), scale=(kv.scale, "B S *"), rotary=(kv.rotary, "B S R"))
-    B, S, C = kv.numbers.shape
-    return q.new_empty(1).expand(B, S, C + kv.rotary.shape[-1])
+    return gathered.dequantize(dtype), slots.where(selected != EMPTY, selected)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, *, backend: str | None = None) -> Tensor:
     """Attend to every visible token: q (B, T, H, D), k (B, S, G, D), v (B, S, G, V), G = H or 1 -> (B, T, H, V)."""
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"), v=(v, "B S G V"))
     _check_heads(q, k)
-    return choose("dense_attention", (q, k, v), backend).dense_attention(q, k, v, scale)
+    return choose_backend("dense_attention", (q, k, v), backend).dense_attention(q, k, v, scale)
 
 
 def attention_mass(
@@ -149,7 +158,7 @@ def attention_mass(
     _check_shapes(q=(q, "B T H D"), k=(k, "B S G D"))
     _check_heads(q, k)
     _check_selected(q, selected)
-    return choose("attention_mass", (q, k), backend).attention_mass(q, k, scale, selected)
+    return choose_backend("attention_mass", (q, k), backend).attention_mass(q, k, scale, selected)
 
 
 def indexer_loss(
@@ -164,6 +173,6 @@ def indexer_loss(
                   q=(q, "B T H D"), k=(k, "B S G D"))  # fmt: skip
     _check_heads(q, k)
     _check_selected(q, selected)
-    return choose("indexer_loss", (index_q, index_k, index_w, q, k), backend).indexer_loss(
+    return choose_backend("indexer_loss", (index_q, index_k, index_w, q, k), backend).indexer_loss(
         index_q, index_k, index_w, q, k, scale, selected
     )

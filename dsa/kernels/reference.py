@@ -18,7 +18,7 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Widen half precision to fp32 and leave fp32 and fp64 as they are: scores and softmaxes are never half."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def index_scores(q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return scores.masked_fill(~causal_mask(q.shape[1], k.shape[1], q.device), float("-inf"))
 
 
-def most_recent_of_equals(scores: Tensor, top_k: int) -> Tensor:
+def topk_latest_on_ties(scores: Tensor, top_k: int) -> Tensor:
     """Choose the `top_k` best of each row, the later key among equals: (n, S) -> (n, K), in order of position."""
     threshold = scores.topk(top_k, dim=-1).values[:, -1:]
     above, tied = scores > threshold, scores == threshold
@@ -47,9 +47,9 @@ def select(scores: Tensor, top_k: int) -> Tensor:
     top_k = min(top_k, scores.shape[-1])
     values, indices = scores.topk(top_k, dim=-1)
     threshold = values[..., -1:]
-    cut_tie = ((scores >= threshold).sum(-1) > top_k) & (threshold[..., 0] > float("-inf"))  # (B, T)
-    if cut_tie.any():
-        indices[cut_tie] = most_recent_of_equals(scores[cut_tie], top_k)
+    tie_cut = ((scores >= threshold).sum(-1) > top_k) & (threshold[..., 0] > float("-inf"))  # (B, T)
+    if tie_cut.any():
+        indices[tie_cut] = topk_latest_on_ties(scores[tie_cut], top_k)
     return indices.masked_fill(values == float("-inf"), EMPTY)
 
 
@@ -58,7 +58,7 @@ def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
     return select(index_scores(q, k, w), top_k)
 
 
-def membership(selected: Tensor, S: int) -> Tensor:
+def selection_mask(selected: Tensor, S: int) -> Tensor:
     """Turn index lists into a mask: selected (B, T, K) -> (B, T, S) booleans, True where chosen."""
     slots = selected.masked_fill(selected == EMPTY, S)  # empty slots fall into an extra last column
     chosen = torch.zeros(*selected.shape[:-1], S + 1, dtype=torch.bool, device=selected.device)
@@ -68,7 +68,7 @@ def membership(selected: Tensor, S: int) -> Tensor:
 def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attend to the selected tokens only (report Eq. 2), by masking all others; see `loops.sparse_attention`."""
     logits = scale * torch.einsum("bthc,bsc->bths", at_least_fp32(q), at_least_fp32(kv))
-    mask = membership(selected, kv.shape[1])[:, :, None]  # (B, T, 1, S)
+    mask = selection_mask(selected, kv.shape[1])[:, :, None]  # (B, T, 1, S)
     weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
     return torch.einsum("bths,bsc->bthc", weights.to(kv.dtype), kv[..., :value_width])  # Eq. 2
 
@@ -102,7 +102,7 @@ def kl_divergence(mass: Tensor, scores: Tensor) -> Tensor:
     return (torch.special.xlogy(mass, mass) - mass * log_i).sum(-1)
 
 
-def at_selected(scores: Tensor, selected: Tensor) -> Tensor:
+def gather_selected(scores: Tensor, selected: Tensor) -> Tensor:
     """Pick the scores of the selected keys: (B, T, S), (B, T, K) -> (B, T, K), -inf in empty slots."""
     return scores.gather(-1, selected.clamp(min=0)).masked_fill(selected == EMPTY, float("-inf"))
 
@@ -119,6 +119,6 @@ def indexer_loss(
     """KL(p || softmax(I)), the mean over all queries (report Eq. 3 and 4); see `loops.indexer_loss`."""
     scores = index_scores(index_q, index_k, index_w)
     if selected is not None:
-        scores = at_selected(scores, selected)
+        scores = gather_selected(scores, selected)
     mass = attention_mass(q.detach(), k.detach(), scale, selected)
     return kl_divergence(mass, scores).mean()

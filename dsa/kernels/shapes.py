@@ -10,7 +10,7 @@ from torch import Tensor
 from dsa.kernels.reference import at_least_fp32
 
 
-def refuses(operation: str, *tensors: Tensor) -> str:
+def unsupported_reason(operation: str, *tensors: Tensor) -> str:
     """Only tensors without numbers."""
     return (
         "" if all(x.is_meta for x in tensors) else "it returns shapes without numbers, and these tensors have numbers"

@@ -69,15 +69,15 @@ def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
 
 
 def gather_rows(kv: Tensor, selected: Tensor) -> Tensor:
-    """Fetch the selected tokens: kv (B, S, D), selected (B, T, K) -> (B, T, K, D). Empty slots fetch row 0."""
+    """Gather the selected tokens: kv (B, S, D), selected (B, T, K) -> (B, T, K, D). Empty slots gather row 0."""
     slots = selected.clamp(min=0).flatten(1)  # (B, T * K)
     if kv.is_contiguous():
         B, S, D = kv.shape
         first = torch.arange(B, device=kv.device)[:, None] * S
-        fetched = kv.view(B * S, D).index_select(0, (slots + first).flatten())
+        gathered = kv.view(B * S, D).index_select(0, (slots + first).flatten())
     else:  # part of a cache for several sequences: `reshape` would copy all of it, K rows are wanted
-        fetched = torch.stack([row.index_select(0, chosen) for row, chosen in zip(kv, slots, strict=True)])
-    return fetched.view(*selected.shape, -1)  # (B, T, K, D)
+        gathered = torch.stack([row.index_select(0, chosen) for row, chosen in zip(kv, slots, strict=True)])
+    return gathered.view(*selected.shape, -1)  # (B, T, K, D)
 
 
 def sparse_tile(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
@@ -97,7 +97,7 @@ def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, valu
     return torch.cat(out, dim=1)
 
 
-def as_wide(v: Tensor, k: Tensor) -> Tensor:
+def pad_values(v: Tensor, k: Tensor) -> Tensor:
     """Values as wide as keys, which the fused kernel wants: MLA's are the first numbers of the keys, others padded."""
     if v.data_ptr() == k.data_ptr() and v.stride() == k.stride() and v.requires_grad == k.requires_grad:
         return k
@@ -110,8 +110,8 @@ def dense_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     if T in (1, S):
         return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=T > 1)
     # a mask of numbers would lock the GPU's fastest kernel out; it knows this one by name
-    by_name = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
-    mask = causal_lower_right(T, S) if by_name else causal_mask(T, S, q.device)
+    flash = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+    mask = causal_lower_right(T, S) if flash else causal_mask(T, S, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
@@ -123,7 +123,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     V, width = v.shape[-1], k.shape[-1]
     if width > V:
-        v = as_wide(v, k)
+        v = pad_values(v, k)
     if q.shape[1] == 1 and k.shape[2] == 1:  # decode, MQA mode: H queries that all see all keys
         rows = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
         return rows[..., :V]
@@ -164,41 +164,38 @@ def attention_mass(q: Tensor, k: Tensor, scale: float, selected: Tensor | None =
 def loss_tile(index_q, index_k, index_w, q, k, scale: float, selected: Tensor | None):
     """One tile's KL(p || softmax(I)), summed over its queries, with its gradients by the first three arguments."""
     if selected is None:
-        return closed_form.dense_tile(index_q, index_k, index_w, closed_form.teacher(q, k, scale))  # Eq. 3
-    mass, keys = attention_mass(q, k, scale, selected), gather_rows(index_k, selected)
+        return closed_form.dense_tile(index_q, index_k, index_w, closed_form.attention_target(q, k, scale))  # Eq. 3
+    target, keys = attention_mass(q, k, scale, selected), gather_rows(index_k, selected)
     loss, grad_q, grad_keys, grad_w = closed_form.selected_tile(
-        index_q, keys, index_w, mass, selected == EMPTY
+        index_q, keys, index_w, target, selected == EMPTY
     )  # Eq. 4
     grad_k = torch.zeros_like(index_k, dtype=grad_keys.dtype)
-    for grad, slots, found in zip(grad_k, selected.clamp(min=0), grad_keys, strict=True):
-        grad.index_add_(0, slots.flatten(), found.flatten(0, 1))  # where it was fetched from; of empty slots 0
+    for grad, slots, grad_gathered in zip(grad_k, selected.clamp(min=0), grad_keys, strict=True):
+        # gathering backwards: each gradient is added to the row its key came from; in empty slots it is 0
+        grad.index_add_(0, slots.flatten(), grad_gathered.flatten(0, 1))
     return loss, grad_q, grad_k, grad_w
 
 
-def loss_tile_size(index_q: Tensor, q: Tensor, k: Tensor, selected: Tensor | None) -> int:
-    """Queries that the loss takes at once: fewer where many heads or keys make each one large."""
-    B, heads = q.shape[0], max(q.shape[2], index_q.shape[2])
-    numbers = heads * k.shape[1] if selected is None else max(heads, q.shape[3]) * selected.shape[2]
-    return closed_form.tile_size(QUERY_TILE, B * numbers)
-
-
 class _IndexerLoss(torch.autograd.Function):
-    """The rows of the loss are independent: each tile's loss and gradient are found together, and it is forgotten."""
+    """The rows of the loss are independent: a tile's loss and gradient are computed together, then it is forgotten."""
 
     @staticmethod
     def forward(ctx, index_q, index_k, index_w, q, k, scale, selected):  # type: ignore[override]
         """Sum the tiles' losses and, in the same pass, their gradients."""
-        T, S = q.shape[1], k.shape[1]
+        (B, T, H, D), S = q.shape, k.shape[1]
+        heads = max(H, index_q.shape[2])
+        per_query = B * (heads * S if selected is None else max(heads, D) * selected.shape[2])  # its largest buffer
+        tile = max(1, min(QUERY_TILE, closed_form.MAX_TILE_ELEMENTS // per_query))
         grads = [torch.zeros_like(at_least_fp32(x)) for x in (index_q, index_k, index_w)]  # never half precision
         total = grads[0].new_zeros(())
-        for rows, seen in tiles(T, S, loss_tile_size(index_q, q, k, selected)):
+        for rows, seen in tiles(T, S, tile):
             chosen = None if selected is None else selected[:, rows]
             parts = (index_q[:, rows], index_k[:, :seen], index_w[:, rows], q[:, rows], k[:, :seen])
             loss, grad_q, grad_k, grad_w = loss_tile(*parts, scale, chosen)
             total += loss
             grads[0][:, rows], grads[2][:, rows] = grad_q, grad_w
             grads[1][:, :seen] += grad_k
-        queries = q.shape[0] * T  # the loss is the mean over them
+        queries = B * T  # the loss is the mean over them
         inputs = (index_q, index_k, index_w)
         ctx.save_for_backward(*((grad / queries).to(x.dtype) for grad, x in zip(grads, inputs, strict=True)))
         return total / queries
@@ -206,7 +203,7 @@ class _IndexerLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_output):
-        """Scale the gradients that `forward` has already found."""
+        """Scale the gradients that `forward` has already computed."""
         return (*(grad * grad_output[0] for grad in ctx.saved_tensors), None, None, None, None)
 
 

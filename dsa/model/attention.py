@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsa.kernels import ops
-from dsa.kernels.fp8 import LatentCodes
+from dsa.kernels.fp8 import QuantizedLatentKV
 from dsa.model import baselines
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
@@ -128,10 +128,10 @@ class Attention(nn.Module):
             q = self.q_b_proj(query_latent)
         else:
             query_latent, q = x, self.q_proj(x)
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rotary], dim=-1)
+        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split_with_sizes([self.nope, self.rotary], dim=-1)
         return torch.cat([q_nope, rope.interleaved(q_rope)], dim=-1), query_latent
 
-    def compress(self, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> Tensor | LatentCodes:
+    def compress(self, x: Tensor, context: ForwardContext, cache: LayerCache | None) -> Tensor | QuantizedLatentKV:
         """Make latents, and remember them: x (B, T, D) -> all S tokens' so far (B, S, C + R)."""
         kv = self.compress_kv(x, context.rope)
         if cache is not None:
@@ -148,7 +148,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def select(
-        self, context: ForwardContext, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors | None
+        self, context: ForwardContext, q: Tensor, kv: Tensor | QuantizedLatentKV, index: IndexFactors | None
     ) -> Tensor | None:
         """Select the keys of every query: -> (B, T, min(K, S)), or None for all of them."""
         sizes = (q.shape[0], q.shape[1], context.start + q.shape[1], context.top_k)
@@ -164,7 +164,7 @@ class Attention(nn.Module):
                 return baselines.oracle(self.attention_probs(q, kv), context.top_k)
         return None
 
-    def attend(self, q: Tensor, kv: Tensor | LatentCodes, selected: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, kv: Tensor | QuantizedLatentKV, selected: Tensor | None) -> Tensor:
         """Attend to the selected keys, or to all: -> (B, T, H, V)."""
         if selected is None and q.shape[1] > 1:  # dense prefill; dense decode stays on the latents
             return self.attend_mha(q, kv)
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         output: Tensor,
         context: ForwardContext,
         q: Tensor,
-        kv: Tensor | LatentCodes,
+        kv: Tensor | QuantizedLatentKV,
         index: IndexFactors | None,
         selected: Tensor | None,
     ) -> LayerOutput:
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
     def compress_kv(self, x: Tensor, rope: Rope) -> Tensor:
         """Compress tokens to what the cache holds: x (B, T, D) -> [normed latent | rotated key] (B, T, C + R)."""
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotary], dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split_with_sizes([self.latent, self.rotary], dim=-1)
         k_rope = rope.interleaved(k_rope.unsqueeze(2)).squeeze(2)  # one rotary key for all heads
         return torch.cat([self.kv_a_layernorm(latent), k_rope], dim=-1)
 
@@ -203,33 +203,37 @@ class Attention(nn.Module):
 
     def expand_kv(self, kv: Tensor) -> tuple[Tensor, Tensor]:
         """MHA mode: latents (B, S, C + R) -> keys (B, S, H, N + R), values (B, S, H, V)."""
-        latent, k_rope = kv.split([self.latent, self.rotary], dim=-1)
-        k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
+        latent, k_rope = kv.split_with_sizes([self.latent, self.rotary], dim=-1)
+        k_nope, v = (
+            self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split_with_sizes([self.nope, self.value], dim=-1)
+        )
         k_rope = k_rope[:, :, None].expand(-1, -1, self.heads, -1)
         return torch.cat([k_nope, k_rope], dim=-1), v
 
-    def absorb_query(self, q: Tensor) -> Tensor:
+    def absorb_query(self, q: Tensor, w_k: Tensor | None = None) -> Tensor:
         """MQA mode: queries (B, T, H, N + R) -> queries against the latent itself (B, T, H, C + R)."""
-        q_nope, q_rope = q.split([self.nope, self.rotary], dim=-1)
-        return torch.cat([per_head(q_nope, self.up_projections(q.dtype)[0]), q_rope], dim=-1)
+        w_k = self.up_projections(q.dtype)[0] if w_k is None else w_k
+        q_nope, q_rope = q.split_with_sizes([self.nope, self.rotary], dim=-1)
+        return torch.cat([per_head(q_nope, w_k), q_rope], dim=-1)
 
-    def attend_mha(self, q: Tensor, kv: Tensor | LatentCodes) -> Tensor:
+    def attend_mha(self, q: Tensor, kv: Tensor | QuantizedLatentKV) -> Tensor:
         """Dense attention with expanded keys and values: -> (B, T, H, V)."""
         return ops.dense_attention(q, *self.expand_kv(as_numbers(kv, q.dtype)), self.scale)
 
-    def attend_mqa(self, q: Tensor, kv: Tensor | LatentCodes, selected: Tensor | None = None) -> Tensor:
+    def attend_mqa(self, q: Tensor, kv: Tensor | QuantizedLatentKV, selected: Tensor | None = None) -> Tensor:
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
-        absorbed = self.absorb_query(q)
+        w_k, w_v = self.up_projections(q.dtype)
+        absorbed = self.absorb_query(q, w_k)
         if selected is None:
             shared = as_numbers(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
             attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
-        return per_head(attended, self.up_projections(q.dtype)[1].mT)
+        return per_head(attended, w_v.mT)
 
     # ---- what a pass may collect
 
-    def attention_probs(self, q: Tensor, kv: Tensor | LatentCodes) -> Tensor:
+    def attention_probs(self, q: Tensor, kv: Tensor | QuantizedLatentKV) -> Tensor:
         """Dense attention averaged over heads: -> (B, T, S), rows sum to 1."""
         shared = as_numbers(kv, q.dtype)[:, :, None]
         return self.all_heads(ops.attention_mass(self.absorb_query(q), shared, self.scale))
@@ -239,7 +243,7 @@ class Attention(nn.Module):
         self,
         context: ForwardContext,
         q: Tensor,
-        kv: Tensor | LatentCodes,
+        kv: Tensor | QuantizedLatentKV,
         index: IndexFactors | None,
         selected: Tensor | None,
     ) -> Trace:
@@ -249,7 +253,9 @@ class Attention(nn.Module):
             selected = ops.select(scores, context.top_k)
         return Trace(scores, selected, self.attention_probs(q, kv))
 
-    def indexer_loss(self, q: Tensor, kv: Tensor | LatentCodes, index: IndexFactors, selected: Tensor | None) -> Tensor:
+    def indexer_loss(
+        self, q: Tensor, kv: Tensor | QuantizedLatentKV, index: IndexFactors, selected: Tensor | None
+    ) -> Tensor:
         """How far the indexer's ranking is from the attention (Eq. 3; over a selected set Eq. 4): a scalar."""
         with torch.no_grad():  # the attention is the target: the loss must not reach it
             absorbed = self.absorb_query(q)
@@ -264,6 +270,6 @@ def per_head(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x.flatten(0, 1).transpose(0, 1), weight).transpose(0, 1).unflatten(0, (B, T))
 
 
-def as_numbers(kv: Tensor | LatentCodes, dtype: torch.dtype) -> Tensor:
+def as_numbers(kv: Tensor | QuantizedLatentKV, dtype: torch.dtype) -> Tensor:
     """Latents (B, S, C + R) as numbers, for who looks at all of them."""
-    return kv if isinstance(kv, Tensor) else kv.expand(dtype)
+    return kv if isinstance(kv, Tensor) else kv.dequantize(dtype)

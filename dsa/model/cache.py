@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import Codes, LatentCodes
+from dsa.kernels.fp8 import QuantizedLatentKV, QuantizedTensor
 from dsa.model.config import Config
 from dsa.model.precision import FULL, FULL_PRECISION, CacheCodec, Precision, index_codec, latent_codec
 
@@ -63,16 +63,16 @@ class LayerCache:
         self.index_length = 0  # tokens with an index key; dense attention leaves none behind
 
     @property
-    def latent(self) -> Tensor | LatentCodes:
+    def latent(self) -> Tensor | QuantizedLatentKV:
         """What attention reads (B, capacity, C + R)."""
         return self.latents.read()
 
     @property
-    def index_key(self) -> Tensor | Codes:
+    def index_key(self) -> Tensor | QuantizedTensor:
         """What the indexer reads (B, capacity, W)."""
         return self.index_keys.read()
 
-    def append_latent(self, start: int, latent: Tensor) -> Tensor | LatentCodes:
+    def append_latent(self, start: int, latent: Tensor) -> Tensor | QuantizedLatentKV:
         """Write latents (B, T, C + R) at `start` and return all so far (B, start + T, C + R), as they are stored."""
         return self.latents.append(start, latent)
 
@@ -85,7 +85,7 @@ class LayerCache:
         """The memory it takes."""
         return self.latents.nbytes + self.index_keys.nbytes
 
-    def append_index_key(self, start: int, key: Tensor) -> Tensor | Codes:
+    def append_index_key(self, start: int, key: Tensor) -> Tensor | QuantizedTensor:
         """Write index keys (B, T, W) at `start` and return all so far (B, start + T, W).
 
         Raises:

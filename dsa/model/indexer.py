@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 from dsa.model.precision import FULL_PRECISION, Precision, index_codec, quantize_index_query
@@ -30,12 +30,12 @@ class IndexFactors(NamedTuple):
 
     Attributes:
         q: index queries (B, T, J, W); in eight bits codes, whose scale is in `w` too.
-        k: index keys (B, S, W), one for all heads; in eight bits `fp8.Codes`.
+        k: index keys (B, S, W), one for all heads; in eight bits `fp8.QuantizedTensor`.
         w: head weights (B, T, J), with J^-0.5 * W^-0.5 included.
     """
 
     q: Tensor
-    k: Tensor | Codes
+    k: Tensor | QuantizedTensor
     w: Tensor
 
 
@@ -62,15 +62,14 @@ class Indexer(nn.Module):
 
     def _rotate(self, x: Tensor, rope: Rope) -> Tensor:
         """Turn the first R dimensions: x (B, T, heads, W), laid out [rope | nope]."""
-        turned, still = x.split([self.rotary, self.width - self.rotary], dim=-1)
+        turned, still = x.split_with_sizes([self.rotary, self.width - self.rotary], dim=-1)
         return torch.cat([rope.half_split(turned), still], dim=-1)
 
-    def _key(self, x: Tensor, rope: Rope) -> Tensor:
-        """One index key a token, shared by all heads: x (B, T, D) -> (B, T, W)."""
+    def _key(self, x: Tensor) -> Tensor:
+        """One index key a token, shared by all heads, not yet rotated: x (B, T, D) -> (B, T, W)."""
         raw = self.wk(x)
         # LayerNorm, with a bias, in its weights' own precision, fp32
-        key = self.k_norm(raw.to(self.k_norm.weight.dtype)).to(raw.dtype)
-        return self._rotate(key.unsqueeze(2), rope).squeeze(2)
+        return self.k_norm(raw.to(self.k_norm.weight.dtype)).to(raw.dtype)
 
     def forward(
         self,
@@ -92,12 +91,13 @@ class Indexer(nn.Module):
         """
         if self.detached:
             x, query_latent = x.detach(), query_latent.detach()
-        q = self._rotate(self.wq_b(query_latent).unflatten(-1, (self.heads, self.width)), rope)  # (B, T, J, W)
-        k = self._key(x, rope)
+        q = self.wq_b(query_latent).unflatten(-1, (self.heads, self.width))  # (B, T, J, W)
+        k = self._key(x).unsqueeze(2)  # (B, T, 1, W)
+        q, k = self._rotate(torch.cat([q, k], dim=2), rope).split_with_sizes([self.heads, 1], dim=2)  # both at once
         # fp32 whatever the model is, and no softmax: a weight may be negative
         w = self.weights_proj(x.to(self.weights_proj.weight.dtype)) * (self.heads * self.width) ** -0.5
         q, w = quantize_index_query(q, w, precision)
         if cache is not None:
-            return IndexFactors(q, cache.append_index_key(start, k), w)
+            return IndexFactors(q, cache.append_index_key(start, k.squeeze(2)), w)
         codec = index_codec(precision)
-        return IndexFactors(q, codec.decode(*codec.encode(k)), w)
+        return IndexFactors(q, codec.decode(*codec.encode(k.squeeze(2))), w)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa.kernels.reference import at_least_fp32
 from dsa.model.config import Config
 
 
@@ -33,9 +34,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token by itself."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return self.down_proj((F.silu(gate.to(wide)) * up.to(wide)).to(x.dtype))
+        gate, up = at_least_fp32(self.gate_proj(x)), at_least_fp32(self.up_proj(x))
+        return self.down_proj((F.silu(gate) * up).to(x.dtype))
 
 
 def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -49,10 +49,15 @@ def route(logits: Tensor, bias: Tensor, config: Config) -> tuple[Tensor, Tensor]
         dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
         biased = groups.masked_fill(dropped[..., None], float("-inf")).flatten(-2)  # (n, E)
     chosen = biased.topk(config.num_experts_per_tok, dim=-1).indices
-    weights = scores.gather(-1, chosen)  # unbiased
+    return chosen, expert_weights(scores, chosen, config)
+
+
+def expert_weights(scores: Tensor, chosen: Tensor, config: Config) -> Tensor:
+    """How much each chosen expert counts: unbiased scores (n, E), chosen (n, per token) -> (n, per token)."""
+    weights = scores.gather(-1, chosen)
     if config.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return chosen, weights * config.routed_scaling_factor
+    return weights * config.routed_scaling_factor
 
 
 class Gate(nn.Module):
@@ -64,6 +69,7 @@ class Gate(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.replay: Tensor | None = None  # (n, per token): an earlier choice to take again; -1 where there is none
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
         self.register_buffer("load", torch.zeros(config.n_routed_experts, dtype=torch.int64), persistent=False)
@@ -71,9 +77,12 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Route tokens x (n, D) -> chosen experts (n, per token) and their weights (n, per token)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        logits = F.linear(x.to(wide), self.weight.to(wide))
+        x = at_least_fp32(x)
+        logits = F.linear(x, self.weight.to(x.dtype))
         chosen, weights = route(logits, self.e_score_correction_bias, self.config)
+        if self.replay is not None:  # the experts of then, with the weights and the gradient of today
+            chosen = torch.where(self.replay < 0, chosen, self.replay)
+            weights = expert_weights(logits.sigmoid(), chosen, self.config)
         if self.training and not chosen.is_meta:
             self.load += torch.bincount(chosen.flatten(), minlength=len(self.load))
         return chosen, weights
@@ -91,7 +100,7 @@ class MoE(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         width, hidden = config.hidden_size, config.moe_intermediate_size
-        self.idle_experts_run = False  # on no tokens: for a gradient of zero instead of none
+        self.run_idle_experts = False  # on no tokens: for a gradient of zero instead of none
         self.gate = Gate(config)
         self.experts = nn.ModuleList(FeedForward(width, hidden) for _ in range(config.n_routed_experts))
         if config.n_shared_experts:
@@ -105,7 +114,7 @@ class MoE(nn.Module):
         chosen, weights = self.gate(tokens)
         if self.is_packed and x.is_cuda and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             out = self.grouped(tokens, chosen, weights)
-        elif len(tokens) == 1 and x.device.type == "cpu" and not self.idle_experts_run:
+        elif len(tokens) == 1 and x.device.type == "cpu" and not self.run_idle_experts:
             out = self.one_token(tokens, chosen, weights)
         else:
             out = self.expert_by_expert(tokens, chosen, weights)
@@ -116,11 +125,11 @@ class MoE(nn.Module):
     def expert_by_expert(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Loop over experts: tokens (n, D), chosen and weights (n, per token) -> weighted sums (n, D) in fp32."""
         out = torch.zeros_like(tokens, dtype=weights.dtype)
-        for expert, rows, slots in self.visits(chosen):
+        for expert, rows, slots in self.dispatch(chosen):
             out.index_add_(0, rows, expert(tokens[rows]) * weights[rows, slots, None])
         return out
 
-    def visits(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    def dispatch(self, chosen: Tensor) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Sort a choice (n, per token) by expert: each one that is here, the rows that chose it, and in which slot.
 
         The counts are read from the device once for all experts; asking each for its rows would halt it E times.
@@ -130,17 +139,17 @@ class MoE(nn.Module):
             counts = [len(part) for part in pairs.tensor_split(len(self.experts))]
         else:
             counts = torch.bincount(pairs, minlength=len(self.experts)).tolist()
-        for expert, mine in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
-            if expert is not None and (len(mine) or self.idle_experts_run):
-                yield expert, mine // per_token, mine % per_token
+        for expert, routed in zip(self.experts, pairs.argsort(stable=True).split(counts), strict=True):
+            if expert is not None and (len(routed) or self.run_idle_experts):  # None: it is on another rank
+                yield expert, routed // per_token, routed % per_token
 
     def one_token(self, token: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """The same for a single token (1, D), as decoding has it; in the order of experts, so with the same sums."""
         out = torch.zeros_like(token, dtype=weights.dtype)
-        for expert, slot in sorted((expert, slot) for slot, expert in enumerate(chosen[0].tolist())):
+        for expert, weight in sorted(zip(chosen[0].tolist(), weights[0].tolist(), strict=True)):
             mlp = self.experts[expert]
             if isinstance(mlp, FeedForward):  # and not on another rank
-                out += mlp(token) * weights[:, slot, None]
+                out += mlp(token) * weight
         return out
 
     @torch.no_grad()

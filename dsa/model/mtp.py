@@ -18,6 +18,7 @@ normed, as the model's is. It was not trained for that, and such guesses get wor
 import torch
 from torch import Tensor, nn
 
+from dsa.kernels.reference import at_least_fp32
 from dsa.model.attention import ForwardContext, LayerOutput
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
@@ -85,7 +86,7 @@ class MTP(Layer):
         """
         token, state = self.enorm(self.embed_tokens(following), context.dtype), self.hnorm(hidden, context.dtype)
         x = self.eh_proj(torch.cat([token, state], dim=-1))  # (B, T, 2 D) -> (B, T, D)
-        return self(x.to(torch.promote_types(x.dtype, torch.float32)), context, cache)
+        return self(at_least_fp32(x), context, cache)
 
     def logits(self, state: Tensor) -> Tensor:
         """Predict: states (B, T, D) -> (B, T, vocab) in at least fp32 (DeepSeek-V3 report Eq. 23)."""

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsa.kernels.reference import at_least_fp32
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in at least fp32 and cast to `dtype` (or back to x's own)."""
@@ -15,5 +17,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Normalise the last dimension: the same shape."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(dtype or x.dtype)
+        wide = at_least_fp32(x)
+        weight = self.weight if self.weight.dtype == wide.dtype else self.weight.to(wide.dtype)
+        return F.rms_norm(wide, weight.shape, weight, self.eps).to(dtype or x.dtype)

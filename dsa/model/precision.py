@@ -59,7 +59,7 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, codec: CacheCodec) -> Tensor:  # type: ignore[override]
         """Store and read."""
-        return codec.decode(*codec.encode(x)).expand(x.dtype)
+        return codec.decode(*codec.encode(x)).dequantize(x.dtype)
 
     @staticmethod
     def backward(ctx, *gradient: Tensor) -> Tensor:
@@ -68,25 +68,25 @@ class _Rounded(torch.autograd.Function):
 
 
 FULL = CacheCodec(lambda x: (x,), lambda x: x)
-INDEX_FP8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantise(fp8.hadamard(x))), fp8.Codes)
-INDEX_INT8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantise_int8(fp8.hadamard(x))), fp8.Codes)
+INDEX_FP8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantize(fp8.hadamard(x))), fp8.QuantizedTensor)
+INDEX_INT8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantize_int8(fp8.hadamard(x))), fp8.QuantizedTensor)
 
 
 def index_codec(precision: Precision) -> CacheCodec:
-    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.Codes`."""
+    """How index keys (B, S, W) are stored: in eight bits W + 4 bytes each, and read back as `fp8.QuantizedTensor`."""
     return {"full": FULL, "fp8": INDEX_FP8, "int8": INDEX_INT8}[precision.index]
 
 
 def latent_codec(precision: Precision, latent: int) -> CacheCodec:
     """How [latent C | rotary key R] is stored: FP8 for the latent, in groups of 128, and bf16 for the rotary key.
 
-    What is read back is the numbers (B, S, C + R) themselves, or `fp8.LatentCodes`.
+    What is read back is the numbers (B, S, C + R) themselves, or `fp8.QuantizedLatentKV`.
     """
 
     def encode(x: Tensor) -> tuple[Tensor, ...]:
-        return *fp8.quantise(x[..., :latent]), x[..., latent:].bfloat16()
+        return *fp8.quantize(x[..., :latent]), x[..., latent:].bfloat16()
 
-    return CacheCodec(encode, fp8.LatentCodes) if precision.cache == "fp8" else FULL
+    return CacheCodec(encode, fp8.QuantizedLatentKV) if precision.cache == "fp8" else FULL
 
 
 def quantize_index_query(q: Tensor, w: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:

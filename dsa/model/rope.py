@@ -53,6 +53,14 @@ def rotary_table(
         return angles.cos(), angles.sin()
 
 
+@lru_cache(maxsize=16)
+def partners(width: int, interleaved: bool, device: torch.device) -> Tensor:
+    """Where each of R numbers has the other one of its pair: 1, 0, 3, 2, ... or R/2, ..., R - 1, 0, ..., R/2 - 1."""
+    with torch.inference_mode(False):
+        numbers = torch.arange(width, device=device)
+        return numbers ^ 1 if interleaved else numbers.roll(width // 2)
+
+
 @dataclass(frozen=True)
 class Rope:
     """The angles of a run of positions, ready to turn queries and keys: cos and sin (T, R/2) in fp32."""
@@ -72,15 +80,18 @@ class Rope:
     @cached_property
     def _interleaved(self) -> tuple[Tensor, Tensor, Tensor]:
         """What each of the R numbers is multiplied by, what its partner is, and where that stands."""
-        sin = torch.stack([-self.sin, self.sin], dim=-1).flatten(-2)
-        partner = torch.arange(sin.shape[-1], device=sin.device).view(-1, 2).flip(-1).flatten()  # 1, 0, 3, 2, ...
-        return self.cos.repeat_interleave(2, dim=-1)[:, None], sin[:, None], partner
+        cos, sin = (torch.stack(two, dim=-1).flatten(-2)[:, None] for two in self._signed)
+        return cos, sin, partners(cos.shape[-1], True, cos.device)
 
     @cached_property
     def _half_split(self) -> tuple[Tensor, Tensor, Tensor]:
-        sin = torch.cat([-self.sin, self.sin], dim=-1)
-        partner = torch.arange(sin.shape[-1], device=sin.device).roll(self.sin.shape[-1])  # R/2, R/2 + 1, ..., 0, ...
-        return torch.cat([self.cos, self.cos], dim=-1)[:, None], sin[:, None], partner
+        cos, sin = (torch.cat(two, dim=-1)[:, None] for two in self._signed)
+        return cos, sin, partners(cos.shape[-1], False, cos.device)
+
+    @property
+    def _signed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of a pair (a, b): what each is multiplied by, and what the other one then is."""
+        return [self.cos, self.cos], [-self.sin, self.sin]
 
     def interleaved(self, x: Tensor) -> Tensor:
         """Rotate the pairs (2i, 2i + 1), as MLA does: x (B, T, heads, R) -> the same shape and dtype."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from dsa.kernels.reference import at_least_fp32
 from dsa.model.attention import Attention, ForwardContext, LayerOutput, Trace
 from dsa.model.baselines import KINDS
 from dsa.model.cache import Cache, LayerCache
@@ -83,8 +84,7 @@ def head_logits(head: nn.Linear, hidden: Tensor) -> Tensor:
     The head is computed in its weights' own precision. That is fp32 in a half-precision model too, as published: in
     bf16 the two likeliest tokens often get the very same number.
     """
-    logits = head(hidden.to(head.weight.dtype))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return at_least_fp32(head(hidden.to(head.weight.dtype)))
 
 
 class Transformer(nn.Module):
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
         if kind == "sparse" and self.config.index_topk is None:
             raise ValueError(
                 "this model is dense and has no indexer, so attention='sparse' has nobody to choose: "
-                "give it one first (python -m dsa.training.indexer), or use 'window', 'random' or 'oracle'"
+                "give it one first (dsa adopt), or use 'window', 'random' or 'oracle'"
             )
         self._attention = kind
 
@@ -192,8 +192,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.check_room(batch, length, precision=self._precision)
         context = self.context(start, length, tokens.device, collect)
-        x = self.model.embed_tokens(tokens)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_fp32(self.model.embed_tokens(tokens))
         traces, losses = [], []
         for number, layer in enumerate(self.model.layers):
             x, trace, loss = layer(x, context, None if cache is None else cache.layers[number])

@@ -18,13 +18,14 @@ import torch
 from safetensors import safe_open
 
 from dsa.checkpoint.index import CONFIG, read_config
+from dsa.io.command_line import count
 from dsa.io.files import read_json, write_json
 from dsa.model.config import Config
 from dsa.training.pretrain import dense_config
 
 DENSE, SPARSE = "deepseek_v3", "deepseek_v32"
 LENGTH = 512  # tokens a sequence, where the model reads as many
-GOES_ALONG = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "merges.txt")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "merges.txt")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NO_LATENT = (
     "q_lora_rank is null: transformers' deepseek_v32 requires this latent, which its indexer reads, so no folder could "
@@ -36,31 +37,24 @@ NO_LATENT = (
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add what the two stages' command understands beside what all stages do."""
     add = parser.add_argument
-    add("folder", type=Path, help="the model folder to start from: deepseek_v3, or deepseek_v32 with an indexer")
-    add("--sparse", action="store_true", help="stage two, sparse training; without it the warm-up")
-    add("--then-sparse", type=_count, metavar="N", help="after the warm-up, N steps of sparse training")
-    add("--index-heads", type=_count, metavar="J", help="index heads to add (half the attention heads)")
-    add("--index-head-dim", type=_count, metavar="W", help="their width, qk_rope_head_dim or more (twice that)")
-    add("--top-k", type=_count, metavar="K", help="keys that each query keeps (a 32nd of the length, 16 to 2048)")
-    add("--length", type=_count, metavar="L", help=f"tokens a sequence ({LENGTH}, or what the model reads)")
-    add("--steps", type=_count, metavar="N", help="training steps of the stage")
-    add("--batch", type=_count, metavar="B", default=8, help="sequences a step (8)")
+    add("folder", type=Path, metavar="FOLDER", help="the model to start from: deepseek_v3, or deepseek_v32")
+    add("--then-sparse", type=count, metavar="N", help="after the warm-up, N steps of sparse training")
+    add("--index-heads", type=count, metavar="J", help="index heads to add (half the attention heads)")
+    add("--index-head-dim", type=count, metavar="W", help="their width, qk_rope_head_dim or more (twice that)")
+    add("--top-k", type=count, metavar="K", help="keys that each query keeps (a 32nd of the length, 16 to 2048)")
+    add("--length", type=count, metavar="L", help=f"tokens a sequence ({LENGTH}, or what the model reads)")
+    add("--steps", type=count, metavar="N", help="training steps of the stage")
+    add("--batch", type=count, metavar="B", default=8, help="sequences a step (8)")
     add("--rate", type=float, help="learning rate of the warm-up (0.01; the report's large model: 0.001)")
     add("--sparse-rate", type=float, help="learning rate of sparse training (0.003; the report: 7.3e-6)")
-    add("--cost-at", type=_count, nargs="+", metavar="L", help="lengths at which to count the cost")
+    add("--cost-at", type=count, nargs="+", metavar="L", help="lengths at which to count the cost")
     return parser
-
-
-def _count(word: str) -> int:
-    if not (word.isdecimal() and int(word) > 0):
-        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number of at least 1")
-    return int(word)
 
 
 def check(options: argparse.Namespace) -> Config:
     """The config of the folder to start from, if the command can be done; ValueError says why not otherwise."""
     path = options.folder / CONFIG
-    if path.is_file():
+    if path.is_file():  # a foreign architecture is named before its sizes are found strange
         _check_architecture(path)
     config = read_config(options.folder)
     if options.sparse and options.then_sparse:
@@ -112,12 +106,12 @@ def index_sizes(config: Config, options: argparse.Namespace, length: int) -> dic
         "width": options.index_head_dim or 2 * config.qk_rope_head_dim,
         "top_k": top_k_of(config, options.top_k, length),
     }
-    if config.index_topk is None:
+    if config.index_topk is None:  # made only to be checked: a Config refuses what does not go together
         config.replace(index_n_heads=sizes["heads"], index_head_dim=sizes["width"], index_topk=sizes["top_k"])
     return sizes
 
 
-def is_ours(config: Config, length: int) -> bool:
+def is_course_model(config: Config, length: int) -> bool:
     """Whether these are the sizes of the course's own model, about which its claims are."""
     return config.replace(**dict.fromkeys(("index_n_heads", "index_head_dim", "index_topk"))) == dense_config(length)
 
@@ -144,9 +138,9 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return torch.float32
 
 
-def bring_along(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy a model's tokenizer and the like to the new folder, and its special ids into the new config."""
-    for pattern in GOES_ALONG:
+    for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)

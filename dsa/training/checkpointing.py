@@ -32,8 +32,8 @@ def save(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in _flat(optimizer).items()}
-    copies = {name: fsdp.whole(tensor.detach()).clone().contiguous() for name, tensor in tensors.items()}
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in _state_tensors(optimizer).items()}
+    copies = {name: fsdp.full_tensor(tensor.detach()).clone().contiguous() for name, tensor in tensors.items()}
     if fsdp.rank() > 0:
         return
     unfinished = folder / (FILE + ".new")
@@ -43,7 +43,7 @@ def save(folder: Path, model: nn.Module, optimizers: list[Optimizer], progress: 
     unfinished.replace(folder / FILE)
 
 
-def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
+def _state_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as ``parameter.name`` -> tensor."""
     state = optimizer.state_dict()["state"]
     return {
@@ -70,23 +70,24 @@ def load(folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[st
             progress = json.loads(file.metadata()["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         known = model.state_dict()
-        saved = {key: fsdp.part_like(tensor, known[key]) for key, tensor in _below("model.", tensors).items()}
+        saved = {key: fsdp.shard_like(tensor, known[key]) for key, tensor in _with_prefix("model.", tensors).items()}
         model.load_state_dict(saved)
         for number, optimizer in enumerate(optimizers):
-            _restore(optimizer, _below(f"optimizer.{number}.", tensors))
+            _load_optimizer(optimizer, _with_prefix(f"optimizer.{number}.", tensors))
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be resumed ({error}); remove its folder and start over") from error
     return progress
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, under what follows."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _restore(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, tensor in tensors.items():
         parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = fsdp.part_like(tensor, parameters[int(parameter)])
+        state.setdefault(int(parameter), {})[name] = fsdp.shard_like(tensor, parameters[int(parameter)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

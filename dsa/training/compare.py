@@ -20,7 +20,7 @@ from dsa.model import baselines
 from dsa.model.config import Config
 from dsa.model.transformer import TRACE_LIMIT, Transformer
 from dsa.training import evaluate
-from dsa.training.indexer_data import Reading
+from dsa.training.indexer_data import IndexerData
 
 SEQUENCES, BATCH = 32, 8
 MODES = {"dense": "dense attention", "sparse": "keys by the indexer", "oracle": "oracle", "window": "window",
@@ -28,50 +28,51 @@ MODES = {"dense": "dense attention", "sparse": "keys by the indexer", "oracle": 
 Row = dict[str, Any]
 
 
-def measured(model: Transformer, reading: Reading, sequences: int = SEQUENCES) -> dict[str, Any]:
-    """Loss and recall under every way to choose, and per layer the share of attention mass that each keeps."""
-    found: dict[str, Any] = {"loss": {mode: loss(model, reading, mode, sequences) for mode in MODES}}
-    if reading.needles:
-        exam = list(evaluate.needle_batches(reading.corpus, reading.length, sequences))
-        found["recall"] = {mode: evaluate.recall(model, exam, mode, model.top_k)["all"] for mode in MODES}
-    kept = attention_recall(model, reading, sequences)
-    if kept:
-        found["kept"] = kept
-    return found
+def measure(model: Transformer, data: IndexerData, sequences: int = SEQUENCES) -> dict[str, Any]:
+    """Loss and recall under every way to choose, and per layer the share of attention mass that each keeps.
+
+    A model without an indexer is measured under the other ways, and there is no mass: nothing was to be kept.
+    """
+    has_indexer = model.config.index_topk is not None
+    modes = [mode for mode in MODES if has_indexer or mode != "sparse"]
+    found: dict[str, Any] = {"loss": {mode: loss(model, data, mode, sequences) for mode in modes}}
+    if data.needles:
+        eval_set = list(evaluate.needle_batches(data.corpus, data.length, sequences))
+        found["recall"] = {mode: evaluate.recall(model, eval_set, mode, model.top_k)["all"] for mode in modes}
+    kept = attention_recall(model, data, sequences) if has_indexer else {}
+    return found | {"kept": kept} if kept else found
 
 
-def loss(model: Transformer, reading: Reading, attention: str, sequences: int) -> float:
+def loss(model: Transformer, data: IndexerData, attention: str, sequences: int) -> float:
     """Bits per byte where ids are bytes, else nats per token, of held-out text under one kind of attention."""
     with evaluate.set_to(model, attention):
-        if reading.in_bytes:
-            return evaluate.text_bits(model, reading.corpus, reading.length, sequences)
-        batches = list(_held_out(reading, sequences, BATCH))
-        nats = [_nats(model(tokens), tokens) * len(tokens) for tokens in batches]
-    return sum(nats) / sequences
+        if data.in_bytes:
+            return evaluate.text_bits(model, data.corpus, data.length, sequences)
+        nats = 0.0
+        for tokens in _held_out(data, sequences, BATCH):
+            mean = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            nats += mean.item() * len(tokens)  # the last batch may be smaller
+    return nats / sequences
 
 
-def _nats(logits: Tensor, tokens: Tensor) -> float:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
-
-
-def _held_out(reading: Reading, sequences: int, batch: int):
+def _held_out(data: IndexerData, sequences: int, batch: int):
     """The same held-out windows whenever it is asked."""
     for start in range(0, sequences, batch):
-        chance = torch.Generator().manual_seed(evaluate.SEED + start)
-        yield reading.corpus.batch(chance, min(batch, sequences - start), reading.length, "held_out")
+        rng = torch.Generator().manual_seed(evaluate.SEED + start)
+        yield data.corpus.batch(rng, min(batch, sequences - start), data.length, "held_out")
 
 
-def attention_recall(model: Transformer, reading: Reading, sequences: int) -> dict[str, list[float]]:
+def attention_recall(model: Transformer, data: IndexerData, sequences: int) -> dict[str, list[float]]:
     """Per layer, the share of dense attention's mass in the keys of indexer, oracle, window and random.
 
     Rows with at most K visible keys are left out. A trace is large, so of a long sequence of a deep model only the
     beginning is looked at; nothing is returned where that holds no more than K tokens.
     """
-    length = min(reading.length, math.isqrt(TRACE_LIMIT // (16 * model.config.num_hidden_layers)))
+    length = min(data.length, math.isqrt(TRACE_LIMIT // (16 * model.config.num_hidden_layers)))
     if length <= model.top_k:
         return {}
     with evaluate.set_to(model, "dense"):
-        found = [_kept(model, tokens[:, :length]) for tokens in _held_out(reading, sequences, 1)]
+        found = [_kept(model, tokens[:, :length]) for tokens in _held_out(data, sequences, 1)]
     return {who: torch.stack([one[who] for one in found]).mean(0).tolist() for who in found[0]}
 
 
@@ -93,9 +94,9 @@ def cost(config: Config, lengths: Sequence[int]) -> list[Row]:
     rows = []
     for length in sorted(set(lengths)):
         read, write = f"FLOP per token, reading {length:,} tokens", f"FLOP per token, writing with {length:,} visible"
-        dense, sparse = (flops.prompt_work(config, length, kind).total / length for kind in flops.KINDS)
+        dense, sparse = (flops.prompt_flops(config, length, kind).total / length for kind in flops.ATTENTIONS)
         rows.append(_row(read, dense, sparse, "counted"))
-        dense, sparse = (flops.token_work(config, length, kind, "decode").total for kind in flops.KINDS)
+        dense, sparse = (flops.token_flops(config, length, kind, "decode").total for kind in flops.ATTENTIONS)
         rows.append(_row(write, dense, sparse, "counted"))
     for phase, what in (("prefill", "reading"), ("decode", "writing")):
         least = flops.crossover(config, phase)
@@ -104,46 +105,50 @@ def cost(config: Config, lengths: Sequence[int]) -> list[Row]:
     return rows
 
 
-def report(model: Transformer, reading: Reading, before: Row, lengths: Sequence[int] | None = None) -> Row:
+def report(model: Transformer, data: IndexerData, before: Row, lengths: Sequence[int] | None = None) -> Row:
     """Measure a finished model, print the table, and return what provenance keeps of it.
 
-    ``before`` is what :func:`measured` said at first; cost is counted at ``lengths``, by default as trained, as far as
+    ``before`` is what :func:`measure` said at first; cost is counted at ``lengths``, by default as trained, as far as
     the model reads, and at 128K.
     """
-    after = measured(model, reading)
-    lengths = lengths or (reading.length, model.config.max_position_embeddings, 2**17)
-    rows = table(before, after, cost(model.config, lengths), reading)
-    print(lines(rows))
+    after = measure(model, data)
+    lengths = lengths or (data.length, model.config.max_position_embeddings, 2**17)
+    rows = table(before, after, cost(model.config, lengths), data)
+    print(format_table(rows))
     return {"comparison": {"table": rows, "before": before, "after": after}}
 
 
-def table(before: dict[str, Any], after: dict[str, Any], costs: list[Row], reading: Reading) -> list[Row]:
+def table(before: dict[str, Any], after: dict[str, Any], costs: list[Row], data: IndexerData) -> list[Row]:
     """One row a measure: its name, before, after, and whether it was measured or counted."""
-    unit = "bits per byte" if reading.in_bytes else "nats per token"
-    names = [(f"loss, {words} ({unit})", "loss", mode) for mode, words in MODES.items()]
-    names += [(f"recall, {words}", "recall", mode) for mode, words in MODES.items() if "recall" in after]
-    names += [(f"attention mass kept, {who}", "kept", who) for who in after.get("kept", {})]
-    rows = [_row(name, _mean(before[part][key]), _mean(after[part][key]), "measured") for name, part, key in names]
-    return rows + costs
+    first = summary(before, data)
+    return [_row(name, first[name], value, "measured") for name, value in summary(after, data).items()] + costs
+
+
+def summary(found: dict[str, Any], data: IndexerData) -> dict[str, float]:
+    """What :func:`measure` found, one number a measure by its name in words; mass is the mean over layers."""
+    unit = "bits per byte" if data.in_bytes else "nats per token"
+    numbers = {f"loss, {MODES[mode]} ({unit})": value for mode, value in found["loss"].items()}
+    numbers |= {f"recall, {MODES[mode]}": value for mode, value in found.get("recall", {}).items()}
+    kept = {f"attention mass kept, {who}": sum(each) / len(each) for who, each in found.get("kept", {}).items()}
+    return {name: round(value, 4) for name, value in (numbers | kept).items()}
 
 
 def _row(measure: str, before: float | None, after: float | str | None, kind: str) -> Row:
     return {"measure": measure, "before": before, "after": after, "kind": kind}
 
 
-def _mean(value: float | list[float]) -> float:
-    return round(sum(value) / len(value) if isinstance(value, list) else value, 4)
-
-
-def lines(rows: list[Row]) -> str:
+def format_table(rows: list[Row]) -> str:
     """The table as text."""
     widest = max(len(row["measure"]) for row in rows)
     head = f"{'':{widest}}  {'before':>11}  {'after':>11}"
-    body = [f"{r['measure']:{widest}}  {_cell(r['before']):>11}  {_cell(r['after']):>11}  {r['kind']}" for r in rows]
+    body = [
+        f"{r['measure']:{widest}}  {_format_number(r['before']):>11}  {_format_number(r['after']):>11}  {r['kind']}"
+        for r in rows
+    ]
     return "\n".join([head, *body])
 
 
-def _cell(value: float | str | None) -> str:
+def _format_number(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or "-"
     if isinstance(value, int) or abs(value) >= 1000:

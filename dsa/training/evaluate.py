@@ -28,7 +28,7 @@ from dsa.model import baselines
 from dsa.model.transformer import Transformer
 from dsa.training.losses import bits_per_byte
 
-SEED = 20_250_929  # of the exam, apart from every training seed
+SEED = 20_250_929  # of the evaluation set, apart from every training seed
 FAR, HIT_FAR = 32, 64  # tokens back
 BATCH = 16
 
@@ -81,26 +81,26 @@ def measure(
     ``traced`` is the attention under which the indexer is watched: "dense" before sparse training, "sparse" after. A
     model without an indexer gets no hit rate and no mass.
     """
-    exam = list(needle_batches(corpus, length, episodes, seed))
+    eval_set = list(needle_batches(corpus, length, episodes, seed))
     has_indexer = model.config.index_topk is not None
     modes = ["dense", *(["sparse"] if has_indexer else []), "window", "random", "oracle"]
     found: dict[str, Any] = {
         "length": length,
         "top_k": top_k,
-        "sequences": sum(len(batch.tokens) for batch in exam),
+        "sequences": sum(len(batch.tokens) for batch in eval_set),
         "bits_per_byte": {},
-        "recall": {mode: recall(model, exam, mode, top_k) for mode in modes},
+        "recall": {mode: recall(model, eval_set, mode, top_k) for mode in modes},
     }
     for mode in ("dense", "sparse") if has_indexer else ("dense",):
         with set_to(model, mode, top_k):
             found["bits_per_byte"][mode] = text_bits(model, corpus, length, episodes, seed)
     if has_indexer:
-        found["indexer"] = watch(model, exam, traced, top_k)
+        found["indexer"] = selection_metrics(model, eval_set, traced, top_k)
     return _rounded(found)
 
 
 def needle_batches(corpus: Corpus, length: int, episodes: int, seed: int = SEED) -> Iterator[Episodes]:
-    """The exam: held-out text with eight needles each, all asked."""
+    """The evaluation set: held-out text with eight needles each, all asked."""
     task = Needles(corpus, length, pairs=8, queries=8, split="held_out")
     for start in range(0, episodes, BATCH):
         yield task.generate(torch.Generator().manual_seed(seed + start), min(BATCH, episodes - start))
@@ -110,31 +110,34 @@ def text_bits(model: Transformer, corpus: Corpus, length: int, sequences: int, s
     """Bits per raw byte of held-out text, with the model as it is set."""
     totals = [0.0, 0]
     for start in range(0, sequences, BATCH):
-        chance = torch.Generator().manual_seed(seed + start)
-        tokens = corpus.batch(chance, min(BATCH, sequences - start), length, "held_out")
+        rng = torch.Generator().manual_seed(seed + start)
+        tokens = corpus.batch(rng, min(BATCH, sequences - start), length, "held_out")
         with torch.no_grad():
             bits, count = bits_per_byte(model(tokens), tokens)
         totals = [totals[0] + bits, totals[1] + count]
     return totals[0] / totals[1]
 
 
-def recall(model: Transformer, exam: list[Episodes], attention: str, top_k: int) -> dict[str, float]:
+def recall(model: Transformer, eval_set: list[Episodes], attention: str, top_k: int) -> dict[str, float]:
     """Share of needles answered right: ``all``, and ``far`` for those more than 32 back."""
     with set_to(model, attention, top_k):
-        right = torch.cat([batch.correct(model(batch.tokens)) for batch in exam]).float()
-    far = torch.cat([batch.distance for batch in exam]) > FAR
+        right = torch.cat([batch.correct(model(batch.tokens)) for batch in eval_set]).float()
+    far = torch.cat([batch.distance for batch in eval_set]) > FAR
     return {"all": right.mean().item(), "far": right[far].mean().item()}
 
 
-def watch(model: Transformer, exam: list[Episodes], attention: str, top_k: int) -> dict[str, Any]:
+def selection_metrics(model: Transformer, eval_set: list[Episodes], attention: str, top_k: int) -> dict[str, Any]:
     """Hit rate and mass kept of indexer, oracle, window and random, per layer.
 
     ``induction_layer`` is the layer (from 0) in which dense attention gives the answers' places the most weight;
     ``hit_rate`` and ``kept`` map each chooser to a list over layers, ``of_oracle`` is the indexer's mass over the
     oracle's. Rows with at most K visible keys are left out of the mass: nothing is chosen there.
     """
-    per_batch = [_watch_batch(model, batch, attention, top_k) for batch in exam]
-    weight, hits, kept = (_average([found[part] for found in per_batch]) for part in range(3))
+    per_batch = [_batch_metrics(model, batch, attention, top_k) for batch in eval_set]
+    weight, hits, kept = (  # means over batches
+        {who: torch.stack([one[part][who] for one in per_batch]).mean(0) for who in per_batch[0][part]}
+        for part in range(3)
+    )
     layer = int(weight["mass"].argmax())
     share = kept["indexer"] / kept["oracle"]
     return {
@@ -149,7 +152,7 @@ def watch(model: Transformer, exam: list[Episodes], attention: str, top_k: int) 
     }
 
 
-def _watch_batch(model: Transformer, batch: Episodes, attention: str, top_k: int) -> list[dict[str, Tensor]]:
+def _batch_metrics(model: Transformer, batch: Episodes, attention: str, top_k: int) -> list[dict[str, Tensor]]:
     """One batch: weight on the answers, hit rates, mass kept; each a dict of (layers,)."""
     with set_to(model, attention, top_k):
         _, trace = model(batch.tokens, trace=True)
@@ -159,7 +162,8 @@ def _watch_batch(model: Transformer, batch: Episodes, attention: str, top_k: int
         chosen = choices(layer.mass, layer.scores, top_k, number)
         weight.append({"mass": layer.mass[rows, batch.query, batch.source][far].mean()})
         hits.append({who: hit(keys, batch)[far].float().mean() for who, keys in chosen.items()})
-        kept.append({w: baselines.attention_recall(layer.mass, keys)[:, top_k:].mean() for w, keys in chosen.items()})
+        shares = {who: baselines.attention_recall(layer.mass, keys) for who, keys in chosen.items()}
+        kept.append({who: share[:, top_k:].mean() for who, share in shares.items()})  # earlier rows keep all they see
     return [{who: torch.stack([one[who] for one in layers]) for who in layers[0]} for layers in (weight, hits, kept)]
 
 
@@ -178,10 +182,6 @@ def hit(selected: Tensor, batch: Episodes) -> Tensor:
     """Whether each answer's place is among the keys its question kept: selected (B, T, K) -> (B, n) bool."""
     rows = torch.arange(len(selected))[:, None]
     return (selected[rows, batch.query] == batch.source[..., None]).any(-1)
-
-
-def _average(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {who: torch.stack([one[who] for one in found]).mean(0) for who in found[0]}
 
 
 def _rounded(value: Any) -> Any:

@@ -33,10 +33,10 @@ class PlainText:
     def generate(self, generator: torch.Generator, size: int) -> Episodes:
         """``size`` windows of the text."""
         tokens = self.corpus.batch(generator, size, self.length, self.split)
-        counts = torch.ones_like(tokens, dtype=torch.bool)
-        counts[:, 0] = False
+        loss_mask = torch.ones_like(tokens, dtype=torch.bool)
+        loss_mask[:, 0] = False
         nothing = tokens[:, :0]
-        return Episodes(tokens, counts, nothing, nothing)
+        return Episodes(tokens, loss_mask, nothing, nothing)
 
     def score(self, logits: Tensor, episodes: Episodes) -> dict[str, float]:
         """No measures: there are no questions."""
@@ -44,7 +44,7 @@ class PlainText:
 
 
 @dataclass(frozen=True)
-class Reading:
+class IndexerData:
     """A corpus in the ids of one model; ``in_bytes`` says that they are our tokenizer's."""
 
     corpus: Corpus
@@ -62,23 +62,23 @@ class Reading:
         return MixedNeedles(self.corpus, self.length) if self.needles else PlainText(self.corpus, self.length)
 
 
-def read(folder: Path, vocab_size: int, path: Path | None, length: int) -> Reading:
+def load(folder: Path, vocab_size: int, path: Path | None, length: int) -> IndexerData:
     """Read the corpus at ``path`` (None: the standard library) for the model in ``folder``.
 
     Raises ValueError for text that the model has no ids for, ids that it does not have, and too little of either.
     """
-    stored = bool(token_ids.files(path))
+    stored = bool(token_ids.token_files(path))
     in_bytes = not stored and vocab_size == byte_tokenizer.VOCAB
     if stored:
         assert path is not None
-        corpus = token_ids.stored(path)
+        corpus = token_ids.load_token_ids(path)
     elif in_bytes:
         corpus = texts.load(path)
     else:
-        corpus = token_ids.encoded(*_text_and_encoder(folder, vocab_size, path))
+        corpus = token_ids.retokenize(*_text_and_encoder(folder, vocab_size, path))
     _check_ids(corpus, vocab_size)
-    corpus.require(length)
-    return Reading(corpus, length, in_bytes)
+    corpus.require_length(length)
+    return IndexerData(corpus, length, in_bytes)
 
 
 def _text_and_encoder(folder: Path, vocab_size: int, path: Path | None):

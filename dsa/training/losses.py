@@ -15,18 +15,18 @@ from dsa.model.transformer import Transformer
 
 def language_loss(logits: Tensor, episodes: Episodes) -> Tensor:
     """Mean cross-entropy, in nats per token, of the tokens that count: logits (B, T, vocab) -> a scalar."""
-    counts = episodes.counts[:, 1:]
-    own = F.cross_entropy(logits[:, :-1][counts], episodes.tokens[:, 1:][counts])
-    return own * fsdp.share(int(counts.sum()))
+    mask = episodes.loss_mask[:, 1:]
+    mean = F.cross_entropy(logits[:, :-1][mask], episodes.tokens[:, 1:][mask])
+    return mean * fsdp.token_weight(int(mask.sum()))  # a rank's mean weighs as much as it has tokens that count
 
 
-def read(model: Transformer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def forward_with_indexer_loss(model: Transformer, tokens: Tensor, learn: bool = True) -> tuple[Tensor, Tensor]:
     """Logits (B, T, vocab), and beside them what the indexers have to learn from (Eq. 4), summed over layers.
 
     It is to be added to whatever the logits are trained for: neither reaches the other's weights. Under dense attention
     no indexer ranks anything, and it is zero.
     """
-    if model.attention != "sparse":
+    if model.attention != "sparse" or not learn:
         logits = model(tokens)
         return logits, logits.new_zeros(())
     logits, divergences = model(tokens, indexer_loss=True)
@@ -64,7 +64,7 @@ def multi_token_loss(model: Transformer, mtp: MTP, episodes: Episodes, weight: f
     main = language_loss(model.logits(below.hidden), episodes)
     context = model.context(0, tokens.shape[1] - 2, tokens.device, collect)
     further = mtp.forward_mtp(below.hidden[:, :-2], tokens[:, 1:-1], context)  # states (B, T - 2, D)
-    later = replace(episodes, tokens=tokens[:, 1:], counts=episodes.counts[:, 1:])
+    later = replace(episodes, tokens=tokens[:, 1:], loss_mask=episodes.loss_mask[:, 1:])
     extra = language_loss(F.pad(mtp.logits(further.hidden), (0, 0, 0, 1)), later)  # the last row predicts nothing
     loss = main + weight * extra
     if further.indexer_loss is not None:

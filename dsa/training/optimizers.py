@@ -47,7 +47,7 @@ def remember_rates(optimizers: list[Optimizer]) -> None:
     """Note each group's learning rate as the peak that :func:`set_rates` scales."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.setdefault("peak", group["lr"])
+            group.setdefault("peak", group["lr"])  # kept when the same optimiser trains again
 
 
 def set_rates(optimizers: list[Optimizer], factor: float) -> None:
@@ -57,10 +57,10 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = factor * group["peak"]
 
 
-def clip(optimizers: list[Optimizer], largest: float) -> None:
-    """Scale the gradients of each optimiser's parameters down to norm ``largest`` at most.
+def clip_gradients(optimizers: list[Optimizer], max_norm: float) -> None:
+    """Scale the gradients of each optimiser's parameters down to norm ``max_norm`` at most.
 
     One norm over everything would let the indexer's loss shrink the main model's steps: a leak, if a small one.
     """
     for optimizer in optimizers:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)

@@ -9,7 +9,7 @@ After that it reads text with needles, 128 tokens long, then 256 and 512, and re
 The base is true to history: V3.1-Terminus was a dense model, and its indexers were added afterwards
 (:mod:`dsa.training.indexer`). The folder is therefore a ``deepseek_v3`` one.
 
-    python -m dsa.training.pretrain --out data/base
+    dsa train pretrain --out data/base
 """
 
 import argparse
@@ -23,13 +23,14 @@ from dsa.datasets import corpus as texts
 from dsa.datasets.corpus import Corpus
 from dsa.datasets.recall_tasks import Copy, Needles, Task
 from dsa.distributed import fsdp
+from dsa.io.command_line import Parser
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
 from dsa.training import run_folder
 from dsa.training.evaluate import Claim
 from dsa.training.losses import language_loss
 from dsa.training.optimizers import main_optimizers
-from dsa.training.trainer import Learn, Phase, Run, train, until
+from dsa.training.trainer import Objective, Phase, Run, train, until
 
 COPY_LENGTH, COPY_BATCH, COPY_CAP = 64, 32, 600
 MIXED = (  # length, sequences a step, steps, factors on the rate at first and last step
@@ -50,11 +51,11 @@ CLAIMS = (
 )
 
 
-def learn(task: Task, size: int) -> Learn:
+def lm_objective(task: Task, size: int) -> Objective:
     """The objective "predict what counts" on ``size`` episodes of a task, with the task's own measures."""
 
-    def step(model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        episodes = fsdp.own_rows(task.generate(chance, size))
+    def step(model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        episodes = fsdp.local_batch(task.generate(rng, size))
         logits = model(episodes.tokens)
         return language_loss(logits, episodes), task.score(logits.detach(), episodes)
 
@@ -72,11 +73,11 @@ class MixedNeedles(Needles):
 
 def phases(corpus: Corpus) -> list[Phase]:
     """Copy until it works, then text and needles at each length of MIXED."""
-    copy = learn(Copy(COPY_LENGTH), COPY_BATCH)
+    copy = lm_objective(Copy(COPY_LENGTH), COPY_BATCH)
     return [
         Phase("copy", COPY_CAP, copy, warmup=20, done=until("copy", 0.95)),
         *(
-            Phase(f"mixed {length}", steps, learn(MixedNeedles(corpus, length), size), rates)
+            Phase(f"mixed {length}", steps, lm_objective(MixedNeedles(corpus, length), size), rates)
             for length, size, steps, rates in MIXED
         ),
     ]
@@ -92,7 +93,7 @@ def balance(model: nn.Module) -> None:
     """Move the routers' biases by what the step has loaded on the experts, on all ranks together."""
     assert isinstance(model, Transformer)
     for gate in model.gates():
-        fsdp.add_up(gate.load)
+        fsdp.all_reduce_sum(gate.load)
         gate.balance(ROUTER_SPEED)
 
 
@@ -111,7 +112,7 @@ def pretrain(
     Raises ValueError for a corpus too short for one sequence.
     """
     config = config or dense_config()
-    corpus.require(config.max_position_embeddings)
+    corpus.require_length(config.max_position_embeddings)
     model = Transformer(config)
     model.reset_parameters(seed)
     fsdp.shard(model).train()
@@ -136,13 +137,13 @@ def run(options: argparse.Namespace) -> Path:
         options={"seed": options.seed, "length": LENGTH, "optimizer": options.optimizer},
         corpus=corpus,
         claims=CLAIMS,
-        exam={"length": LENGTH},
+        eval_settings={"length": LENGTH},
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command ``python -m dsa.training.pretrain``."""
-    parser = argparse.ArgumentParser("python -m dsa.training.pretrain", description="Train the dense base model.")
+    """The command `dsa train pretrain`."""
+    parser = Parser("dsa train pretrain", description="Train the dense base model.")
     run_folder.command(run, run_folder.options(parser), argv)
 
 

@@ -33,12 +33,12 @@ class LengthPenalty:
 
     def __call__(self, one: Transcript) -> float:
         """The penalty, 0 or negative."""
-        return -min(self.most, self.per_token * max(0, len(one.spoken) - self.free))
+        return -min(self.most, self.per_token * max(0, len(one.completion) - self.free))
 
 
 def mode_kept(one: Transcript) -> float:
     """1 if it thought exactly when it was asked to, else 0."""
-    return float(rl_domains.thinks(one.problem, one.spoken) == one.problem.thinking)
+    return float(rl_domains.contains_thought(one.problem, one.completion) == one.problem.thinking)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rubric:
 
 def answer_of(one: Transcript) -> Ids:
     """What stands between ``=`` and END; nothing if either is missing."""
-    said = one.spoken
+    said = one.completion
     return said[said.index(ANSWER) + 1 : -1] if ANSWER in said and said[-1] == END else ()
 
 

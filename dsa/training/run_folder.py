@@ -23,6 +23,7 @@ from dsa.checkpoint.load import from_pretrained
 from dsa.checkpoint.save import save_pretrained
 from dsa.datasets.corpus import Corpus
 from dsa.distributed import fsdp
+from dsa.io.command_line import errors_in_a_sentence
 from dsa.io.files import write_json
 from dsa.model.transformer import Transformer
 from dsa.record import origin
@@ -55,17 +56,16 @@ def command(run: Callable[[argparse.Namespace], Path], parser: argparse.Argument
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(given)
     lasting = [word for word in given if word not in ("--resume", "--replace")]
-    torch.set_num_threads(1)
-    try:
-        with fsdp.processes(), redirect_stdout(sys.stdout if fsdp.rank() == 0 else None):
-            arguments.command = f"{fsdp.launched(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
-            print(f"made {run(arguments)}")
-    except KeyboardInterrupt:
-        saved = checkpointing.exists(work_folder(arguments.out))
-        remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
-        sys.exit(f"\nstopped: {remedy}")
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    torch.set_num_threads(1)  # the order of a sum, and so its last bits, depends on how many there are
+    with errors_in_a_sentence():
+        try:
+            with fsdp.processes(), redirect_stdout(sys.stdout if fsdp.rank() == 0 else None):
+                arguments.command = f"{fsdp.launch_command(parser.prog)} {shlex.join(lasting)}"  # makes the folder anew
+                print(f"made {run(arguments)}")
+        except KeyboardInterrupt:
+            saved = checkpointing.exists(work_folder(arguments.out))
+            remedy = "add --resume to go on from the last saved step" if saved else "nothing was saved yet, start again"
+            sys.exit(f"\nstopped: {remedy}")
 
 
 def work_folder(out: Path) -> Path:
@@ -86,10 +86,10 @@ def prepare(out: Path, *, resume: bool, replace: bool) -> Path:
     if not resume and checkpointing.exists(work):
         if not replace:
             raise FileExistsError(f"{work} holds a stopped run: --resume it, or --replace it to start over")
-        fsdp.wait()  # all ranks have looked
+        fsdp.barrier()  # all ranks have looked
         if fsdp.rank() == 0:
             shutil.rmtree(work)
-    fsdp.wait()
+    fsdp.barrier()
     work.mkdir(parents=True, exist_ok=True)
     return work
 
@@ -103,26 +103,28 @@ def finish(
     options: dict[str, Any],
     corpus: Described,
     claims: Sequence[Claim] = (),
-    exam: dict[str, Any] | None = None,
-    also: Callable[[Path, Transformer], dict[str, Any]] | None = None,
+    eval_settings: dict[str, Any] | None = None,
+    extra: Callable[[Path, Transformer], dict[str, Any]] | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
     """Write the model, measure it as written, record provenance, and move all of it to ``out``; on rank 0.
 
-    ``exam`` are the keyword arguments of :func:`dsa.training.evaluate.measure`; None: the course's claims are not this
-    model's. ``also(folder, model)`` may add files beside the model as written, and entries to provenance.
+    ``eval_settings`` are the keyword arguments of :func:`dsa.training.evaluate.measure`; None: the course's claims are
+    not this model's. ``extra(folder, model)`` may add files beside the model as written, and entries to provenance.
     """
     if fsdp.rank() > 0:
         return out
     whole = work_folder(out) / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     save_pretrained(model, whole, dtype=dtype)
-    stored = from_pretrained(whole)
-    measures = measure(stored, corpus, **exam) if exam is not None and isinstance(corpus, Corpus) else {}
+    stored = from_pretrained(whole)  # what is measured is what was written, rounded
+    measures = {}
+    if eval_settings is not None and isinstance(corpus, Corpus):
+        measures = measure(stored, corpus, **eval_settings)
     checked = [claim.check(measures) for claim in claims]
     record = provenance(made_by, options, corpus, run.seconds, dtype)
     record |= {"training_processor_seconds": round(run.processor_seconds, 1), "claims": checked, "measures": measures}
-    record |= {} if also is None else also(whole, stored)
+    record |= {} if extra is None else extra(whole, stored)
     write_json(whole / "provenance.json", record)
     write_table(run.rows, whole / "training.csv")
     for claim in checked:

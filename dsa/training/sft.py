@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dsa.datasets import rl_transcripts
 from dsa.datasets.rl_transcripts import Transcript
 from dsa.model.transformer import Transformer
-from dsa.training.losses import language_loss, read
+from dsa.training.losses import forward_with_indexer_loss, language_loss
 from dsa.training.optimizers import adamw
 from dsa.training.rollout import sample
 from dsa.training.trainer import Phase, Run, train
@@ -38,7 +38,7 @@ def rejection_sample(
 ) -> list[Transcript]:
     """Sample ``num_generations`` completions of each prompt; of each prompt's, the first ``per_prompt`` to be kept."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = rl_transcripts.draw(generator, names, num_prompts)
+    drawn = rl_transcripts.sample_problems(generator, names, num_prompts)
     found = sample(
         model, [p for p in drawn for _ in range(num_generations)], generator, temperature=temperature
     ).transcripts()
@@ -52,37 +52,37 @@ def collect(specialists: Mapping[str, Transformer], **options) -> list[Transcrip
 
 
 @dataclass(frozen=True)
-class Reader:
+class SFTObjective:
     """The objective of supervised fine-tuning: the next own token, over ``size`` transcripts drawn for each step.
 
     Domains are drawn with equal chances, whatever the number of their transcripts, since rejection leaves more of the
     easy ones. Under sparse attention the indexers learn beside it (Eq. 4).
     """
 
-    written: Sequence[Transcript]
+    transcripts: Sequence[Transcript]
     size: int = 64
 
     def __post_init__(self) -> None:
-        if not self.written:
+        if not self.transcripts:
             raise ValueError("there is no transcript to learn from: sample more prompts, or from a better specialist")
 
-    def __call__(self, model: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, model: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step."""
         assert isinstance(model, Transformer)
-        draw = Random(int(torch.randint(2**62, (1,), generator=chance)))
+        draw = Random(int(torch.randint(2**62, (1,), generator=rng)))
         by_domain: dict[str, list[Transcript]] = {}
-        for one in self.written:
+        for one in self.transcripts:
             by_domain.setdefault(one.problem.domain, []).append(one)
         names = sorted(by_domain)
         episodes = rl_transcripts.batch([draw.choice(by_domain[names[n % len(names)]]) for n in range(self.size)])
-        logits, beside = read(model, episodes.tokens)
+        logits, indexer_loss = forward_with_indexer_loss(model, episodes.tokens)
         loss = language_loss(logits, episodes)
-        return loss + beside, {"language": loss.item()}
+        return loss + indexer_loss, {"language": loss.item()}
 
 
 def sft(
     model: Transformer,
-    written: Sequence[Transcript],
+    transcripts: Sequence[Transcript],
     *,
     steps: int = 80,
     learning_rate: float = 2e-3,
@@ -91,5 +91,5 @@ def sft(
     show: bool = True,
 ) -> Run:
     """Fine-tune ``model``, in place, on the own tokens of transcripts. ValueError if there are none."""
-    plan = [Phase("sft", steps, Reader(written, size), rates=(1.0, 0.1), warmup=min(5, steps // 4))]
+    plan = [Phase("sft", steps, SFTObjective(transcripts, size), rates=(1.0, 0.1), warmup=min(5, steps // 4))]
     return train(model.eval(), adamw(model.parameters(), learning_rate), plan, seed=seed, show=show)

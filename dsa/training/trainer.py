@@ -27,21 +27,21 @@ from dsa.training import checkpointing
 from dsa.training import optimizers as optim
 
 Row = dict[str, Any]
-Learn = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, float]]]
+Objective = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Phase:
     """``steps`` steps (a cap, where ``done`` is given) of one objective.
 
-    ``learn(model, generator)`` makes its data from the generator and returns (loss, measures). ``rates`` are the
+    ``objective(model, generator)`` makes its data from the generator and returns (loss, measures). ``rates`` are the
     factors on the learning rates at the first and last step, a cosine between them; ``warmup`` steps lead up to
     the first. ``done(rows)``, asked after each step with this phase's rows, ends the phase early.
     """
 
     name: str
     steps: int
-    learn: Learn
+    objective: Objective
     rates: tuple[float, float] = (1.0, 1.0)
     warmup: int = 0
     done: Callable[[list[Row]], bool] | None = None
@@ -68,7 +68,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Position:
     """Where a run stands: the next step, and the seconds spent so far."""
 
     phase: int = 0
@@ -80,7 +80,7 @@ class _Place:
 class _Clock:
     """Seconds spent, those before a resumption included; they never reach a weight or a row."""
 
-    def __init__(self, at: _Place):
+    def __init__(self, at: _Position):
         self.wall, self.processor = perf_counter() - at.seconds, process_time() - at.processor_seconds
 
     def read(self) -> tuple[float, float]:
@@ -88,7 +88,7 @@ class _Clock:
 
 
 def generator(seed: int, phase: int, step: int) -> torch.Generator:
-    """The only source of chance in one step."""
+    """The only source of random numbers in one step."""
     return torch.Generator().manual_seed(((seed * 1009 + phase) * 1_000_003 + step) % 2**63)
 
 
@@ -123,16 +123,16 @@ def train(
     or other phases is refused with ValueError. A loss that is no longer finite raises FloatingPointError.
     """
     identity = {"seed": seed, "label": label, "phases": [[phase.name, phase.steps] for phase in phases]}
-    at, rows = _Place(), list[Row]()
+    at, rows = _Position(), list[Row]()
     optim.remember_rates(optimizers)
     if resume and work is not None and checkpointing.exists(work):
         at, rows = _resume(work, model, optimizers, identity)
     clock = _Clock(at)
 
-    def keep(phase: int, step: int) -> None:
+    def save_state(phase: int, step: int) -> None:
         if work is not None:
-            place = asdict(_Place(phase, step, *clock.read()))
-            checkpointing.save(work, model, optimizers, {"identity": identity, "place": place, "rows": rows})
+            position = asdict(_Position(phase, step, *clock.read()))
+            checkpointing.save(work, model, optimizers, {"identity": identity, "position": position, "rows": rows})
 
     for number in range(at.phase, len(phases)):
         for step in _steps(phases[number], at.step if number == at.phase else 0, rows, show):
@@ -140,8 +140,8 @@ def train(
             if after is not None:
                 after(model)
             if (step + 1) % every == 0:
-                keep(number, step + 1)
-    keep(len(phases), 0)
+                save_state(number, step + 1)  # where to go on: this step is done
+    save_state(len(phases), 0)  # past the last phase: resuming a finished run trains nothing
     return Run(rows, *clock.read())
 
 
@@ -151,26 +151,22 @@ def _steps(phase: Phase, first: int, rows: list[Row], show: bool) -> Iterator[in
         range(first, phase.steps), phase.name, phase.steps, initial=first, disable=not show or fsdp.rank() > 0
     ) as bar:
         for step in bar:
-            if _finished(phase, rows):
+            if phase.done is not None and phase.done([row for row in rows if row["phase"] == phase.name]):
                 return
             yield step
             bar.set_postfix({k: f"{v:.3f}" for k, v in rows[-1].items() if isinstance(v, float)}, refresh=False)
 
 
-def _finished(phase: Phase, rows: list[Row]) -> bool:
-    return phase.done is not None and phase.done([row for row in rows if row["phase"] == phase.name])
-
-
 def _resume(
     work: Path, model: nn.Module, optimizers: list[Optimizer], identity: dict[str, Any]
-) -> tuple[_Place, list[Row]]:
+) -> tuple[_Position, list[Row]]:
     saved = checkpointing.load(work, model, optimizers)
     if saved["identity"] != identity:
         raise ValueError(
             f"{work} holds another run ({saved['identity']}), not this one ({identity}); "
             "resume with the options it was started with, or remove the folder and start over"
         )
-    return _Place(**saved["place"]), saved["rows"]
+    return _Position(**saved["position"]), saved["rows"]
 
 
 def _step(
@@ -178,18 +174,18 @@ def _step(
     optimizers: list[Optimizer],
     phase: Phase,
     step: int,
-    chance: torch.Generator,
-    largest: float,
+    rng: torch.Generator,
+    max_norm: float,
 ) -> Row:
     optim.set_rates(optimizers, phase.factor(step))
-    loss, found = phase.learn(model, chance)
-    measures = fsdp.mean({"loss": loss.item(), **found})
+    loss, measures = phase.objective(model, rng)
+    measures = fsdp.all_reduce_mean({"loss": loss.item(), **measures})  # equal on all ranks: they stop together
     if not math.isfinite(measures["loss"]):
         raise FloatingPointError(f"the loss is {measures['loss']} in step {step} of phase {phase.name}: lower the rate")
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optim.clip(optimizers, largest)
+    optim.clip_gradients(optimizers, max_norm)
     for optimizer in optimizers:
         optimizer.step()
     return {"phase": phase.name, "step": step, **measures}

@@ -68,7 +68,7 @@ def test_crossovers_of_the_real_model():
     assert flops.crossover(REAL, "prefill") == 8704 + 2 * 13_959_168 / 65_536 == 9130
     assert flops.crossover(REAL, "decode") == 2176 + 2 * 13_959_168 / 262_144 == 2282.5
     assert round(flops.keys_at_index_share(REAL, 0.79)) == 130_974  # as good as 128 Ki
-    work = flops.token_work(REAL, 131_072, "sparse", "prefill")
+    work = flops.token_flops(REAL, 131_072, "sparse", "prefill")
     assert round(work.scoring / (work.scoring + work.attention), 2) == 0.79
 
 
@@ -89,7 +89,7 @@ def test_the_crossover_is_where_the_totals_meet(config, phase, heads):
     config = config.replace(num_attention_heads=heads)
 
     def gap(keys):
-        dense, sparse = (flops.token_work(config, keys, kind, phase).total for kind in flops.KINDS)
+        dense, sparse = (flops.token_flops(config, keys, kind, phase).total for kind in flops.ATTENTIONS)
         return dense - sparse
 
     meet = flops.crossover(config, phase)
@@ -104,17 +104,17 @@ def test_sparse_may_be_cheaper_before_anything_is_dropped_if_latents_are_narrow(
     narrow = REAL.replace(kv_lora_rank=16, index_n_heads=1)
     meet = flops.crossover(narrow, "prefill")
     assert meet < narrow.index_topk
-    totals = [flops.token_work(narrow, math.floor(meet) + 1, kind, "prefill").total for kind in flops.KINDS]
+    totals = [flops.token_flops(narrow, math.floor(meet) + 1, kind, "prefill").total for kind in flops.ATTENTIONS]
     assert totals[0] > totals[1]
 
 
 @pytest.mark.parametrize("phase", flops.PHASES)
-@pytest.mark.parametrize("kind", flops.KINDS)
+@pytest.mark.parametrize("kind", flops.ATTENTIONS)
 @pytest.mark.parametrize("length", [1, 5, 6, 7, 40])
 def test_a_prompt_is_the_sum_of_its_tokens(kind, phase, length):
     config = small.config()  # K = 6
-    tokens = [flops.token_work(config, keys, kind, phase) for keys in range(1, length + 1)]
-    whole = flops.prompt_work(config, length, kind, phase)
+    tokens = [flops.token_flops(config, keys, kind, phase) for keys in range(1, length + 1)]
+    whole = flops.prompt_flops(config, length, kind, phase)
     assert whole.total == sum(work.total for work in tokens)
     assert whole.attention == sum(work.attention for work in tokens)
     assert whole.scoring == sum(work.scoring for work in tokens)
@@ -122,7 +122,7 @@ def test_a_prompt_is_the_sum_of_its_tokens(kind, phase, length):
 
 def test_the_share_of_the_growing_term_is_the_exponent_of_growth():
     def cost(keys):
-        work = flops.token_work(REAL, keys, "sparse", "decode")
+        work = flops.token_flops(REAL, keys, "sparse", "decode")
         return work.scoring + work.attention
 
     exponent = math.log(cost(132_000) / cost(130_000)) / math.log(132_000 / 130_000)
@@ -212,17 +212,17 @@ EXTRAS = {"dense": dense_extras, "sparse": sparse_extras}
 
 
 @pytest.mark.parametrize("changes", [{}, UNEVEN, {"index_topk": 60}], ids=str)
-@pytest.mark.parametrize("kind", flops.KINDS)
+@pytest.mark.parametrize("kind", flops.ATTENTIONS)
 @pytest.mark.parametrize("T", [2, 40, 128, 300])
 def test_prefill_runs_what_is_counted_and_named_extras(kind, T, changes):
     config = small.config(**changes, max_position_embeddings=400)
     model = small.model(sizes=config)
     model.attention = kind
-    counted = flops.prompt_work(config, T, kind).total
+    counted = flops.prompt_flops(config, T, kind).total
     assert executed(model, small.tokens(1, T)) == counted + EXTRAS[kind](config, T)
 
 
-@pytest.mark.parametrize("kind", flops.KINDS)
+@pytest.mark.parametrize("kind", flops.ATTENTIONS)
 @pytest.mark.parametrize("S", [3, 41, 129])
 def test_decoding_runs_what_is_counted_and_named_extras(kind, S):
     config = small.config(max_position_embeddings=400)
@@ -231,7 +231,7 @@ def test_decoding_runs_what_is_counted_and_named_extras(kind, S):
     cache = model.new_cache(1, S)
     with torch.no_grad():
         model(small.tokens(1, S - 1), cache)
-    counted = flops.token_work(config, S, kind, "decode").total
+    counted = flops.token_flops(config, S, kind, "decode").total
     heads, layers = config.num_attention_heads, config.num_hidden_layers
     value_as_wide_as_key = 2 * heads * S * config.qk_rope_head_dim  # cut off afterwards
     extra = value_as_wide_as_key if kind == "dense" else S * flops.head_sum_pair_flops(config)
@@ -271,11 +271,11 @@ DENSE = REAL.replace(**small.DENSE)
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: flops.token_work(REAL, 10, "window", "prefill"), "attention='window'"),
-        (lambda: flops.token_work(REAL, 10, "sparse", "training"), "phase='training'"),
-        (lambda: flops.token_work(REAL, 0, "dense", "decode"), "keys=0"),
-        (lambda: flops.prompt_work(REAL, 0, "dense"), "keys=0"),
-        (lambda: flops.token_work(DENSE, 10, "sparse", "decode"), "no indexer"),
+        (lambda: flops.token_flops(REAL, 10, "window", "prefill"), "attention='window'"),
+        (lambda: flops.token_flops(REAL, 10, "sparse", "training"), "phase='training'"),
+        (lambda: flops.token_flops(REAL, 0, "dense", "decode"), "keys=0"),
+        (lambda: flops.prompt_flops(REAL, 0, "dense"), "keys=0"),
+        (lambda: flops.token_flops(DENSE, 10, "sparse", "decode"), "no indexer"),
         (lambda: flops.crossover(DENSE, "decode"), "no indexer"),
         (lambda: flops.keys_at_index_share(REAL, 1.0), "share=1.0"),
         (lambda: flops.keys_at_index_share(REAL, 0.01), "share=0.01"),
@@ -289,7 +289,7 @@ def test_what_cannot_be_counted_is_refused_by_name(call, says):
 
 
 def test_a_dense_model_is_counted_too():
-    assert flops.token_work(DENSE, 131_072, "dense", "decode") == replace(
-        flops.token_work(REAL, 131_072, "dense", "decode")
+    assert flops.token_flops(DENSE, 131_072, "dense", "decode") == replace(
+        flops.token_flops(REAL, 131_072, "dense", "decode")
     )
     assert memory.cache_bytes(DENSE, "bf16") == 70_272

@@ -51,6 +51,6 @@ def test_chance_is_the_binomial_one():
     n, p = 50, 0.4
     draw = [sum(rng.random() < p for _ in range(n)) for _ in range(4000)]
     gaps = [100 * (a - b) / n for a, b in zip(draw[::2], draw[1::2], strict=True)]
-    half = Benchmark("a", 100 * p, 100 * p, n).chance()
+    half = Benchmark("a", 100 * p, 100 * p, n).noise_margin()
     assert 0.93 < sum(abs(gap) < half for gap in gaps) / len(gaps) < 0.975
-    assert Benchmark("rating", 2000, 2100, None).chance() is None
+    assert Benchmark("rating", 2000, 2100, None).noise_margin() is None

@@ -8,13 +8,13 @@ import pytest
 
 from dsa.analysis import roofline
 from dsa.analysis.published import Curve, crossing, read_costs
-from dsa.analysis.roofline import DENSE, H200, H800, NO_MTP, SHARES, SPARSE, Rates
+from dsa.analysis.roofline import DENSE, H200, H800, NO_MTP, PEAK_SHARES, SPARSE, Rates
 from dsa.model.config import Config
 from project import DATA
 
 REAL = Config.v32_exp()
 PUBLISHED = read_costs(DATA / "published" / "costs.csv")
-STARTS = roofline.starts(PUBLISHED)
+STARTS = roofline.base_costs(PUBLISHED)
 EVERY = np.arange(131_072)
 
 
@@ -41,52 +41,54 @@ def by_hand(key):
 
 @pytest.mark.parametrize("key", sorted(PUBLISHED))
 def test_the_model_is_what_sizes_and_rates_give(key):
-    assert interpolated(roofline.modelled(REAL, STARTS)[key]) == pytest.approx(by_hand(key), rel=1e-4)
+    assert interpolated(roofline.modelled_curves(REAL, STARTS)[key]) == pytest.approx(by_hand(key), rel=1e-4)
 
 
-@pytest.mark.parametrize(("rates", "margin"), [(H800, 0.08), (SHARES, 0.03)])
+@pytest.mark.parametrize(("rates", "margin"), [(H800, 0.08), (PEAK_SHARES, 0.03)])
 def test_all_four_curves_at_every_position(rates, margin):
-    ours = roofline.modelled(REAL, STARTS, rates)
+    ours = roofline.modelled_curves(REAL, STARTS, rates)
     off = {key: np.abs(interpolated(ours[key]) / interpolated(PUBLISHED[key]) - 1).max() for key in ours}
     assert max(off.values()) < margin
-    assert roofline.worst(REAL, PUBLISHED, rates) == pytest.approx(max(off.values()), rel=1e-3)  # corners are enough
+    at_corners = roofline.max_relative_error(REAL, PUBLISHED, rates)
+    assert at_corners == pytest.approx(max(off.values()), rel=1e-3)  # corners are enough
 
 
 def test_where_the_model_crosses():
-    ours = roofline.modelled(REAL, STARTS)
+    ours = roofline.modelled_curves(REAL, STARTS)
     for phase in ("prefill", "decode"):
         theirs = crossing(PUBLISHED[phase, DENSE], PUBLISHED[phase, SPARSE])
         assert crossing(ours[phase, DENSE], ours[phase, SPARSE]) == pytest.approx(theirs, rel=0.10)
 
 
 def test_one_token_a_pass_does_not_fit_at_these_rates():
-    assert roofline.gap(roofline.modelled(REAL, STARTS, NO_MTP)["decode", SPARSE], PUBLISHED["decode", SPARSE]) > 0.3
+    ours = roofline.modelled_curves(REAL, STARTS, NO_MTP)
+    assert roofline.relative_error(ours["decode", SPARSE], PUBLISHED["decode", SPARSE]) > 0.3
     needed = 61 * 132 / roofline.seconds_per_position(PUBLISHED["decode", SPARSE])
     assert needed / H800.bandwidth == pytest.approx(1.67, abs=0.01)
 
 
 def test_the_figure_is_round_shares_of_the_peak_but_for_one():
-    shares = roofline.shares_of_peak(REAL, PUBLISHED)
+    shares = roofline.implied_utilization(REAL, PUBLISHED)
     odd = shares.pop("selected keys, prefill")
     assert len(shares) == 5 and all(abs(100 * share / 5 - round(100 * share / 5)) < 0.01 for share in shares.values())
     assert abs(odd - 0.573) < 0.001
 
 
 def test_a_range_ends_where_a_curve_leaves_its_margin():
-    low, high = roofline.range_that_fits(REAL, PUBLISHED, "mha")
+    low, high = roofline.acceptable_range(REAL, PUBLISHED, "mha")
     assert low < H800.mha < high < 1.2 * low * 1.2
     for edge, outside in ((low, low * 0.999), (high, high * 1.001)):
-        assert roofline.worst(REAL, PUBLISHED, replace(H800, mha=edge)) <= 0.1 + 1e-9
-        assert roofline.worst(REAL, PUBLISHED, replace(H800, mha=outside)) > 0.1
-    free = roofline.range_that_fits(REAL, PUBLISHED, "peak")  # plays no part in any slope
+        assert roofline.max_relative_error(REAL, PUBLISHED, replace(H800, mha=edge)) <= 0.1 + 1e-9
+        assert roofline.max_relative_error(REAL, PUBLISHED, replace(H800, mha=outside)) > 0.1
+    free = roofline.acceptable_range(REAL, PUBLISHED, "peak")  # plays no part in any slope
     assert free == (H800.peak / 8, H800.peak * 8)
     with pytest.raises(ValueError, match="34% off"):
-        roofline.range_that_fits(REAL, PUBLISHED, "mha", rates=NO_MTP)
+        roofline.acceptable_range(REAL, PUBLISHED, "mha", rates=NO_MTP)
 
 
 def test_no_batch_is_ruled_out_but_small_ones():
     start = STARTS["decode", DENSE]
-    shares = [roofline.efficiency(REAL, start, n) for n in (500, 1000, 2000, 8000, 1_000_000)]
+    shares = [roofline.required_utilization(REAL, start, n) for n in (500, 1000, 2000, 8000, 1_000_000)]
     assert shares[0] == math.inf and shares[1] > 1 > shares[2] > shares[3] > shares[4]
     limit = 2 * 36.62e9 * 2 / 1.85 / (2 * 989.5e12) / (start / 1e6 / 2 * 3600)  # reading is free in the end
     assert shares[4] == pytest.approx(limit, rel=0.01)
@@ -110,7 +112,7 @@ def test_a_cache_is_read_once_for_all_drafts_and_selected_rows_for_each():
 
 
 def test_a_top_k_beyond_the_context_leaves_no_knee():
-    huge = roofline.modelled(REAL.replace(index_topk=131_072), STARTS)["decode", SPARSE]
+    huge = roofline.modelled_curves(REAL.replace(index_topk=131_072), STARTS)["decode", SPARSE]
     assert huge.positions == (0, 131_070, 131_071)
 
 

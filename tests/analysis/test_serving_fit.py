@@ -10,7 +10,7 @@ import dsa
 import small
 from dsa.analysis import memory
 from dsa.analysis.flops import decode_traffic
-from dsa.analysis.serving_fit import GPUS, RESERVE, fit, held_parameters, weight_bytes
+from dsa.analysis.serving_fit import GPUS, RESERVE, fit, parameters_per_gpu, weight_bytes
 from dsa.bench import full_width
 from dsa.checkpoint.index import CheckpointError
 from dsa.model.config import Config
@@ -22,12 +22,12 @@ REAL, H200 = Config.v32_exp(), GPUS["H200 141 GB"]
 @pytest.mark.parametrize("changes", [{}, {"n_shared_experts": 0}, small.DENSE | {"q_lora_rank": None}])
 def test_one_gpu_holds_every_matrix(changes):
     config = small.config(**changes)
-    assert held_parameters(config, 1) == sum(p.numel() for p in Transformer(config).parameters() if p.ndim > 1)
+    assert parameters_per_gpu(config, 1) == sum(p.numel() for p in Transformer(config).parameters() if p.ndim > 1)
 
 
 def test_heads_experts_and_columns_are_divided_and_the_rest_is_not():
     whole = sum(m.stored * m.outputs * m.inputs for m in memory.matrices(REAL) if not m.split)
-    once, eight = held_parameters(REAL, 1), held_parameters(REAL, 8)
+    once, eight = parameters_per_gpu(REAL, 1), parameters_per_gpu(REAL, 8)
     assert eight == pytest.approx(whole + (once - whole) / 8, abs=1)
     assert 0.85e9 < whole < 2.3e9  # indexers, routers, projections into the latents
     assert weight_bytes(REAL, "bf16", 8) == pytest.approx(2 * eight, rel=1e-9)
@@ -39,15 +39,16 @@ def test_uneven_experts_count_for_the_fullest():
     one_expert = 3 * config.hidden_size * config.moe_intermediate_size * config.num_hidden_layers
     even = small.config(n_routed_experts=8, n_group=1, topk_group=1, first_k_dense_replace=0)
     router = 2 * config.hidden_size * config.num_hidden_layers  # two experts more to score
-    assert held_parameters(even, 4) - held_parameters(config, 4) == router  # two experts on the fullest, of 6 as of 8
-    assert held_parameters(even, 1) - held_parameters(config, 1) == router + 2 * one_expert
+    # two experts are on the fullest, of 6 as of 8
+    assert parameters_per_gpu(even, 4) - parameters_per_gpu(config, 4) == router
+    assert parameters_per_gpu(even, 1) - parameters_per_gpu(config, 1) == router + 2 * one_expert
 
 
 def test_the_cache_is_on_every_gpu_and_decides_how_many_fit():
     found = fit(REAL, H200, 8, 131_072, 4, "deployed")
-    assert found.cache == 4 * 131_072 * 48_068 == 4 * found.cache_of_one
+    assert found.cache == 4 * 131_072 * 48_068 == 4 * found.cache_per_sequence
     assert fit(REAL, H200, 16, 131_072, 4, "deployed").cache == found.cache
-    assert found.fits and found.largest_batch == (141_000_000_000 - found.weights - RESERVE) // found.cache_of_one
+    assert found.fits and found.largest_batch == (141_000_000_000 - found.weights - RESERVE) // found.cache_per_sequence
     full = fit(REAL, H200, 8, 131_072, found.largest_batch, "deployed")
     assert full.fits and not fit(REAL, H200, 8, 131_072, found.largest_batch + 1, "deployed").fits
     assert not fit(REAL, H200, 8, 8192, 1, "bf16").fits and fit(REAL, H200, 8, 8192, 1, "bf16").largest_batch == 0
@@ -56,13 +57,13 @@ def test_the_cache_is_on_every_gpu_and_decides_how_many_fit():
 def test_time_is_bytes_or_flop_whichever_takes_longer():
     slow_memory = replace(H200, bandwidth=1e9)
     one = fit(REAL, slow_memory, 1, 131_072, 1, "deployed")
-    assert one.step == pytest.approx(decode_traffic(REAL, 131_072, "sparse", "deployed").total / 1e9)
+    assert one.decode_seconds == pytest.approx(decode_traffic(REAL, 131_072, "sparse", "deployed").total / 1e9)
     eight = fit(REAL, slow_memory, 8, 131_072, 1, "deployed")
     q_a, kv_a, indexer, router = 1536 * 7168, 576 * 7168, 13_959_424, 256 * 7168
     each = 61 * (q_a + kv_a + indexer) + 58 * 2 * router + 61 * 131_072 * 132 + 61 * 2048 * 656  # read by every GPU
-    assert eight.step * 1e9 == pytest.approx(each + (one.step * 1e9 - each) / 8, rel=0.01)
+    assert eight.decode_seconds * 1e9 == pytest.approx(each + (one.decode_seconds * 1e9 - each) / 8, rel=0.01)
     slow_maths = replace(H200, bf16=1e12, fp8=1e12)
-    step = fit(REAL, slow_maths, 1, 2048, 1, "bf16").step
+    step = fit(REAL, slow_maths, 1, 2048, 1, "bf16").decode_seconds
     flop = 2 * (36.62e9 + 0.85e9) + 61 * 2048 * (278_528 + 16_384)
     assert step == pytest.approx(flop / 1e12, rel=0.01)
 
@@ -70,7 +71,9 @@ def test_time_is_bytes_or_flop_whichever_takes_longer():
 def test_sparse_reading_gains_less_from_more_gpus_because_every_one_has_the_whole_indexer():
     gain = []
     for ranks in (1, 8):
-        dense, sparse = (fit(REAL, H200, ranks, 131_072, 1, "deployed", kind).prompt for kind in ("dense", "sparse"))
+        dense, sparse = (
+            fit(REAL, H200, ranks, 131_072, 1, "deployed", kind).prefill_seconds for kind in ("dense", "sparse")
+        )
         gain.append(dense / sparse)
     assert gain[0] > 3 and gain[1] < 1.2
 
@@ -156,7 +159,7 @@ def test_the_command_records_what_the_chapter_draws(tmp_path, monkeypatch, capsy
         ("dense", 24), ("dense", 40), ("sparse", 24), ("sparse", 40),
     ]  # fmt: skip
     assert all(run["prefill_seconds"] > 0 and run["decode_tokens_per_second"] > 0 for run in found["runs"])
-    assert found["command"].startswith("python -m dsa.bench.full_width --out") and found["layers"] == 2
+    assert found["command"].startswith("dsa bench full-width --out") and found["layers"] == 2
     with pytest.raises(SystemExit, match="exists: choose another"):
         full_width.main(options)
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ BF16 = {"dense bf16", "sparse bf16", "sparse bf16 int8"}
 @pytest.fixture
 def narrow(monkeypatch):
     """Say whether this processor multiplies bf16 fast."""
-    return lambda is_fast: monkeypatch.setattr(cpu, "fast", lambda dtype: is_fast)
+    return lambda is_fast: monkeypatch.setattr(cpu, "is_fast", lambda dtype: is_fast)
 
 
 @pytest.mark.parametrize("shape", ["s1", "s2"])
@@ -32,17 +32,17 @@ def test_small_shapes_keep_the_real_proportions(shape):
 
 def test_bf16_is_timed_where_it_is_fast_and_only_in_decoding(narrow):
     narrow(True)
-    assert set(cpu.contenders(MINI, "decode", 64)) == FP32 | BF16
-    assert set(cpu.contenders(MINI, "prefill", 64)) == FP32
+    assert set(cpu.candidates(MINI, "decode", 64)) == FP32 | BF16
+    assert set(cpu.candidates(MINI, "prefill", 64)) == FP32
     narrow(False)
-    assert set(cpu.contenders(MINI, "decode", 64)) == FP32
+    assert set(cpu.candidates(MINI, "decode", 64)) == FP32
 
 
 @pytest.mark.parametrize("phase", flops.PHASES)
 def test_the_same_numbers_in_fewer_bits_attend_alike(narrow, phase):
     narrow(True)
     with torch.no_grad():
-        found = {name: call() for name, (call, _) in cpu.contenders(MINI, phase, 64).items()}
+        found = {name: call() for name, (call, _) in cpu.candidates(MINI, phase, 64).items()}
     for name in found.keys() & {"dense bf16", "sparse bf16"}:
         assert found[name].dtype == torch.bfloat16
         wide = found[name.removesuffix(" bf16")]
@@ -56,16 +56,16 @@ def test_eight_bits_reach_the_kernel_as_codes(monkeypatch):
     monkeypatch.setattr(layer.ops, "sparse_attention", lambda *arguments: None)
     layer.sparse_call(MINI, 64, 1, "int8")()
     [(q, k)] = seen
-    assert q.dtype == torch.int8 and k.numbers.dtype == torch.int8 and k.numbers.shape == (1, 64, MINI.index_head_dim)
+    assert q.dtype == torch.int8 and k.codes.dtype == torch.int8 and k.codes.shape == (1, 64, MINI.index_head_dim)
 
 
 def test_a_token_is_a_share_of_its_block(narrow, monkeypatch):
     narrow(False)
     monkeypatch.setattr(cpu, "cpu_seconds", lambda calls, repeats: dict.fromkeys(calls, 12.0))
-    queries, few, heads = layer.block(MINI, "prefill", 256)
-    assert (queries, heads, few) == (64, 1, 64)
+    queries, sparse_queries, heads = layer.work_per_call(MINI, "prefill", 256)
+    assert (queries, heads, sparse_queries) == (64, 1, 64)
     found = cpu.token_seconds(MINI, "prefill", 256)
-    assert found["dense"] == 12.0 * MINI.num_attention_heads / 64 and found["sparse"] == 12.0 / few
+    assert found["dense"] == 12.0 * MINI.num_attention_heads / 64 and found["sparse"] == 12.0 / sparse_queries
 
 
 def test_ratios_compare_equal_numbers():

@@ -17,7 +17,7 @@ def test_it_measures_every_column_and_says_so():
 def test_the_command_writes_where_the_numbers_come_from(tmp_path, capsys):
     decode.main(["--lengths", "32", "64", "--repeats", "1", "--out", str(tmp_path / "a.json")])
     noted = json.loads((tmp_path / "a.json").read_text())
-    assert noted["command"].startswith("python -m dsa.bench.decode --lengths 32 64")
+    assert noted["command"].startswith("dsa bench decode --lengths 32 64")
     assert noted["machine"] and noted["versions"]["torch"] == torch.__version__ and len(noted["rows"]) == 2
     assert "From 32 to 64 tokens" in capsys.readouterr().out
 

@@ -23,12 +23,12 @@ from course.figures.own_machine import layer_seconds
 from dsa.bench import timing
 from dsa.bench.gpu import __main__ as command
 from dsa.bench.gpu import baselines, correctness, suite
-from dsa.bench.gpu.cases import cases
+from dsa.bench.gpu.benchmark_case import BenchmarkCase, Candidate, Target, judge
+from dsa.bench.gpu.cases import case_groups
 from dsa.bench.gpu.inputs import Inputs, Shape
-from dsa.bench.gpu.trial import Contender, Goal, Trial, judged
 from dsa.kernels.triton import compile as aot
 from dsa.kernels.triton import index_logits, sparse_attention, top_k
-from dsa.kernels.triton.launch import Recorder, run
+from dsa.kernels.triton.launch import Recorder, launch
 
 META = Inputs(torch.device("meta"))
 CPU = Inputs(torch.device("cpu"), torch.float32, sets=2)
@@ -58,25 +58,25 @@ def record(tmp_path_factory):
 
 
 def test_every_contender_of_every_case_runs_and_is_right(record):
-    wanted = {trial.name for trials in cases(Shape(lengths=(64, 128))).values() for trial in trials}
-    assert set(record["trials"]) == wanted
-    for name, trial in record["trials"].items():
-        assert "failed" not in trial and len(trial["contenders"]) > 1, name
-        for contender, row in trial["contenders"].items():
-            if contender not in LIBRARY:
-                assert row.get("milliseconds") == [1.0, 2.0], (name, contender, row)
+    wanted = {case.name for cases in case_groups(Shape(lengths=(64, 128))).values() for case in cases}
+    assert set(record["cases"]) == wanted
+    for name, case in record["cases"].items():
+        assert "failed" not in case and len(case["candidates"]) > 1, name
+        for candidate, row in case["candidates"].items():
+            if candidate not in LIBRARY:
+                assert row.get("milliseconds") == [1.0, 2.0], (name, candidate, row)
                 assert row["error"] < 2e-3
 
 
 def test_every_goal_is_judged_and_the_record_says_where_it_comes_from(record):
-    goals = {
-        name: (t["unit"], t["goal"], t["least"], t["verdict"]) for name, t in record["trials"].items() if "unit" in t
+    targets = {
+        name: (t["unit"], t["target"], t["minimum"], t["verdict"]) for name, t in record["cases"].items() if "unit" in t
     }
-    assert goals["index logits, 128 keys"] == ("TFLOP/s", 700, 500, "missed")
-    assert goals["top-k"] == ("ms", 3, 6, "goal")  # at 1.5 ms by the clock that is none
-    assert goals["index decode"][3] == "goal"
-    assert goals["layer, prefill, 128 keys"][3] == "missed: dense reaches less than 500 TFLOP/s"
-    assert len(goals) == 9
+    assert targets["index logits, 128 keys"] == ("TFLOP/s", 700, 500, "missed")
+    assert targets["top-k"] == ("ms", 3, 6, "target")  # at 1.5 ms by the clock that is none
+    assert targets["index decode"][3] == "target"
+    assert targets["layer, prefill, 128 keys"][3] == "missed: dense reaches less than 500 TFLOP/s"
+    assert len(targets) == 9
     assert set(record) >= {"command", "machine", "versions", "date", "what"}
 
 
@@ -98,24 +98,24 @@ def test_attention_by_groups_of_heads_is_attention(monkeypatch):
 
 def test_nan_and_a_missing_mask_never_pass():
     right = torch.tensor([1.0, 2.0, -torch.inf])
-    assert correctness.error(right, right) == 0
+    assert correctness.relative_error(right, right) == 0
     for wrong in ([1.0, torch.nan, -torch.inf], [1.0, 2.0, 0.0], [1.0, -torch.inf, -torch.inf]):
-        assert correctness.error(torch.tensor(wrong), right) == float("inf")
-    assert correctness.error(torch.tensor([1.0, 2.5, -torch.inf]), right) == pytest.approx(0.5 / 5**0.5)
-    assert correctness.error(right[:1], right) == float("inf")
+        assert correctness.relative_error(torch.tensor(wrong), right) == float("inf")
+    assert correctness.relative_error(torch.tensor([1.0, 2.5, -torch.inf]), right) == pytest.approx(0.5 / 5**0.5)
+    assert correctness.relative_error(right[:1], right) == float("inf")
 
 
 def test_a_choice_with_a_repeated_or_another_position_is_not_the_choice():
     right = torch.tensor([[[1, 4, 6, 9]]])
-    assert correctness.missed(right.flip(-1), right) == 0
-    assert correctness.missed(torch.tensor([[[1, 4, 6, 8]]]), right) == 0.25
-    assert correctness.missed(torch.tensor([[[1, 4, 6, 6]]]), right) == float("inf")
-    assert correctness.missed(right[..., :3], right) == float("inf")
+    assert correctness.missed_share(right.flip(-1), right) == 0
+    assert correctness.missed_share(torch.tensor([[[1, 4, 6, 8]]]), right) == 0.25
+    assert correctness.missed_share(torch.tensor([[[1, 4, 6, 6]]]), right) == float("inf")
+    assert correctness.missed_share(right[..., :3], right) == float("inf")
 
 
-def contender(call):
+def candidate(call):
     right = torch.arange(4.0)
-    return Contender(call, lambda out: correctness.error(out, right), flop=1e9)
+    return Candidate(call, lambda out: correctness.relative_error(out, right), flop=1e9)
 
 
 WRONG = {
@@ -130,26 +130,26 @@ def clock(calls):
 
 
 def test_the_wrong_is_not_timed_and_stops_nobody_else():
-    contenders = {name: contender(call) for name, call in WRONG.items()} | {
-        "right": contender(lambda n: torch.arange(4.0))
+    candidates = {name: candidate(call) for name, call in WRONG.items()} | {
+        "right": candidate(lambda n: torch.arange(4.0))
     }
-    trial = Trial("trial", lambda make: contenders, Goal("TFLOP/s", 2, 1))
+    case = BenchmarkCase("case", lambda make: candidates, Target("TFLOP/s", 2, 1))
     saved = []
-    found = suite.run_trial(trial, CPU, clock, lambda found: saved.append(json.dumps(found)))
-    rows = found["contenders"]
+    found = suite.run_case(case, CPU, clock, lambda found: saved.append(json.dumps(found)))
+    rows = found["candidates"]
     assert rows["one number unwritten"]["failed"].startswith("wrong by inf")
     assert rows["another number"]["failed"].startswith("wrong by 0.27")
     assert rows["does not compile"]["failed"] == "RuntimeError: no such instruction"
     assert rows["right"]["tflops"] == pytest.approx(1)
     assert found["verdict"] == "not measured"  # the first is ours, and it was wrong
-    assert len(saved) == len(contenders) + 1  # after each, and at the end
+    assert len(saved) == len(candidates) + 1  # after each, and at the end
 
 
 def test_a_trial_whose_inputs_do_not_fit_is_written_down():
     def build(make):
         raise torch.OutOfMemoryError("too much")
 
-    assert suite.run_trial(Trial("t", build), CPU, clock, len)["failed"] == "OutOfMemoryError: too much"
+    assert suite.run_case(BenchmarkCase("t", build), CPU, clock, len)["failed"] == "OutOfMemoryError: too much"
 
 
 def test_a_ratio_needs_a_dense_contender_that_is_quick():
@@ -157,10 +157,10 @@ def test_a_ratio_needs_a_dense_contender_that_is_quick():
         "sparse": {"milliseconds": [1.0, 1.0]},
         "dense": {"milliseconds": [4.0, 4.0], "tflops": 480, "counted": 0.9},
     }
-    goal = Goal("times", 3.5, 2.5, dense=500)
-    assert judged(goal, rows)["verdict"] == "missed: dense reaches less than 500 TFLOP/s"
+    target = Target("times", 3.5, 2.5, dense=500)
+    assert judge(target, rows)["verdict"] == "missed: dense reaches less than 500 TFLOP/s"
     rows["dense"]["tflops"] = 510
-    assert judged(goal, rows) == {"unit": "times", "goal": 3.5, "least": 2.5, "figure": 3.6, "verdict": "goal"}
+    assert judge(target, rows) == {"unit": "times", "target": 3.5, "minimum": 2.5, "figure": 3.6, "verdict": "target"}
 
 
 # nothing found is lost ----------------------------------------------------------------------------------------------
@@ -171,13 +171,15 @@ def test_a_run_that_is_killed_keeps_what_it_had(tmp_path):
         raise KeyboardInterrupt
 
     path = tmp_path / "gpu.json"
-    trial = Trial("t", lambda make: {"first": contender(lambda n: torch.arange(4.0)), "second": contender(killed)})
+    case = BenchmarkCase(
+        "t", lambda make: {"first": candidate(lambda n: torch.arange(4.0)), "second": candidate(killed)}
+    )
     with pytest.raises(KeyboardInterrupt):
-        suite.run_case([trial], CPU, clock, suite.Record(path, {"date": "today"}).keep)
-    assert list(json.loads(path.read_text())["trials"]["t"]["contenders"]) == ["first"]
-    suite.Record(path, {"date": "tomorrow"}).keep("other", {"contenders": {}})  # a later process adds to it
+        suite.run_group([case], CPU, clock, suite.Record(path, {"date": "today"}).keep)
+    assert list(json.loads(path.read_text())["cases"]["t"]["candidates"]) == ["first"]
+    suite.Record(path, {"date": "tomorrow"}).keep("other", {"candidates": {}})  # a later process adds to it
     kept = json.loads(path.read_text())
-    assert list(kept["trials"]) == ["t", "other"] and kept["date"] == "tomorrow"
+    assert list(kept["cases"]) == ["t", "other"] and kept["date"] == "tomorrow"
     assert [p.name for p in tmp_path.iterdir()] == ["gpu.json"]
 
 
@@ -187,13 +189,13 @@ def test_a_case_that_dies_or_hangs_is_named_and_the_next_one_runs(tmp_path):
         "hangs": "import time; time.sleep(60)",
         "well": f"open({str(tmp_path / 'well')!r}, 'w')",
     }
-    broken = suite.apart(list(programs), lambda name: [sys.executable, "-c", programs[name]], limit=2)
+    broken = suite.run_isolated(list(programs), lambda name: [sys.executable, "-c", programs[name]], limit=2)
     assert broken == {"dies": "its process ended with 3", "hangs": "stopped after 2 seconds"}
     assert (tmp_path / "well").exists()
 
 
 def test_the_names_that_the_command_takes_are_the_cases():
-    assert tuple(cases(Shape())) == command.CASES
+    assert tuple(case_groups(Shape())) == command.GROUPS
 
 
 # full size, counted -------------------------------------------------------------------------------------------------
@@ -224,29 +226,29 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-TRIALS = [trial for trials in cases(Shape()).values() for trial in trials]
+CASES = [case for cases in case_groups(Shape()).values() for case in cases]
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
-def test_a_trial_fits_the_memory_of_an_h200(trial):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_trial_fits_the_memory_of_an_h200(case):
     gc.collect()
-    make = Inputs(META.device, sets=min(trial.sets, META.sets))
+    make = Inputs(META.device, sets=min(case.sets, META.sets))
     with Peak() as peak:
-        for name, contender in trial.build(make).items():
+        for name, candidate in case.build(make).items():
             if not any(word in name for word in ("MHA", "torch", "efficient")):  # whose answers are small, and no more
-                contender.call(0)
+                candidate.call(0)
     assert peak.most < 0.8 * H200, f"{peak.most / 2**30:.0f} GiB"
 
 
 def test_all_of_it_takes_less_than_ten_minutes():
     """At a tenth of what dense kernels reach, with five seconds to start a process and 2.5 to compile a kernel."""
-    seconds = 5 * len(cases(Shape()))
+    seconds = 5 * len(case_groups(Shape()))
     kinds = {"index_logits_kernel": 2, "top_k_kernel": 3, "sparse_attention_kernel": 7}  # of arguments, compiled apart
-    seconds += 2.5 * sum(len(kernel.sizes) * kinds.get(kernel.name, 1) for kernel in suite.TUNED)
-    for trial in TRIALS:
-        for contender in trial.build(Inputs(META.device, sets=trial.sets)).values():
-            once = contender.flop / 40e12 + contender.bytes / 0.4e12
-            seconds += (3 * trial.sets + 2) * once + 2 * max(timing.SECONDS, timing.FEWEST * once)
+    seconds += 2.5 * sum(len(kernel.configs) * kinds.get(kernel.name, 1) for kernel in suite.TUNED)
+    for case in CASES:
+        for candidate in case.build(Inputs(META.device, sets=case.sets)).values():
+            once = candidate.flop / 40e12 + candidate.bytes / 0.4e12
+            seconds += (3 * case.sets + 2) * once + 2 * max(timing.ROUND_SECONDS, timing.MIN_CALLS * once)
     assert seconds < 600, seconds
 
 
@@ -254,11 +256,11 @@ def test_all_of_it_takes_less_than_ten_minutes():
 def test_what_decoding_starts_at_full_size_compiles_for_hopper(name, monkeypatch):
     recorder = Recorder()
     for function in (index_logits.index_logits, sparse_attention.attend, sparse_attention.merge, top_k.top_k):
-        given = tuple(recorder if value is run else value for value in function.__defaults__)
+        given = tuple(recorder if value is launch else value for value in function.__defaults__)
         monkeypatch.setattr(function, "__defaults__", given)
-    for contender in cases(Shape())[name][-1].build(META).values():
-        contender.call(0)
-    found = {str(aot.source(kernel, arguments, kernel.sizes[0]).hash()): (kernel, arguments)
+    for candidate in case_groups(Shape())[name][-1].build(META).values():
+        candidate.call(0)
+    found = {str(aot.ast_source(kernel, arguments, kernel.configs[0]).hash()): (kernel, arguments)
              for kernel, arguments in recorder.calls}  # fmt: skip
     assert found
     for kernel, arguments in found.values():

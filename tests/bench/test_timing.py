@@ -1,4 +1,4 @@
-"""All contenders take turns, the median counts, and threads are given back; never how long anything took."""
+"""All candidates take turns, the median counts, and threads are given back; never how long anything took."""
 
 import pytest
 import torch

@@ -67,7 +67,7 @@ def agrees(config, folder):
     back = dsa.from_pretrained(folder)
     a, b = model.state_dict(), back.state_dict()
     assert back.config == config and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert inspect.look(folder).problem is None
+    assert inspect.inspect_folder(folder).problem is None
     tokens = small.tokens(2, T, vocab=config.vocab_size)
     found, expected = oracle.ours(back, tokens), oracle.theirs(oracle.load(folder), tokens)
     assume(expected.logits.std() < 20)  # weights drawn at the very edge of what the tolerance is meant for
@@ -100,6 +100,6 @@ def test_any_model_goes_through_fp8(config):
         dsa.save_pretrained(model, folder, fp8=True)
         wide, kept = (dsa.from_pretrained(folder, keep_fp8=keep) for keep in (False, True))
         assert torch.equal(wide(tokens), kept(tokens))
-        assert inspect.look(Path(folder)).problem is None
+        assert inspect.inspect_folder(Path(folder)).problem is None
     for name, tensor in wide.state_dict().items():
         assert (tensor - model.state_dict()[name]).abs().max() <= model.state_dict()[name].abs().max() / 16, name

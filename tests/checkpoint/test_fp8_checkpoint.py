@@ -105,7 +105,7 @@ def test_gradients_pass_through_what_is_kept(made):
     layer = dsa.from_pretrained(made[0], keep_fp8=True).get_submodule(WEIGHT.removesuffix(".weight"))
     x = torch.randn(3, 129, requires_grad=True)
     layer(x).sum().backward()
-    assert torch.allclose(x.grad, layer.expanded(torch.float32).sum(0).expand(3, -1))
+    assert torch.allclose(x.grad, layer.dequantized(torch.float32).sum(0).expand(3, -1))
     assert not list(layer.parameters())
 
 
@@ -221,7 +221,7 @@ def with_scale(value):
     return change(SCALE, by)
 
 
-def quantisation(**changes):
+def quantization(**changes):
     return edit("config.json", lambda c: c["quantization_config"].update(changes))
 
 
@@ -266,9 +266,9 @@ DAMAGE = {
     "a layer too few": (
         edit("config.json", lambda c: c.update(num_hidden_layers=2)), [r"layers\.3\.", "unknown tensor"],
     ),
-    "another method": (quantisation(quant_method="awq"), [r"config\.json", "quant_method='awq', only 'fp8'"]),
-    "other blocks": (quantisation(weight_block_size=[64, 64]), [r"weight_block_size=\[64, 64\], only \[128, 128\]"]),
-    "another eight bits": (quantisation(fmt="e5m2"), ["fmt='e5m2', only 'e4m3'"]),
+    "another method": (quantization(quant_method="awq"), [r"config\.json", "quant_method='awq', only 'fp8'"]),
+    "other blocks": (quantization(weight_block_size=[64, 64]), [r"weight_block_size=\[64, 64\], only \[128, 128\]"]),
+    "another eight bits": (quantization(fmt="e5m2"), ["fmt='e5m2', only 'e4m3'"]),
     "method no object": (
         edit("config.json", lambda c: c.update(quantization_config="fp8")), ["'fp8' is no JSON object"],
     ),

@@ -17,7 +17,7 @@ import small
 from dsa.analysis import serving_fit
 from dsa.analysis.memory import stored_parameters, weight_bytes_read
 from dsa.checkpoint import inspect
-from dsa.checkpoint.save import PUBLISHED
+from dsa.checkpoint.save import FP8_WEIGHTS
 from dsa.model.config import Config
 from dsa.model.transformer import Layer, Transformer
 
@@ -52,7 +52,7 @@ def published_entries(config):
     shapes |= {f"model.layers.{config.num_hidden_layers}.{name}": shape for name, shape in extra.items()}
     entries = {}
     for name, shape in shapes.items():
-        if PUBLISHED.search(name):
+        if FP8_WEIGHTS.search(name):
             entries[name] = ("F8_E4M3", shape)
             entries[name + "_scale_inv"] = ("F32", tuple(ceil(size / 128) for size in shape))
         else:
@@ -72,7 +72,7 @@ def published(tmp_path_factory):
         weight_map |= dict.fromkeys(part, f"model-{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(published_style.old_style(config)))
-    return inspect.look(folder)
+    return inspect.inspect_folder(folder)
 
 
 @pytest.mark.slow
@@ -80,12 +80,12 @@ def test_the_published_model_adds_up(published):
     parameters, config = published.parameters(), Config.v32_exp()
     assert published.problem is None
     assert parameters["indexer"] == 61 * 13_959_424
-    main = {part: count for part, count in parameters.items() if part != inspect.PREDICTION}
+    main = {part: count for part, count in parameters.items() if part != inspect.MTP_PART}
     few = main["norms"] + 58 * 256 + 61 * 2 * 128  # norms, router biases and the index keys' LayerNorm: no matrices
     assert sum(main.values()) == stored_parameters(config) + few
     assert round(sum(main.values()) / 1e9, 2) == round(671.03 + 0.85, 2)
     copies = 2 * config.vocab_size * config.hidden_size
-    assert round((parameters[inspect.PREDICTION] - copies) / 1e9, 1) == 11.6
+    assert round((parameters[inspect.MTP_PART] - copies) / 1e9, 1) == 11.6
     assert round(sum(parameters.values()) / 1e9) == 685
     assert set(main) == {part for part, _ in inspect.PARTS}
 
@@ -112,7 +112,7 @@ def test_the_memory_foretold_is_the_memory_taken(keep, tmp_path):
     published_style.write(tmp_path)
     model = dsa.from_pretrained(tmp_path, dtype=torch.bfloat16, keep_fp8=keep)
     taken = sum(tensor.nbytes for tensor in model.state_dict().values())
-    assert inspect.look(tmp_path).weight_bytes(1, keep) == taken
+    assert inspect.inspect_folder(tmp_path).weight_bytes(1, keep) == taken
 
 
 def test_the_command_lists_what_is_there(tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_the_command_lists_what_is_there(tmp_path, capsys):
     assert ended.value.code == 0 and "3 layers, sparse, top-6, context 128" in text and "it will load" in text
     total = sum(t.numel() for name, t in twin.items() if "layers.3." not in name)
     assert f"{total:,}" in text and f"{sum(t.numel() for t in twin.values()) - total:,}" in text
-    kinds = Counter(tensor.kind for tensor in inspect.look(tmp_path).stored.values())
+    kinds = Counter(tensor.dtype for tensor in inspect.inspect_folder(tmp_path).stored.values())
     assert all(f"{count} tensors in {kind}" in text for kind, count in kinds.items()) and len(kinds) == 3
     assert config.index_topk == 6
 
@@ -137,5 +137,5 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     text = capsys.readouterr().out  # what is there is listed all the same
     assert ended.value.code == 1 and "it will NOT load" in text and "expected (62, 48)" in text and "experts" in text
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(SystemExit, match=r"it will NOT load: .* no safetensors at all"):
+    with pytest.raises(SystemExit, match=r"error: .* no safetensors at all"):
         inspect.main([str(tmp_path)])

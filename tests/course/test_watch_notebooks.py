@@ -10,7 +10,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import watch_notebooks
-from course.builder.lint import BUDGETS, seconds
+from course.builder.lint import BUDGETS, time_budget
 from processor import processor_seconds
 from project import NOTEBOOKS, ROOT
 
@@ -81,7 +81,7 @@ def test_each_notebook_has_its_own_budget(budgets):
 
 def test_budgets_are_for_notebooks_that_exist():
     assert {path.stem for path in (NOTEBOOKS / "course/src").glob("*.py")} >= set(BUDGETS)
-    assert all(0 < seconds(name) <= 150 for name in BUDGETS)
+    assert all(0 < time_budget(name) <= 150 for name in BUDGETS)
 
 
 def write(path):

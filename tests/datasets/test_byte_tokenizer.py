@@ -33,7 +33,7 @@ def test_round_trip_pieces_and_words_of_any_text(text):
     assert tok.decode(ids) == text
     assert all(0 <= i <= tok.INDENT for i in ids)  # a text never holds a key or a value
     assert int(tok.byte_count(torch.tensor(ids, dtype=torch.long)).sum()) == len(text.encode())
-    names = tok.pieces(ids)
+    names = tok.token_labels(ids)
     assert len(names) == len(ids) and all(name.strip() for name in names)
     spans = tok.words(ids)
     assert [w.start for w in spans] == [0, *[w.stop for w in spans]][: len(spans)]
@@ -44,7 +44,7 @@ def test_round_trip_pieces_and_words_of_any_text(text):
 @given(st.lists(st.integers(0, tok.VOCAB - 1)))
 def test_any_ids_have_a_text_and_names(ids):
     assert isinstance(tok.decode(ids), str)
-    assert len(tok.pieces(ids)) == len(ids)
+    assert len(tok.token_labels(ids)) == len(ids)
     assert tok.decode(torch.tensor(ids, dtype=torch.long)) == tok.decode(ids)
 
 
@@ -56,7 +56,7 @@ def test_vocabulary_is_bytes_indent_keys_and_values():
 
 def test_pieces_name_what_cannot_be_seen():
     ids = [*tok.encode("é \n    \t\x07"), tok.key(7), tok.value(3), 0xE9]
-    assert tok.pieces(ids) == [
+    assert tok.token_labels(ids) == [
         "é 1/2", "é 2/2", "␣", "↵", "␣␣␣␣", "⇥", "0x07", "key 7", "value 3", "0xE9",
     ]  # fmt: skip
     assert tok.decode([tok.key(7), tok.value(3), 0xE9]) == "⟨K7⟩⟨V3⟩\ufffd"

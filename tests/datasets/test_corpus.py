@@ -85,7 +85,7 @@ def test_an_empty_folder_and_a_short_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="18 tokens, one sequence needs 64"):
         own.batch(seeded(), 1, 64)
     with pytest.raises(ValueError, match="give more text"):
-        own.require(64)
+        own.require_length(64)
 
 
 def test_too_large_a_folder_is_refused(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsa.datasets import byte_tokenizer as tok
-from dsa.datasets.recall_tasks import Copy, Needles, hide
+from dsa.datasets.recall_tasks import Copy, Needles, insert_needle
 
 
 def seeded(seed=0):
@@ -24,7 +24,7 @@ def test_copy_repeats_distinct_symbols():
     assert torch.equal(episodes.answers, episodes.tokens.gather(1, episodes.query + 1))
     assert (episodes.tokens >= tok.FIRST_KEY).all() and (episodes.tokens < tok.VOCAB).all()
     assert len(episodes.distance[:, 0].unique()) > 10  # the period is not the same for all
-    for row, counts in zip(episodes.tokens, episodes.counts, strict=True):
+    for row, counts in zip(episodes.tokens, episodes.loss_mask, strict=True):
         first = int(counts.int().argmax())  # the first counted token is the second of the first repeat
         assert len(row[: first - 1].unique()) == first - 1 and counts[first:].all()
 
@@ -46,9 +46,9 @@ def test_needles_have_one_source_each(text):
 def test_only_what_can_be_predicted_counts(text):
     episodes = Needles(text, 128, 8, 5).generate(seeded(1), 10)
     special = episodes.tokens >= tok.FIRST_KEY
-    counted = episodes.counts & special
+    counted = episodes.loss_mask & special
     assert (counted.sum(1) == 5).all()  # of keys and values only the answers
-    assert (episodes.counts | special)[:, 1:].all() and not episodes.counts[:, 0].any()
+    assert (episodes.loss_mask | special)[:, 1:].all() and not episodes.loss_mask[:, 0].any()
     assert counted.gather(1, episodes.query + 1).all()
 
 
@@ -78,7 +78,7 @@ def test_scores(text):
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
 def test_hide_keeps_words_whole(depth):
     text = "Zoë wrote 深度 on the wall, " * 3
-    hidden = hide(text, 256, depth, key=7, value=3)
+    hidden = insert_needle(text, 256, depth, key=7, value=3)
     ids = hidden.tokens.tolist()
     assert ids[hidden.key] == ids[hidden.query] == tok.key(7)
     assert ids[hidden.value] == hidden.answer == tok.value(3) and hidden.query == len(ids) - 1
@@ -88,9 +88,9 @@ def test_hide_keeps_words_whole(depth):
 
 
 def test_hide_keeps_the_last_tokens_of_a_long_text():
-    hidden = hide("a long text " * 100, 64)
+    hidden = insert_needle("a long text " * 100, 64)
     assert len(hidden.tokens) <= 64 and tok.decode(hidden.tokens[:-1]).endswith("long text ")
-    assert len(hide("", 8).tokens) == 3
+    assert len(insert_needle("", 8).tokens) == 3
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_hide_keeps_the_last_tokens_of_a_long_text():
         (lambda text: Needles(text, 64, 16, 17), "queries <= pairs"),
         (lambda text: Needles(text, 64, 33, 1), "pairs <= 32"),
         (lambda text: Needles(text, 64, 17, 16), "fill 66 tokens"),
-        (lambda text: hide("text", depth=1.5), "not 1.5"),
-        (lambda text: hide("text", length=3), "4 or more"),
-        (lambda text: hide("text", key=32), "0 to 31"),
+        (lambda text: insert_needle("text", depth=1.5), "not 1.5"),
+        (lambda text: insert_needle("text", length=3), "4 or more"),
+        (lambda text: insert_needle("text", key=32), "0 to 31"),
     ],
 )
 def test_impossible_tasks_are_refused(text, call, words):

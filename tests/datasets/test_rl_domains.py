@@ -9,7 +9,7 @@ import torch
 from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
 from dsa.datasets.rl_domains import DOMAINS, LEVELS, generate, solve
 from dsa.datasets.rl_symbols import ANSWER, ASK, COLON, DIGITS, END, FAILED, NAMES, PAD, PASSED, RUN, read, write
-from dsa.datasets.rl_transcripts import COMPLETION, LENGTH, PROMPT, Exercises, play, worked
+from dsa.datasets.rl_transcripts import COMPLETION, LENGTH, PROMPT, Demonstrations, demonstration, run_with_tool
 
 KINDS = list(product(DOMAINS, LEVELS, (False, True)))
 each = pytest.mark.parametrize(("name", "level", "thinking"), KINDS)
@@ -43,12 +43,12 @@ def independent(problem, answer):
 @each
 def test_right_answers_are_accepted_and_fit(name, level, thinking):
     for problem in problems(name, level, thinking):
-        one = worked(problem)
-        assert one.correct and one.spoken == solve(problem)
+        one = demonstration(problem)
+        assert one.correct and one.completion == solve(problem)
         assert len(problem.prompt) <= PROMPT and len(one.tokens) <= COMPLETION
-        assert rl_domains.thinks(problem, one.spoken) == thinking
+        assert rl_domains.contains_thought(problem, one.completion) == thinking
         if name in ("maths", "sorting", "brackets"):
-            assert independent(problem, one.spoken[one.spoken.index(ANSWER) + 1 : -1])
+            assert independent(problem, one.completion[one.completion.index(ANSWER) + 1 : -1])
 
 
 @each
@@ -77,7 +77,7 @@ def test_the_agents_must_do_and_not_only_say(level):
         for place in [n for n, token in enumerate(right) if token in DIGITS]:
             wrong = DIGITS[(DIGITS.index(right[place]) + 1) % 10]
             changed = (*right[:place], wrong, *right[place + 1 :])
-            assert not rl_domains.correct(problem, changed) and FAILED in play(problem, changed).tokens
+            assert not rl_domains.correct(problem, changed) and FAILED in run_with_tool(problem, changed).tokens
         assert not rl_domains.correct(problem, (PASSED, END)) and not rl_domains.correct(problem, (RUN, PASSED, END))
         assert not rl_domains.correct(problem, right[1:]), "without running the tests"
     for problem in problems("search", level, True):
@@ -99,20 +99,20 @@ def test_a_wrong_thought_does_no_harm():
 
 def test_tools_say_what_they_know_and_nothing_else():
     chain = rl_domains.Problem("search", 2, False, write("⌕ D a"), {NAMES[0]: NAMES[2], NAMES[2]: DIGITS[7]})
-    assert read(play(chain, write("? a ? c = 7 .")).tokens) == "? a c ? c 7 = 7 ."
-    assert read(play(chain, write("? b ? a = 7 .")).tokens) == "? b ✗ ."
+    assert read(run_with_tool(chain, write("? a ? c = 7 .")).tokens) == "? a c ? c 7 = 7 ."
+    assert read(run_with_tool(chain, write("? b ? a = 7 .")).tokens) == "? b ✗ ."
     broken = rl_domains.Problem(
         "repair", 2, False, write("✎ D a 1 b 2 c 3"), {NAMES[1]: DIGITS[2], NAMES[0]: DIGITS[1]}
     )
-    assert read(play(broken, write("▸ 2 1 .")).tokens) == "▸ b 2 a 1 ✓ ."
-    assert read(play(broken, write("▸ 2 5 .")).tokens) == "▸ b 2 a 5 ✗ ."
-    one = play(broken, write("▸ 2 1 ."))
-    assert one.own == (True, False, True, False, True, False, True) and one.spoken == write("▸ 2 1 .")
+    assert read(run_with_tool(broken, write("▸ 2 1 .")).tokens) == "▸ b 2 a 1 ✓ ."
+    assert read(run_with_tool(broken, write("▸ 2 5 .")).tokens) == "▸ b 2 a 5 ✗ ."
+    one = run_with_tool(broken, write("▸ 2 1 ."))
+    assert one.completion_mask == (True, False, True, False, True, False, True) and one.completion == write("▸ 2 1 .")
 
 
 def test_levels_get_harder_and_all_problems_differ():
     for name in DOMAINS:
-        lengths = [len(worked(problems(name, level, False)[0]).tokens) for level in LEVELS]
+        lengths = [len(demonstration(problems(name, level, False)[0]).tokens) for level in LEVELS]
         assert lengths == sorted(lengths)
         if name != "search":
             assert len({problem.prompt for problem in problems(name, 3, False)}) > 30
@@ -120,10 +120,10 @@ def test_levels_get_harder_and_all_problems_differ():
 
 def test_a_batch_marks_the_models_own_tokens():
     generator = torch.Generator().manual_seed(0)
-    drawn = rl_transcripts.draw(generator, tuple(DOMAINS), 10)
-    episodes = rl_transcripts.batch([worked(problem) for problem in drawn])
-    assert episodes.tokens.shape == episodes.counts.shape == (10, LENGTH)
-    for row, counts, problem in zip(episodes.tokens, episodes.counts, drawn, strict=True):
+    drawn = rl_transcripts.sample_problems(generator, tuple(DOMAINS), 10)
+    episodes = rl_transcripts.batch([demonstration(problem) for problem in drawn])
+    assert episodes.tokens.shape == episodes.loss_mask.shape == (10, LENGTH)
+    for row, counts, problem in zip(episodes.tokens, episodes.loss_mask, drawn, strict=True):
         assert row[counts].tolist() == list(solve(problem))
         assert not counts[:PROMPT].any() and (row[: PROMPT - len(problem.prompt)] == PAD).all()
 
@@ -132,14 +132,14 @@ def test_the_bases_corpus_has_as_many_mistakes_as_it_says():
     chance, wrong = Random(0), 0
     for name, level, thinking in KINDS * 10:
         problem = generate(chance, name, level, thinking)
-        one = rl_transcripts.careless(chance, problem)
+        one = rl_transcripts.noisy_demonstration(chance, problem)
         wrong += not one.correct
-        assert one.spoken[-1] == END and one.spoken != solve(problem)
+        assert one.completion[-1] == END and one.completion != solve(problem)
     assert wrong > 0.7 * 10 * len(KINDS)  # some mistakes are in thoughts and harm nothing
-    clean, dirty = (Exercises(mistakes=share).generate(torch.Generator().manual_seed(3), 300) for share in (0, 0.4))
+    clean, dirty = (Demonstrations(noise=share).generate(torch.Generator().manual_seed(3), 300) for share in (0, 0.4))
     changed = (clean.tokens != dirty.tokens).any(1).float().mean()
     assert 0.3 < changed < 0.5
-    again = Exercises(mistakes=0.4).generate(torch.Generator().manual_seed(3), 300)
+    again = Demonstrations(noise=0.4).generate(torch.Generator().manual_seed(3), 300)
     assert torch.equal(again.tokens, dirty.tokens)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import dsa
 import small
-from dsa.datasets.corpus import own_text
+from dsa.datasets.corpus import user_text
 from dsa.datasets.recall_tasks import Copy, Needles
 from dsa.distributed import fsdp
 from dsa.model.moe import MoE
@@ -33,7 +33,10 @@ CONFIG = pretrain.dense_config(64).replace(**TINY)
 
 
 def plan(text):
-    return [Phase("copy", 3, pretrain.learn(Copy(32), 4)), Phase("text", 2, pretrain.learn(Needles(text, 64, 4, 4), 4))]
+    return [
+        Phase("copy", 3, pretrain.lm_objective(Copy(32), 4)),
+        Phase("text", 2, pretrain.lm_objective(Needles(text, 64, 4, 4), 4)),
+    ]
 
 
 def three_stages(folder, text):
@@ -60,7 +63,7 @@ def save_again(folder, other):
 
 
 def command(folder, name, *options):
-    """`python -m dsa.training.pretrain` with a plan of seconds."""
+    """`dsa train pretrain` with a plan of seconds."""
     changes = {"phases": plan, "dense_config": lambda: CONFIG, "LENGTH": 64}
     with mock.patch.multiple(pretrain, **changes):
         pretrain.main(["--out", str(folder / name), "--corpus", str(folder / "a.txt"), *options])
@@ -90,7 +93,7 @@ def in_parts(text, work=None, resume=False, kill_after=None):
 def killed(folder):
     """Never returns: step 4 of 5 is the last one, and step 2 the last that was saved."""
     with fsdp.processes():
-        in_parts(own_text(folder / "a.txt"), folder / "killed", kill_after=4)
+        in_parts(user_text(folder / "a.txt"), folder / "killed", kill_after=4)
 
 
 def resumed(text, folder):
@@ -101,7 +104,7 @@ def resumed(text, folder):
 
 
 def indexed(folder):
-    """`python -m dsa.training.indexer` on what `pretrain` has made, then its sparse stage."""
+    """`dsa train indexer` on what `pretrain` has made, then its sparse stage."""
     common = ["--corpus", str(folder / "a.txt"), "--optimizer", "adamw", "--steps", "2", "--batch", "4", "--top-k", "8"]
     indexer.main([str(folder / "made"), "--out", str(folder / "indexed"), "--then-sparse", "2", *common])
 
@@ -109,15 +112,15 @@ def indexed(folder):
 def worker(folder):
     """What each of the two processes does."""
     with fsdp.processes():
-        model, rows = three_stages(folder / "two", own_text(folder / "a.txt"))
+        model, rows = three_stages(folder / "two", user_text(folder / "a.txt"))
         if fsdp.rank() == 0:
             save_file(model.state_dict(), folder / "two.safetensors")
             (folder / "two.json").write_text(json.dumps(rows))
         save_again(folder / "two", folder / "again")
         command(folder, "made", "--optimizer", "adamw")
-        fsdp.wait()  # rank 0 is the one that writes it
+        fsdp.barrier()  # rank 0 is the one that writes it
         indexed(folder)
-        found = resumed(own_text(folder / "a.txt"), folder)
+        found = resumed(user_text(folder / "a.txt"), folder)
         if fsdp.rank() == 0:
             (folder / "resumed.json").write_text(json.dumps(found))
         with pytest.raises(SystemExit, match="'muon' needs whole matrices, 2 processes have parts: use adamw"):
@@ -142,7 +145,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(trained):
     """What one process makes of the same."""
-    return three_stages(trained / "one", own_text(trained / "a.txt"))
+    return three_stages(trained / "one", user_text(trained / "a.txt"))
 
 
 def test_the_losses_are_the_same(trained, alone):
@@ -171,7 +174,7 @@ def test_the_saved_state_is_whole_and_can_be_taken_up_by_any_number_of_processes
 def test_the_command_makes_one_whole_folder(trained):
     assert not (trained / "made.partial").exists() and not (trained / "refused").exists()
     record = json.loads((trained / "made" / "provenance.json").read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa.training.pretrain --out")
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa train pretrain --out")
     assert dsa.from_pretrained(trained / "made")(torch.arange(8)[None]).shape == (1, 8, CONFIG.vocab_size)
 
 
@@ -182,7 +185,7 @@ def test_a_sharded_run_goes_on_after_a_kill_and_ends_bit_for_bit_alike(trained):
 def test_the_indexer_command_makes_one_whole_folder(trained):
     assert not (trained / "indexed.partial").exists()
     record = json.loads((trained / "indexed" / "provenance.json").read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa.training.indexer ")
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m dsa train indexer ")
     made = dsa.from_pretrained(trained / "indexed")
     assert (made.attention, made.top_k) == ("sparse", 8) and made(torch.arange(20)[None]).shape[1] == 20
 
@@ -190,14 +193,14 @@ def test_the_indexer_command_makes_one_whole_folder(trained):
 def test_one_process_is_left_alone(alone):
     model = dsa.Transformer(CONFIG)
     assert fsdp.shard(model) is model is fsdp.gather(model)
-    assert fsdp.ranks() == 1 and fsdp.rank() == 0 and fsdp.share(3) == 1
-    assert not any(getattr(module, "idle_experts_run", False) for module in model.modules())
+    assert fsdp.world_size() == 1 and fsdp.rank() == 0 and fsdp.token_weight(3) == 1
+    assert not any(getattr(module, "run_idle_experts", False) for module in model.modules())
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero_where_ranks_exchange_them():
     for run, expected in [(False, {None}), (True, {0.0})]:
         moe = MoE(CONFIG).train()
-        moe.idle_experts_run = run
+        moe.run_idle_experts = run
         moe.gate.e_score_correction_bias[0] = -10  # never chosen
         moe(torch.randn(1, 5, CONFIG.hidden_size)).sum().backward()
         idle = [p.grad for p in moe.experts[0].parameters()]
@@ -205,9 +208,9 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero_where_ranks_exchange_th
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(monkeypatch):
-    monkeypatch.setattr(fsdp, "ranks", lambda: 3)
+    monkeypatch.setattr(fsdp, "world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch of 4 sequences cannot be shared evenly by 3 processes"):
-        fsdp.own_rows(Copy(32).generate(torch.Generator(), 4))
+        fsdp.local_batch(Copy(32).generate(torch.Generator(), 4))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import dsa
 import small
-from dsa.analysis.serving_fit import held_parameters
+from dsa.analysis.serving_fit import parameters_per_gpu
 from dsa.distributed import tensor_parallel
 from dsa.generation import chat, cli
 from project import DATA
@@ -140,7 +140,7 @@ def test_experts_are_dealt_out_and_each_rank_holds_its_share_of_the_weights(alon
 
 @pytest.mark.parametrize("name", ["sparse", "dense"])
 def test_what_the_fullest_rank_holds_is_what_the_memory_plan_counts(ranks, name):
-    planned = held_parameters(small.config(**SIZES[name]), len(ranks))
+    planned = parameters_per_gpu(small.config(**SIZES[name]), len(ranks))
     assert max(found[name, "matrices"] for found in ranks) == pytest.approx(planned, rel=0.005)  # 61 words: unevenly
 
 
@@ -167,7 +167,7 @@ def test_one_process_joins_nobody():
 )
 def test_what_cannot_be_shared_evenly_is_refused(changes, ranks, words):
     with pytest.raises(ValueError, match=words):
-        tensor_parallel.check_shares(small.config(**changes), ranks)
+        tensor_parallel.check_divisible(small.config(**changes), ranks)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def words(folder):
-    return tokenizers.of(folder, dsa.from_pretrained(folder).config.vocab_size)
+    return tokenizers.load_tokenizer(folder, dsa.from_pretrained(folder).config.vocab_size)
 
 
 def test_a_conversation_is_written_as_transformers_writes_it(folder, words):
@@ -73,11 +73,11 @@ def test_text_streams_without_broken_characters_and_sums_to_the_whole(words):
     text = "Der Turm: 高さ 40 m, café 🙂!"
     ids = words.encode(text)
     assert len(ids) > len(text)  # some characters take several tokens
-    stream = tokenizers.Stream(words)
+    stream = tokenizers.Detokenizer(words)
     pieces = [stream.add(token) for token in ids]
     assert "".join(pieces) + stream.rest() == text and "" in pieces
     assert not any(tokenizers.BROKEN in piece for piece in pieces)
-    cut = tokenizers.Stream(words)
+    cut = tokenizers.Detokenizer(words)
     assert "".join(map(cut.add, ids[:-2])) + cut.rest() == words.decode(ids[:-2])  # an unfinished 🙂 at the end
 
 
@@ -89,7 +89,7 @@ def test_an_answer_is_what_generate_writes_up_to_the_stop_token(folder):
     new = whole[len(ids) :].tolist()
     assert answer == told.words.decode(new) and told.messages[-1] == {"role": "assistant", "content": answer}
     stopping = chat.open_chat(folder, max_new_tokens=12)
-    stopping.words = tokenizers.Vocabulary(**(vars(stopping.words) | {"stops": (new[3],)}))
+    stopping.words = tokenizers.Tokenizer(**(vars(stopping.words) | {"stops": (new[3],)}))
     assert "".join(stopping.say("Is the lamp lit?")) == told.words.decode(new[: new.index(new[3])])
 
 
@@ -165,12 +165,12 @@ def test_broken_files_are_refused(folder, tmp_path, name, content, words):
         (tmp_path / file).write_text((folder / file).read_text())
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):
-        tokenizers.of(tmp_path, 400).conversation(TALK[1:2])
+        tokenizers.load_tokenizer(tmp_path, 400).conversation(TALK[1:2])
 
 
 def test_a_tokenizer_of_another_model_and_none_at_all_are_refused(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"ids up to 399, but the model's vocab_size=61: not its own"):
-        tokenizers.of(folder, 61)
+        tokenizers.load_tokenizer(folder, 61)
     dsa.save_pretrained(small.model(), tmp_path)
     with pytest.raises(SystemExit, match=r"error: .* has no tokenizer\.json, and vocab_size=61 is not"):
         cli.main([str(tmp_path), "--prompt", "a", "--device", "cpu"])

@@ -299,16 +299,16 @@ def test_reading_only_what_is_selected_changes_nothing(monkeypatch):
 
     with torch.no_grad():
         few = logits(model.new_cache(3, 40))
-        everything = lambda kv, selected, dtype: (kv.expand(dtype), selected)  # noqa: E731
-        monkeypatch.setattr(ops, "_expand_selected", everything)
+        everything = lambda kv, selected, dtype: (kv.dequantize(dtype), selected)  # noqa: E731
+        monkeypatch.setattr(ops, "dequantize_selected", everything)
         assert torch.equal(few, logits(model.new_cache(3, 40)))
     assert prompt.shape[1] > model.top_k
 
 
 def test_a_step_expands_the_selected_latents_and_no_others(monkeypatch):
     model, expanded = eight_bit_model(128), []
-    right = fp8.dequantise
-    monkeypatch.setattr(fp8, "dequantise", lambda codes, *a: (expanded.append(codes.shape[1]), right(codes, *a))[1])
+    right = fp8.dequantize
+    monkeypatch.setattr(fp8, "dequantize", lambda codes, *a: (expanded.append(codes.shape[1]), right(codes, *a))[1])
     with torch.no_grad():
         cache = model.new_cache(2, 100)
         model.run_layers(small.tokens(2, 90), cache)
@@ -321,5 +321,7 @@ def test_an_empty_slot_stays_empty():
     cache = eight_bit_model(128).new_cache(1, 9).layers[0]
     written = torch.randn(1, 9, 28, generator=torch.Generator().manual_seed(0))
     stored = cache.append_latent(0, written)
-    rows, places = ops._expand_selected(stored, torch.tensor([[[7, -1, 2]]]), torch.float32)
-    assert places.tolist() == [[[0, -1, 2]]] and torch.equal(rows[0, [0, 2]], stored.expand(torch.float32)[0, [7, 2]])
+    rows, places = ops.dequantize_selected(stored, torch.tensor([[[7, -1, 2]]]), torch.float32)
+    assert places.tolist() == [[[0, -1, 2]]] and torch.equal(
+        rows[0, [0, 2]], stored.dequantize(torch.float32)[0, [7, 2]]
+    )

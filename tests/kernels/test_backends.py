@@ -62,9 +62,9 @@ def picky(monkeypatch):
     """A backend for the CPU that knows one operation and wants fp64."""
     module = ModuleType("picky")
     module.select = lambda scores, top_k: "picked"
-    module.refuses = lambda operation, *tensors: "" if tensors[0].dtype == torch.float64 else "it wants fp64"
+    module.unsupported_reason = lambda operation, *tensors: "" if tensors[0].dtype == torch.float64 else "it wants fp64"
     monkeypatch.setitem(sys.modules, "picky", module)
-    monkeypatch.setattr(backends, "MODULES", {**backends.MODULES, "picky": "picky", "absent": "not_installed"})
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "picky": "picky", "absent": "not_installed"})
     monkeypatch.setattr(backends, "PREFERRED", {"cpu": ("absent", "picky")})
 
 

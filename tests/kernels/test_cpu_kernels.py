@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa.kernels import fp8, ops, reference, tiled
-from dsa.kernels.cpu import backend, dense, gathered, machine, scoring, topk
+from dsa.kernels import fp8, loops, ops, reference, tiled
+from dsa.kernels.cpu import backend, dense, gathered, matmul_speed, scoring, topk
 from dsa.kernels.loops import EMPTY
 from memory import peak_of_script
 
@@ -23,8 +23,9 @@ SHAPES = [(1, 1), (6, 6), (9, 9), (3, 8), (4, 9), (1, 7), (2, 13)]  # (T, S)
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     for module, name, size in (
-        (scoring, "ROWS", 6), (scoring, "QUERIES", 3), (scoring, "PRODUCTS", 24), (gathered, "FETCHED", 70),
-        (dense, "QUERY_TILE", 4), (dense, "KEY_TILE", 3), (topk, "LONG", 2), (topk, "LARGE", 0), (topk, "GROUP", 2),
+        (scoring, "MAX_ROWS", 6), (scoring, "MAX_QUERIES", 3), (scoring, "BUFFER_ELEMENTS", 24),
+        (gathered, "GATHER_ELEMENTS", 70), (dense, "QUERY_TILE", 4), (dense, "KEY_TILE", 3),
+        (topk, "GROUPS_PER_K", 2), (topk, "MIN_ELEMENTS", 0), (topk, "GROUP", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, size)
 
@@ -64,7 +65,8 @@ def test_the_selection_is_the_references_with_ties_and_at_all_edges(data):
     T, K = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 24))
     S = T + data.draw(st.integers(0, 40))
     factors = [x.round() for x in index_factors(T, S)]  # whole numbers: many exact ties
-    sizes = {name: data.draw(st.integers(1, most)) for name, most in (("ROWS", 12), ("QUERIES", 7), ("PRODUCTS", 60))}
+    most = {"MAX_ROWS": 12, "MAX_QUERIES": 7, "BUFFER_ELEMENTS": 60}
+    sizes = {name: data.draw(st.integers(1, size)) for name, size in most.items()}
     with mock.patch.multiple(scoring, **sizes), mock.patch.multiple(topk, GROUP=data.draw(st.integers(2, 5))):
         found = ops.index_topk(*factors, K, backend="cpu")
     assert found.shape == (B, T, min(K, S))
@@ -78,7 +80,7 @@ def test_two_levels_find_the_largest_and_know_whether_an_equal_was_left_out(data
     k = data.draw(st.integers(1, S))
     values = st.sampled_from([float("-inf"), -1.0, 0.0, 1.0, 2.0, 3.0])
     x = torch.tensor([data.draw(st.lists(values, min_size=S, max_size=S)) for _ in range(3)])
-    places, least, left_out = topk.largest(x, k)
+    places, least, left_out = topk.grouped_topk(x, k)
     right = x.sort(-1, descending=True).values
     assert torch.equal(x.gather(1, places).sort(-1, descending=True).values, right[:, :k])
     assert all(len(set(row)) == k for row in places.tolist())
@@ -91,7 +93,7 @@ def test_grouping_looks_at_far_fewer_numbers(monkeypatch):
     monkeypatch.undo()
     x, seen, plain = randn(1, 65536, dtype=torch.float32), [], torch.Tensor.topk
     monkeypatch.setattr(torch.Tensor, "topk", lambda row, *a, **b: seen.append(row.numel()) or plain(row, *a, **b))
-    places, _, _ = topk.largest(x, 64)
+    places, _, _ = topk.grouped_topk(x, 64)
     assert torch.equal(x[0, places[0]].sort().values, x.sort().values[0, -64:]) and sum(seen) < 65536 / 5
 
 
@@ -114,14 +116,14 @@ def test_prefill_chunks_and_decode_choose_alike():
 
 def codes(T, S, width=16):
     q, k, w = randn(B, T, J, width), randn(B, S, width, seed=1), randn(B, T, J, seed=2, dtype=torch.float32)
-    (q8, q_scale), k8 = fp8.quantise_int8(q), fp8.Codes(*fp8.quantise_int8(k))
+    (q8, q_scale), k8 = fp8.quantize_int8(q), fp8.QuantizedTensor(*fp8.quantize_int8(k))
     return (q8, k8, w * q_scale[..., 0]), fp8.index_scores(q8, q_scale, *k8, w)
 
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(("T", "S"), SHAPES)
 def test_codes_are_multiplied_as_they_are_or_widened_with_the_same_scores(T, S, fast, monkeypatch):
-    monkeypatch.setattr(scoring, "fast", lambda dtype: fast)
+    monkeypatch.setattr(scoring, "is_fast", lambda dtype: fast)
     factors, expected = codes(T, S)
     with mock.patch.object(torch, "_int_mm", wraps=torch._int_mm) as product:
         found = ops.index_scores(*factors)
@@ -133,16 +135,16 @@ def test_codes_are_multiplied_as_they_are_or_widened_with_the_same_scores(T, S, 
 
 def test_fp8_codes_are_widened():
     q, k, w = randn(B, 5, J, 16), randn(B, 9, 16, seed=1), randn(B, 5, J, seed=2, dtype=torch.float32)
-    (q8, q_scale), k8 = fp8.quantise(q), fp8.Codes(*fp8.quantise(k))
+    (q8, q_scale), k8 = fp8.quantize(q), fp8.QuantizedTensor(*fp8.quantize(k))
     same(ops.index_scores(q8, k8, w * q_scale[..., 0]), fp8.index_scores(q8, q_scale, *k8, w), 1e-5)
 
 
 def test_a_machine_that_multiplies_wrongly_or_not_at_all_is_not_fast(monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", lambda a, b, out=None: torch.zeros(256, 256, dtype=torch.int32))
-    assert machine.seconds(torch.int8) == float("inf")
+    assert matmul_speed.matmul_seconds(torch.int8) == float("inf")
     monkeypatch.delattr(torch, "_int_mm")
-    assert machine.seconds(torch.int8) == float("inf")
-    assert 0 < machine.seconds(torch.float32) < 1
+    assert matmul_speed.matmul_seconds(torch.int8) == float("inf")
+    assert 0 < matmul_speed.matmul_seconds(torch.float32) < 1
 
 
 # ---- attention
@@ -170,11 +172,11 @@ def test_the_dense_baseline_is_the_references(T, S, G):
 @pytest.mark.parametrize("few", [0, H])
 @pytest.mark.parametrize("shared", [True, False])
 def test_one_token_is_decoded_by_the_fused_kernel_or_in_tiles_without_a_copy_of_shared_values(few, shared, monkeypatch):
-    monkeypatch.setattr(dense, "FEW_HEADS", few)
+    monkeypatch.setattr(dense, "FUSED_DECODE_HEADS", few)
     q, k = randn(B, 1, H, C + R, dtype=torch.float32), randn(B, 9, 1, C + R, seed=1, dtype=torch.float32)
     v = k[..., :C] if shared else randn(B, 9, 1, C, seed=2, dtype=torch.float32)
     with (
-        mock.patch.object(dense, "fused", wraps=dense.fused) as fused,
+        mock.patch.object(dense, "flash_attention", wraps=dense.flash_attention) as fused,
         mock.patch.object(tiled.F, "pad", wraps=tiled.F.pad) as padded,
     ):
         found = ops.dense_attention(q, k, v, SCALE, backend="cpu")
@@ -185,7 +187,7 @@ def test_one_token_is_decoded_by_the_fused_kernel_or_in_tiles_without_a_copy_of_
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_the_wide_result_and_keeps_its_type(dtype, fast, monkeypatch):
-    monkeypatch.setattr(scoring, "fast", lambda dtype: fast)
+    monkeypatch.setattr(scoring, "is_fast", lambda dtype: fast)
     T, S = 5, 9
     q, kv = randn(B, T, H, C + R, dtype=dtype), randn(B, S, C + R, seed=1, dtype=dtype)
     selected = ops.index_topk(*index_factors(T, S), 4)
@@ -221,9 +223,9 @@ def test_gradients_are_left_to_those_who_keep_what_it_takes():
 
 def test_the_baseline_respects_a_switched_off_fused_kernel_and_wide_values():
     q, k, v = randn(1, 3, H, 4), randn(1, 5, H, 4), randn(1, 5, H, 9)
-    assert "wider" in backend.refuses("dense_attention", q, k, v)
+    assert "wider" in backend.unsupported_reason("dense_attention", q, k, v)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert "switched off" in backend.refuses("dense_attention", q, k, k)
+        assert "switched off" in backend.unsupported_reason("dense_attention", q, k, k)
 
 
 # ---- what it takes
@@ -252,7 +254,7 @@ def test_many_short_sequences_are_done_together(operation, monkeypatch):
 
     random = torch.Generator().manual_seed(0)
     make = {
-        "index_topk": lambda B: (*(torch.randn(B, *n, generator=random) for n in ((1, 2, 8), (40, 8), (1, 2))), 4),
+        "index_topk": lambda B: (*(torch.randn(B, *n, generator=random) for n in ((2, 2, 8), (40, 8), (2, 2))), 4),
         "sparse_attention": lambda B: (
             torch.randn(B, 1, 2, 8, generator=random), torch.randn(B, 40, 8, generator=random),
             torch.arange(4).expand(B, 1, 4), 0.3, 6,
@@ -264,7 +266,24 @@ def test_many_short_sequences_are_done_together(operation, monkeypatch):
     called = []
     together = getattr(backend.tiled, operation)
     monkeypatch.setattr(backend.tiled, operation, lambda *given: called.append(1) or together(*given))
-    getattr(ops, operation)(*make(backend.MANY - 1))
+    getattr(ops, operation)(*make(backend.BATCHED_FROM - 1))
     assert not called
-    getattr(ops, operation)(*make(backend.MANY))
+    getattr(ops, operation)(*make(backend.BATCHED_FROM))
     assert called == [1]
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 5, 40, 64])
+def test_a_decoded_token_chooses_and_attends_as_the_loops_say(B, top_k):
+    """One query a sequence takes a way of its own; half of the scores are equal, and zero."""
+    random = torch.Generator().manual_seed(top_k)
+    q, k, w = (torch.randn(B, *n, generator=random) for n in ((1, 2, 8), (40, 8), (1, 2)))
+    k[:, ::2] = 0
+    right = loops.index_topk(q, k, w, top_k)
+    found = ops.index_topk(q, k, w, top_k, backend="cpu")
+    assert torch.equal(found.sort(-1).values, right.sort(-1).values)
+    latents = torch.randn(B, 40, 8, generator=random)
+    queries = torch.randn(B, 1, 4, 8, generator=random)
+    found[:, :, 1:3] = ops.EMPTY
+    one = ops.sparse_attention(queries, latents, found, 0.3, 6, backend="cpu")
+    assert torch.allclose(one, loops.sparse_attention(queries, latents, found, 0.3, 6), atol=1e-6)

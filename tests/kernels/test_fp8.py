@@ -48,7 +48,7 @@ GRID = sorted({value_of(code) for code in range(256) if code & 0x7F != 0x7F})
 
 
 def test_the_grid_is_the_definitions():
-    assert len(GRID) == 253 and max(GRID) == fp8.LARGEST
+    assert len(GRID) == 253 and max(GRID) == fp8.E4M3_MAX
     assert min(x for x in GRID if x > 0) == Fraction(1, 512)
     for code, number in zip(bits(all_codes()).tolist(), all_codes().float().tolist(), strict=True):
         assert Fraction(number) == value_of(code)
@@ -156,7 +156,7 @@ def test_powers_of_two_are_exact():
 
 def by_loops(x, block, ue8m0):
     """Quantise block by block, with slices only."""
-    codes, scale = torch.zeros_like(x), torch.zeros(*fp8.grid(x, block))
+    codes, scale = torch.zeros_like(x), torch.zeros(*fp8.scale_shape(x, block))
     for m in range(scale.shape[0]):
         for n in range(scale.shape[1]):
             part = slice(m * block[0], (m + 1) * block[0]), slice(n * block[1], (n + 1) * block[1])
@@ -170,35 +170,35 @@ def by_loops(x, block, ue8m0):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 128), (128, 128), (129, 255), (300, 7), (130, 400)])
 def test_blocks_are_those_of_the_loops(shape, block, ue8m0):
     x = normal(*shape) * torch.logspace(-3, 3, shape[1])
-    codes, scale = fp8.quantise(x, block, ue8m0)
+    codes, scale = fp8.quantize(x, block, ue8m0)
     slow, slow_scale = by_loops(x, block, ue8m0)
     assert torch.equal(bits(codes), bits(slow)) and torch.equal(scale, slow_scale)
     assert scale.shape == (math.ceil(shape[0] / block[0]), math.ceil(shape[1] / block[1]))
-    back = fp8.dequantise(codes, scale, block)
-    wide = fp8.spread(scale, x.shape, block)
+    back = fp8.dequantize(codes, scale, block)
+    wide = fp8.expand_scale(scale, x.shape, block)
     assert ((back - x).abs() <= x.abs() * 2.0**-4 + wide * 2.0**-10).all()  # half a step, normal or subnormal
 
 
 def test_batches_are_quantised_one_by_one():
     x = normal(2, 3, 5, 200)
-    codes, scale = fp8.quantise(x)
+    codes, scale = fp8.quantize(x)
     assert scale.shape == (2, 3, 5, 2)
-    one, one_scale = fp8.quantise(x[1, 2])
+    one, one_scale = fp8.quantize(x[1, 2])
     assert torch.equal(bits(codes[1, 2]), bits(one)) and torch.equal(scale[1, 2], one_scale)
 
 
 def test_zeros_stay_zeros():
-    codes, scale = fp8.quantise(torch.zeros(2, 256))
+    codes, scale = fp8.quantize(torch.zeros(2, 256))
     assert not codes.float().any() and torch.equal(scale, torch.full((2, 2), 2.0**-22))  # 1e-4 / 448, rounded up
-    assert not fp8.quantise(torch.full((1, 128), 1e-10))[0].float().any()  # and what is tiny beside 1e-4 becomes one
-    assert not fp8.quantise_int8(torch.zeros(2, 8))[0].any()
+    assert not fp8.quantize(torch.full((1, 128), 1e-10))[0].float().any()  # and what is tiny beside 1e-4 becomes one
+    assert not fp8.quantize_int8(torch.zeros(2, 8))[0].any()
 
 
 @calm
 @given(LISTS)
 def test_exact_arithmetic_gives_the_same_codes(numbers):
     x = torch.tensor([numbers], dtype=torch.float32)
-    codes, scale = fp8.quantise(x)
+    codes, scale = fp8.quantize(x)
     for n, group in enumerate(x[0].split(128)):
         unit = exact_scale(float(group.abs().max()))
         assert Fraction(float(scale[0, n])) == unit
@@ -210,8 +210,8 @@ def test_exact_arithmetic_gives_the_same_codes(numbers):
 @calm
 @given(LISTS)
 def test_rounding_twice_is_rounding_once(numbers):
-    once = fp8.dequantise(*fp8.quantise(torch.tensor([numbers], dtype=torch.float32)))
-    assert torch.equal(fp8.dequantise(*fp8.quantise(once)), once)
+    once = fp8.dequantize(*fp8.quantize(torch.tensor([numbers], dtype=torch.float32)))
+    assert torch.equal(fp8.dequantize(*fp8.quantize(once)), once)
 
 
 @calm
@@ -219,8 +219,8 @@ def test_rounding_twice_is_rounding_once(numbers):
 def test_a_power_of_two_passes_through(numbers, power):
     x = torch.tensor([numbers], dtype=torch.float32)
     assume(float(x.abs().max()) > 1 and all(float(group.abs().max()) > 1 for group in x[0].split(128)))
-    codes, scale = fp8.quantise(x)
-    again, again_scale = fp8.quantise(x * 2.0**power)
+    codes, scale = fp8.quantize(x)
+    again, again_scale = fp8.quantize(x * 2.0**power)
     assert torch.equal(bits(codes), bits(again)) and torch.equal(again_scale, scale * 2.0**power)
 
 
@@ -229,15 +229,15 @@ def test_what_is_no_number_is_refused(bad):
     x = torch.ones(2, 130)
     x[1, 129] = bad
     with pytest.raises(ValueError, match="1 of 260 numbers are infinite or NaN"):
-        fp8.quantise(x)
+        fp8.quantize(x)
 
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"x has shape \(5,\), blocks need two dimensions"):
-        fp8.quantise(torch.ones(5))
-    codes, scale = fp8.quantise(torch.ones(200, 200))
+        fp8.quantize(torch.ones(5))
+    codes, scale = fp8.quantize(torch.ones(200, 200))
     with pytest.raises(ValueError, match=r"need scales \(\.\.\., \(2, 2\)\), not \(200, 2\)"):
-        fp8.dequantise(codes, scale, fp8.BLOCK)
+        fp8.dequantize(codes, scale, fp8.BLOCK)
 
 
 # ---- matrix product
@@ -245,8 +245,8 @@ def test_wrong_shapes_are_refused():
 
 def test_matmul_is_the_product_of_what_is_left():
     x, w = normal(2, 5, 300), normal(200, 300, seed=1)
-    left, right = fp8.quantise(x), fp8.quantise(w, fp8.BLOCK)
-    exact = fp8.dequantise(*left).double() @ fp8.dequantise(*right, fp8.BLOCK).double().T
+    left, right = fp8.quantize(x), fp8.quantize(w, fp8.BLOCK)
+    exact = fp8.dequantize(*left).double() @ fp8.dequantize(*right, fp8.BLOCK).double().T
     found = fp8.matmul(*left, *right)
     assert found.dtype == torch.float32 and found.shape == (2, 5, 200)
     assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
@@ -259,7 +259,7 @@ def test_matmul_is_exact_where_fp32_is():
     x = torch.randint(-15, 16, (7, 256), generator=torch.Generator().manual_seed(0)).float()
     w = torch.randint(-15, 16, (130, 256), generator=torch.Generator().manual_seed(1)).float()
     x[:, 128:] *= 2.0**10  # the second block has another scale
-    left, right = fp8.quantise(x), fp8.quantise(w, fp8.BLOCK)
+    left, right = fp8.quantize(x), fp8.quantize(w, fp8.BLOCK)
     assert torch.equal(fp8.matmul(*left, *right), x @ w.T)
 
 
@@ -298,9 +298,9 @@ def factors(B=2, T=5, S=9, J=4, W=32):
 
 def test_index_scores_are_eq_1_of_what_is_left():
     q, k, w = factors()
-    (q8, q_scale), (k8, k_scale) = fp8.quantise(q), fp8.quantise(k)
+    (q8, q_scale), (k8, k_scale) = fp8.quantize(q), fp8.quantize(k)
     found = fp8.index_scores(q8, q_scale, k8, k_scale, w)
-    by_definition = loops.index_scores(fp8.dequantise(q8, q_scale), fp8.dequantise(k8, k_scale), w)
+    by_definition = loops.index_scores(fp8.dequantize(q8, q_scale), fp8.dequantize(k8, k_scale), w)
     assert torch.equal(found.isinf(), by_definition.isinf())
     torch.testing.assert_close(found, by_definition, atol=1e-4, rtol=1e-4)
 
@@ -309,16 +309,16 @@ def test_index_scores_are_eq_1_of_what_is_left():
 @given(st.integers(0, 10**6))
 def test_a_power_of_two_may_move_behind_the_relu_bit_for_bit(seed):
     q, k, w = normal(1, 4, 3, 16, seed=seed), normal(1, 6, 16, seed=seed + 1), normal(1, 4, 3, seed=seed + 2)
-    (q8, q_scale), (k8, k_scale) = fp8.quantise(q * 100), fp8.quantise(k)
+    (q8, q_scale), (k8, k_scale) = fp8.quantize(q * 100), fp8.quantize(k)
     moved = fp8.index_scores(q8, q_scale, k8, k_scale, w)
-    before = ops.index_scores(fp8.dequantise(q8, q_scale), fp8.dequantise(k8, k_scale), w, backend="reference")
+    before = ops.index_scores(fp8.dequantize(q8, q_scale), fp8.dequantize(k8, k_scale), w, backend="reference")
     assert torch.equal(moved, before)
 
 
 def test_any_positive_scale_may_but_not_a_negative_one():
     q, k, w = factors()
-    (q8, q_scale), (k8, k_scale) = fp8.quantise(q, ue8m0=False), fp8.quantise(k, ue8m0=False)
-    before = ops.index_scores(fp8.dequantise(q8, q_scale), fp8.dequantise(k8, k_scale), w)
+    (q8, q_scale), (k8, k_scale) = fp8.quantize(q, ue8m0=False), fp8.quantize(k, ue8m0=False)
+    before = ops.index_scores(fp8.dequantize(q8, q_scale), fp8.dequantize(k8, k_scale), w)
     torch.testing.assert_close(fp8.index_scores(q8, q_scale, k8, k_scale, w), before, atol=1e-4, rtol=1e-4)
     flipped = fp8.index_scores(q8, -q_scale, k8, k_scale, w)
     visible = ~before.isinf()
@@ -328,7 +328,7 @@ def test_any_positive_scale_may_but_not_a_negative_one():
 def test_more_than_one_scale_a_vector_cannot_move():
     q, k, w = factors(W=256)
     with pytest.raises(ValueError, match="2 scales for a query and 2 for a key"):
-        fp8.index_scores(*fp8.quantise(q), *fp8.quantise(k), w)
+        fp8.index_scores(*fp8.quantize(q), *fp8.quantize(k), w)
 
 
 # ---- whole numbers
@@ -338,7 +338,7 @@ def test_more_than_one_scale_a_vector_cannot_move():
 @given(LISTS)
 def test_int8_rounds_each_row_to_the_nearest_of_255_steps(numbers):
     x = torch.tensor([numbers, numbers[::-1]], dtype=torch.float32)
-    codes, scale = fp8.quantise_int8(x)
+    codes, scale = fp8.quantize_int8(x)
     assert codes.dtype == torch.int8 and codes.abs().max() <= 127 and scale.shape == (2, 1)
     assert torch.equal(scale[0], torch.tensor([max(map(abs, x[0].tolist()))]).clamp(min=1e-4) / 127)
     assert ((codes * scale - x).abs() <= scale * 0.5001).all()
@@ -347,6 +347,6 @@ def test_int8_rounds_each_row_to_the_nearest_of_255_steps(numbers):
 
 def test_int8_scales_move_behind_the_relu_too():
     q, k, w = factors()
-    (q8, q_scale), (k8, k_scale) = fp8.quantise_int8(q), fp8.quantise_int8(k)
+    (q8, q_scale), (k8, k_scale) = fp8.quantize_int8(q), fp8.quantize_int8(k)
     found = fp8.index_scores(q8, q_scale, k8, k_scale, w)
     torch.testing.assert_close(found, ops.index_scores(q8 * q_scale, k8 * k_scale, w), atol=1e-4, rtol=1e-4)

@@ -192,8 +192,8 @@ def test_all_keys_selected_is_dense_attention():
     sparse = ops.sparse_attention(q, k[:, :, 0], selected, SCALE, C)
     assert error_ratio(sparse, ops.dense_attention(q, k, k[..., :C], SCALE)) < 1e-12
     mass = ops.attention_mass(q, k, SCALE)
-    at_selected = mass.gather(-1, selected.clamp(min=0)).masked_fill(selected == ops.EMPTY, 0)
-    assert error_ratio(ops.attention_mass(q, k, SCALE, selected), at_selected) < 1e-12
+    gather_selected = mass.gather(-1, selected.clamp(min=0)).masked_fill(selected == ops.EMPTY, 0)
+    assert error_ratio(ops.attention_mass(q, k, SCALE, selected), gather_selected) < 1e-12
 
 
 def test_one_key_selected_is_that_key():
@@ -336,13 +336,13 @@ def test_latents_in_eight_bits_are_what_they_stand_for(backend):
     generator = torch.Generator().manual_seed(4)
     q, kv = torch.randn(2, 3, 4, 260, generator=generator), torch.randn(2, 9, 260, generator=generator)
     selected = torch.randint(7, (2, 3, 5), generator=generator)
-    cache = fp8.LatentCodes(*fp8.quantise(kv[..., :256]), kv[..., 256:].bfloat16())
+    cache = fp8.QuantizedLatentKV(*fp8.quantize(kv[..., :256]), kv[..., 256:].bfloat16())
     with torch.no_grad():
         found = ops.sparse_attention(q, cache, selected, 0.1, 256, backend=backend)
-        right = ops.sparse_attention(q, cache.expand(torch.float32), selected, 0.1, 256, backend=backend)
+        right = ops.sparse_attention(q, cache.dequantize(torch.float32), selected, 0.1, 256, backend=backend)
     assert torch.equal(found, right)
     with pytest.raises(ValueError, match=r"kv has shape \(2, 9, 256\)"):
-        ops.sparse_attention(q, cache._replace(rotary=cache.rotary[..., :0]), selected, 0.1, 256)
+        ops.sparse_attention(q, cache._replace(rope=cache.rope[..., :0]), selected, 0.1, 256)
 
 
 def test_the_mask_that_a_gpu_knows_by_name_is_ours():

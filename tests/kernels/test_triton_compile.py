@@ -18,9 +18,9 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 from dsa.kernels import ops
 from dsa.kernels.triton import compile as aot
 from dsa.kernels.triton.index_logits import index_logits
-from dsa.kernels.triton.launch import Kernel, Recorder, fitting
-from dsa.kernels.triton.sparse_attention import Latents, attend, sizes
-from dsa.kernels.triton.top_k import enough_segments, top_k
+from dsa.kernels.triton.launch import Kernel, Recorder, viable_configs
+from dsa.kernels.triton.sparse_attention import LatentKV, attend, tile_config
+from dsa.kernels.triton.top_k import num_segments, top_k
 from dsa.model.attention import Attention
 
 MATRIX = {  # which instruction must do the multiplying; Nvidia's has no fp32, and rounding to tf32 is not wanted
@@ -49,16 +49,20 @@ def test_a_kernel_fits_the_gpu_and_uses_its_matrix_unit(name, target):
         assert code.spilled <= SPILLED.get((kernel.name, target), 0), code
         expected = None if kernel.name in WITHOUT else MATRIX.get((target, bits(name)))
         if expected:
-            assert any(unit.startswith(expected) for unit in code.matrix), code
+            assert any(unit.startswith(expected) for unit in code.mma), code
         else:
-            assert not code.matrix, code
+            assert not code.mma, code
 
 
 def test_wide_numbers_and_rocm_get_the_smallest_tiles():
     kernel, arguments = aot.calls("sparse attention, prefill")[0]
     wide = {**arguments, "q_ptr": arguments["q_ptr"].float()}
-    assert fitting(kernel.sizes, arguments, rocm=False) == list(kernel.sizes)
-    assert fitting(kernel.sizes, wide, rocm=False) == fitting(kernel.sizes, arguments, rocm=True) == [kernel.sizes[-1]]
+    assert viable_configs(kernel.configs, arguments, rocm=False) == list(kernel.configs)
+    assert (
+        viable_configs(kernel.configs, wide, rocm=False)
+        == viable_configs(kernel.configs, arguments, rocm=True)
+        == [kernel.configs[-1]]
+    )
 
 
 def kernel_with(kernel, tile):
@@ -68,22 +72,22 @@ def kernel_with(kernel, tile):
 def test_a_spill_would_be_seen():
     """128 heads a program are more than the registers hold."""
     kernel, arguments = aot.calls("sparse attention, prefill")[0]
-    assert aot.compile_call(kernel_with(kernel, sizes(128, 32, 8)), arguments, "sm_90").spilled > 1000
+    assert aot.compile_call(kernel_with(kernel, tile_config(128, 32, 8)), arguments, "sm_90").spilled > 1000
 
 
 @pytest.mark.parametrize(("name", "saved"), [("sparse attention, prefill", 36), ("sparse attention, backward", 68)])
 def test_behind_a_branch_no_product_is_computed_twice(name, saved):
     for kernel, arguments in aot.calls(name):
         counts = [
-            aot.compile_call(kernel_with(kernel, sizes(64, 32, 8, 1, apart)), arguments, "sm_90").matrix["HGMMA"]
-            for apart in (False, True)
+            aot.compile_call(kernel_with(kernel, tile_config(64, 32, 8, 1, branch)), arguments, "sm_90").mma["HGMMA"]
+            for branch in (False, True)
         ]
         assert counts[0] - counts[1] == saved, counts
 
 
 def test_few_rows_are_cut_so_that_the_gpu_is_full_and_segments_stay_long():
-    assert [enough_segments(rows, 131072, 2048) for rows in (1, 16, 32, 128, 4096)] == [16, 16, 8, 2, 1]
-    assert enough_segments(1, 4000, 2048) == enough_segments(1, 10, 64) == 1
+    assert [num_segments(rows, 131072, 2048) for rows in (1, 16, 32, 128, 4096)] == [16, 16, 8, 2, 1]
+    assert num_segments(1, 4000, 2048) == num_segments(1, 10, 64) == 1
 
 
 def test_a_text_that_grows_by_a_token_keeps_its_tiles():
@@ -91,10 +95,10 @@ def test_a_text_that_grows_by_a_token_keeps_its_tiles():
     recorder, kinds = Recorder(), (torch.bfloat16, torch.float32)
     for S in (70_000, 70_001, 131_072):
         q, k, w = index(kinds[0], T=1, S=S)
-        index_logits(q, k, w, start=recorder)
-        top_k(torch.empty(1, 4096, S, device="meta"), 2048, start=recorder)
-        kv = Latents.of(torch.empty(2, S, 576, dtype=kinds[0], device="meta"), 512)
-        attend(torch.empty(2, 1, 16, 576, dtype=kinds[0], device="meta"), kv, None, 1.0, start=recorder)
+        index_logits(q, k, w, launcher=recorder)
+        top_k(torch.empty(1, 4096, S, device="meta"), 2048, launcher=recorder)
+        kv = LatentKV.split(torch.empty(2, S, 576, dtype=kinds[0], device="meta"), 512)
+        attend(torch.empty(2, 1, 16, 576, dtype=kinds[0], device="meta"), kv, None, 1.0, launcher=recorder)
     keys = {(kernel.name, *(arguments[name] for name in kernel.key)) for kernel, arguments in recorder.calls}
     assert len(recorder.calls) == 9 and len(keys) == 3, keys
 

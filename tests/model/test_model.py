@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import dsa
 import small
 from dsa.kernels import ops
-from dsa.kernels.reference import causal_mask, membership
+from dsa.kernels.reference import causal_mask, selection_mask
 from dsa.model import baselines, moe, rope
 from dsa.model.config import Config, Yarn
 from dsa.model.transformer import Transformer
@@ -131,11 +131,11 @@ def test_a_trace_is_what_was_computed(shared, attention):
         assert torch.equal(layer.scores > float("-inf"), visible)
         assert gap(layer.mass.sum(-1), torch.ones(2, T)) < 1e-5 and (layer.mass[~visible] == 0).all()
         assert layer.selected.shape == (2, T, 6)
-        kept = membership(layer.selected, T)
+        kept = selection_mask(layer.selected, T)
         assert torch.equal(kept.sum(-1), torch.arange(1, T + 1).clamp(max=6).expand(2, -1))
         assert not (kept & ~visible).any()
         if attention in ("sparse", "dense"):  # under dense attention: what the indexer would keep
-            assert torch.equal(kept, membership(ops.select(layer.scores, 6, backend="loops"), T))
+            assert torch.equal(kept, selection_mask(ops.select(layer.scores, 6, backend="loops"), T))
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def test_stand_ins_choose_what_they_say(shared):
     tokens = small.tokens(2, T)
     kept = {kind: set_to(shared, kind)(tokens, trace=True)[1] for kind in ("window", "random", "oracle")}
     own, key = torch.arange(T)[:, None], torch.arange(T)
-    assert (membership(kept["window"][0].selected, T) == ((key <= own) & (key > own - 6))).all()
+    assert (selection_mask(kept["window"][0].selected, T) == ((key <= own) & (key > own - 6))).all()
     again = set_to(shared, "random")(tokens, trace=True)[1]
     assert torch.equal(kept["random"][1].selected, again[1].selected)
     assert not torch.equal(kept["random"][0].selected, kept["random"][1].selected)  # each layer for itself
@@ -170,7 +170,7 @@ def test_a_trace_through_the_cache_is_the_last_rows(shared):
     model(tokens[:, :20], cache)
     part = model(tokens[:, 20:], cache, trace=True)[1]
     for a, b in zip(part, whole, strict=True):
-        assert torch.equal(membership(a.selected, T), membership(b.selected, T)[:, 20:])
+        assert torch.equal(selection_mask(a.selected, T), selection_mask(b.selected, T)[:, 20:])
         assert gap(a.mass, b.mass[:, 20:]) < 1e-5
 
 
@@ -190,7 +190,7 @@ def test_a_decoded_token_sees_and_is_traced_under_an_fp8_cache_as_in_a_prompt(at
         for a, b in zip(part, whole, strict=True):
             seen = slice(t, t + 1), slice(t + 1)
             assert gap(a.scores, b.scores[:, *seen]) < 1e-9 and gap(a.mass, b.mass[:, *seen]) < 1e-9
-            assert torch.equal(membership(a.selected, T), membership(b.selected, T)[:, seen[0]])
+            assert torch.equal(selection_mask(a.selected, T), selection_mask(b.selected, T)[:, seen[0]])
 
 
 def test_a_trace_that_would_not_fit_is_refused_with_its_size():
@@ -457,7 +457,7 @@ def test_switches_refuse_what_does_not_exist(shared):
         shared.attention = "fast"
     dense = small.model(sizes=small.config(**small.DENSE))
     assert dense.attention == "dense"
-    with pytest.raises(ValueError, match=r"no indexer.*python -m dsa\.training\.indexer"):
+    with pytest.raises(ValueError, match=r"no indexer.*dsa adopt"):
         dense.attention = "sparse"
     with pytest.raises(ValueError, match="no indexer to compute a loss for"):
         dense(small.tokens(1, 4), indexer_loss=True)

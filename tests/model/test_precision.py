@@ -59,11 +59,11 @@ def test_latents_are_rounded_in_groups_and_rotary_keys_to_bf16(dtype):
     x = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
     codec = latent_codec(EIGHT, 200)
     codes, scale, rotary = codec.encode(x)
-    right, right_scale = fp8.quantise(x[..., :200], fp8.GROUP)
+    right, right_scale = fp8.quantize(x[..., :200], fp8.GROUP)
     assert torch.equal(codes.view(torch.uint8), right.view(torch.uint8)) and torch.equal(scale, right_scale)
     back = codec.rounded(x)
     assert back.dtype == dtype and scale.shape == (2, 5, 2) and rotary.dtype == torch.bfloat16
-    assert torch.equal(back[..., :200], fp8.dequantise(codes, scale).to(dtype))
+    assert torch.equal(back[..., :200], fp8.dequantize(codes, scale).to(dtype))
     assert torch.equal(back[..., 200:], rotary.to(dtype))
 
 
@@ -78,7 +78,7 @@ def test_with_and_without_a_cache_attention_reads_the_same_rounded_latents(model
     model(tokens)
     model(tokens, model.new_cache(2, T + 3))
     whole, cached = read[:3], read[3:]
-    assert all(torch.equal(a, b.expand(a.dtype)) for a, b in zip(whole, cached, strict=True))
+    assert all(torch.equal(a, b.dequantize(a.dtype)) for a, b in zip(whole, cached, strict=True))
     rounded = latent_codec(EIGHT, model.config.kv_lora_rank).rounded(whole[0])
     assert torch.equal(rounded, whole[0])  # already on the grid
 
@@ -95,10 +95,10 @@ def test_chunks_store_the_codes_of_the_whole_prompt(pieces):
     for chunk, key in zip(x.split(pieces, 1), keys.split(pieces, 1), strict=True):
         latent, index_key = cache.append_latent(start, chunk), cache.append_index_key(start, key)
         start += chunk.shape[1]
-    assert torch.equal(latent.expand(x.dtype), codec.rounded(x))
+    assert torch.equal(latent.dequantize(x.dtype), codec.rounded(x))
     assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(latent, cache.latent, strict=True))
-    whole = fp8.Codes(*index_codec(EIGHT).encode(keys)).expand()
-    assert torch.equal(index_key.expand(), whole) and torch.equal(whole, cache.index_key.expand())
+    whole = fp8.QuantizedTensor(*index_codec(EIGHT).encode(keys)).dequantize()
+    assert torch.equal(index_key.dequantize(), whole) and torch.equal(whole, cache.index_key.dequantize())
 
 
 # ---- the indexer
@@ -111,7 +111,7 @@ def test_an_fp8_indexer_scores_by_the_published_rule(model, cached):
     q, k, w = attention.indexer(x, latent, rope)
     cache = LayerCache(model.config, 2, T, torch.float32, "cpu", EIGHT) if cached else None
     found = ops.index_scores(*attention.indexer(x, latent, rope, cache, 0, EIGHT), backend="reference")
-    codes = *fp8.quantise(fp8.hadamard(q)), *fp8.quantise(fp8.hadamard(k))
+    codes = *fp8.quantize(fp8.hadamard(q)), *fp8.quantize(fp8.hadamard(k))
     assert torch.equal(found, fp8.index_scores(*codes, w))  # powers of two: bit for bit
     full = ops.index_scores(q, k, w)
     seen = ~full.isinf()
@@ -124,7 +124,7 @@ def test_an_int8_indexer_scores_by_its_rule(model):
     attention, x, latent, rope = inputs(model)
     q, k, w = attention.indexer(x, latent, rope)
     found = ops.index_scores(*attention.indexer(x, latent, rope, precision=Precision("int8")))
-    codes = *fp8.quantise_int8(fp8.hadamard(q)), *fp8.quantise_int8(fp8.hadamard(k))
+    codes = *fp8.quantize_int8(fp8.hadamard(q)), *fp8.quantize_int8(fp8.hadamard(k))
     torch.testing.assert_close(found, fp8.index_scores(*codes, w), atol=1e-5, rtol=1e-5)
     full = ops.index_scores(q, k, w)
     seen = ~full.isinf()

@@ -1,4 +1,4 @@
-"""Runs everything that `python -m dsa.bench.gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
+"""Runs everything that `dsa bench gpu` measures, tiny, in Triton's interpreter, with a clock that is none.
 
 A script: kernels are interpreted in a whole process or not at all. `test_gpu` starts it, and it writes the record.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from dsa.bench.gpu.__main__ import about
-from dsa.bench.gpu.cases import cases
+from dsa.bench.gpu.cases import case_groups
 from dsa.bench.gpu.inputs import Inputs, Shape
-from dsa.bench.gpu.suite import Record, run_case
+from dsa.bench.gpu.suite import Record, run_group
 
 TINY = Shape(
     heads=16, nope=16, rotary=16, value=16, latent=128, index_heads=16, index_width=32, top_k=16, prompt=8, chunk=8,
-    lengths=(64, 128), few=2, some=2, many=2, square=64,
+    lengths=(64, 128), indexer_batch=2, layer_batch=2, attention_batch=2, square=64,
 )  # fmt: skip
 
 
@@ -32,5 +32,5 @@ def clock(calls):
 if __name__ == "__main__":
     torch.manual_seed(0)
     out = Path(sys.argv[1])
-    for trials in cases(TINY).values():
-        run_case(trials, Inputs(torch.device("cpu"), torch.float16, sets=2), clock, Record(out, about(out)).keep)
+    for cases in case_groups(TINY).values():
+        run_group(cases, Inputs(torch.device("cpu"), torch.float16, sets=2), clock, Record(out, about(out)).keep)

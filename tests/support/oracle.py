@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, logging
 
-from dsa.kernels.reference import causal_mask, membership
+from dsa.kernels.reference import causal_mask, selection_mask
 from dsa.model.moe import Gate
 
 logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def theirs(model, tokens: Tensor) -> Seen:
     hooks = []
     for layer in model.model.layers:
         if hasattr(layer.self_attn, "indexer"):
-            collect = lambda *a: seen.kept.append(membership(a[-1].long(), T) & causal_mask(T, T))  # noqa: E731
+            collect = lambda *a: seen.kept.append(selection_mask(a[-1].long(), T) & causal_mask(T, T))  # noqa: E731
             hooks.append(layer.self_attn.indexer.register_forward_hook(collect))
         if hasattr(layer.mlp, "gate"):
             collect = lambda *a: seen.experts.append(expert_mask(a[-1][2], model.config.n_routed_experts))  # noqa: E731
@@ -72,7 +72,7 @@ def ours(model, tokens: Tensor) -> Seen:
     for hook in hooks:
         hook.remove()
     if model.config.index_topk is not None:
-        seen.kept = [membership(layer.selected, T) for layer in trace]
+        seen.kept = [selection_mask(layer.selected, T) for layer in trace]
     return seen
 
 

@@ -1,6 +1,6 @@
 """An exercise that no chapter has: its solution, three wrong answers, its checker."""
 
-from course.exercises.core import Exercise, require
+from course.exercises.exercise import Exercise, require
 
 
 def largest(numbers: list[int], k: int) -> list[int]:

@@ -27,9 +27,9 @@ def copy_phases(steps=10, stop=None):
     def learn(model, chance):
         if stop is not None:
             stop(next(count))
-        return pretrain.learn(Copy(32), 4)(model, chance)
+        return pretrain.lm_objective(Copy(32), 4)(model, chance)
 
-    return [Phase("first", 3, pretrain.learn(Copy(16), 2)), Phase("second", steps, learn, (1.0, 0.1), 2)]
+    return [Phase("first", 3, pretrain.lm_objective(Copy(16), 2)), Phase("second", steps, learn, (1.0, 0.1), 2)]
 
 
 def trained(work=None, resume=False, stop=None, seed=0, label=""):

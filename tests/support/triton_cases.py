@@ -15,7 +15,7 @@ import torch
 
 from dsa.kernels import fp8, ops, reference
 from dsa.kernels.triton import backend, index_logits, top_k
-from dsa.kernels.triton.sparse_attention import Latents, attend, sizes
+from dsa.kernels.triton.sparse_attention import LatentKV, attend, tile_config
 from dsa.kernels.triton.sparse_backward import gradients as backward
 
 torch.use_deterministic_algorithms(True)  # torch.empty is then full of NaN
@@ -76,7 +76,7 @@ def scores_in_fp16():
 @case
 def scores_in_fp8():
     q, k, w = index(J=8, W=128)
-    codes = (*fp8.quantise(q), *fp8.quantise(k), w)
+    codes = (*fp8.quantize(q), *fp8.quantize(k), w)
     return error(index_logits.index_logits_fp8(*codes), fp8.index_scores(*codes))
 
 
@@ -84,19 +84,19 @@ def scores_in_fp8():
 def scores_of_codes_through_the_one_face():
     q, k, w = index(J=8, W=128)
     errors = []
-    for quantise in (fp8.quantise, fp8.quantise_int8):
-        (codes, scale), keys = quantise(q), fp8.Codes(*quantise(k))
+    for quantize in (fp8.quantize, fp8.quantize_int8):
+        (codes, scale), keys = quantize(q), fp8.QuantizedTensor(*quantize(k))
         found = ops.index_scores(codes, keys, w * scale[..., 0], backend="triton")
-        errors.append(error(found, reference.index_scores(codes.float(), keys.expand(), w * scale[..., 0])))
+        errors.append(error(found, reference.index_scores(codes.float(), keys.dequantize(), w * scale[..., 0])))
     return max(errors)
 
 
 @case
 def choice_from_codes_in_tiles():
-    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    backend.MAX_SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
     q, k, w = index(T=8, J=8, W=128)
-    codes, keys = fp8.quantise(q)[0], fp8.Codes(*fp8.quantise(k))
-    scores = reference.index_scores(codes.float(), keys.expand(), w)
+    codes, keys = fp8.quantize(q)[0], fp8.QuantizedTensor(*fp8.quantize(k))
+    scores = reference.index_scores(codes.float(), keys.dequantize(), w)
     return different(ops.index_topk(codes, keys, w, 7, backend="triton"), reference.select(scores, 7))
 
 
@@ -138,7 +138,7 @@ def top_k_of_everything():
 
 @case
 def scores_and_top_k_in_tiles():
-    backend.SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
+    backend.MAX_SCORE_BYTES = 4 * 2 * 40 * 3  # three queries at a time
     inputs = index(T=8)
     return different(ops.index_topk(*inputs, 7, backend="triton"), reference.index_topk(*inputs, 7))
 
@@ -188,29 +188,29 @@ def gradient_of_latents():
 def decode_in_four_parts():
     q, kv, selected = attention(T=1, S=300, K=256)
     selected[1, 0, 64:128] = -1  # a part without any token
-    out, lse = attend(q, Latents.of(kv, 64), selected, 0.2, splits=4)
-    whole = attend(q, Latents.of(kv, 64), selected, 0.2)
+    out, lse = attend(q, LatentKV.split(kv, 64), selected, 0.2, splits=4)
+    whole = attend(q, LatentKV.split(kv, 64), selected, 0.2)
     return max(error(out, reference.sparse_attention(q, kv, selected, 0.2, 64)), error(lse, whole[1]))
 
 
 @case
 def decode_from_an_fp8_cache():
     q, kv, selected = attention(T=1, S=90, K=70, C=256)
-    codes, scale = fp8.quantise(kv[..., :256])
+    codes, scale = fp8.quantize(kv[..., :256])
     rope = kv[..., 256:].half()
-    out, _ = attend(q.half(), Latents(codes, rope, scale), selected, 0.1, splits=2)
-    read = torch.cat([fp8.dequantise(codes, scale), rope.float()], dim=-1)
+    out, _ = attend(q.half(), LatentKV(codes, rope, scale), selected, 0.1, splits=2)
+    read = torch.cat([fp8.dequantize(codes, scale), rope.float()], dim=-1)
     return error(out, reference.sparse_attention(q.half().float(), read, selected, 0.1, 256))
 
 
 @case
 def decode_from_an_fp8_cache_through_the_one_face():
     q, kv, selected = attention(T=1, S=400, K=300, C=256)
-    cache = fp8.LatentCodes(*fp8.quantise(kv[..., :256]), kv[..., 256:])
+    cache = fp8.QuantizedLatentKV(*fp8.quantize(kv[..., :256]), kv[..., 256:])
     with torch.no_grad():
         errors = [
             error(ops.sparse_attention(q, cache, selected, 0.1, width, backend="triton"),
-                  reference.sparse_attention(q, cache.expand(torch.float32), selected, 0.1, width))
+                  reference.sparse_attention(q, cache.dequantize(torch.float32), selected, 0.1, width))
             for width in (256, 128)
         ]  # fmt: skip
     q.requires_grad_()
@@ -219,31 +219,32 @@ def decode_from_an_fp8_cache_through_the_one_face():
 
 
 def in_tiles(tile):
-    """Start kernels with these sizes instead of the smallest."""
+    """Launch kernels with this configuration instead of the smallest."""
 
-    def start(kernel, grid, **arguments):
+    def launcher(kernel, grid, **arguments):
         chosen = tile.kwargs if "BLOCK_H" in kernel.function.arg_names else {}
         kernel.function[grid(chosen)](**arguments, **chosen)
 
-    return start
+    return launcher
 
 
 @case
 def weights_behind_a_branch():
     inputs = attention(H=19, K=23)
-    out, _ = attend(inputs[0], Latents.of(inputs[1], 64), inputs[2], 0.2, start=in_tiles(sizes(16, 16, 4, apart=True)))
+    launcher = in_tiles(tile_config(16, 16, 4, branch_softmax=True))
+    out, _ = attend(inputs[0], LatentKV.split(inputs[1], 64), inputs[2], 0.2, launcher=launcher)
     return error(out, reference.sparse_attention(*inputs, 0.2, 64))
 
 
 @case
 def gradients_behind_a_branch():
     q, kv, selected = attention(H=19, K=23)
-    out, lse = attend(q, Latents.of(kv, 64), selected, 0.2)
-    found = [
-        backward(q, kv, selected, out, lse, torch.ones_like(out), 0.2, in_tiles(sizes(16, 16, 4, apart=apart)))
-        for apart in (False, True)
-    ]
-    return max(error(apart, together) for together, apart in zip(*found, strict=True))
+    out, lse = attend(q, LatentKV.split(kv, 64), selected, 0.2)
+    plain, branched = (
+        backward(q, kv, selected, out, lse, torch.ones_like(out), 0.2, in_tiles(tile_config(16, 16, 4, 2, branch)))
+        for branch in (False, True)
+    )
+    return max(error(one, other) for one, other in zip(branched, plain, strict=True))
 
 
 @case

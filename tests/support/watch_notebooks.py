@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from course.builder.lint import seconds
+from course.builder.lint import time_budget
 from processor import processor_seconds
 from project import ROOT
 
@@ -59,9 +59,9 @@ class Budgets:
     def over(self) -> list[str]:
         """A line for each notebook over its budget."""
         return [
-            f"{path} took {spent:.0f} s; its budget is {seconds(path.stem)} s (course/builder/lint.py)"
+            f"{path} took {spent:.0f} s; its budget is {time_budget(path.stem)} s (course/builder/lint.py)"
             for path, spent in sorted(self.spent.items())
-            if spent > seconds(path.stem)
+            if spent > time_budget(path.stem)
         ]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -72,7 +72,7 @@ class Budgets:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how long each notebook took, and which took too long."""
         for path, spent in sorted(self.spent.items()):
-            terminalreporter.write_line(f"{path}: {spent:.0f} of {seconds(path.stem)} s")
+            terminalreporter.write_line(f"{path}: {spent:.0f} of {time_budget(path.stem)} s")
         for line in self.over():
             terminalreporter.write_line(f"FAILED {line}", red=True)
 

@@ -124,7 +124,7 @@ def test_the_table_says_what_was_measured_and_what_was_counted(home):
     config = dsa.from_pretrained(home / "warmed").config
     for length in (64, 128, 2**17):
         row = rows[f"FLOP per token, reading {length:,} tokens"]
-        work = [flops.prompt_work(config, length, kind).total / length for kind in ("dense", "sparse")]
+        work = [flops.prompt_flops(config, length, kind).total / length for kind in ("dense", "sparse")]
         assert [row["before"], row["after"]] == work and row["kind"] == "counted"
 
 
@@ -146,11 +146,11 @@ def test_stopped_between_the_stages_it_goes_on_from_there(home, tmp_path, monkey
     words = [home / "ours", "--corpus", home / "text", *QUICK, "--then-sparse", "2", "--out"]
     command(*words, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(indexer, "learn_both", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(indexer, "joint_objective", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit, match="add --resume"):
             command(*words, tmp_path / "resumed")
     with monkeypatch.context() as patch:  # the warm-up is not done again
-        patch.setattr(indexer, "imitate", lambda *_: None)
+        patch.setattr(indexer, "indexer_kl_objective", lambda *_: None)
         command(*words, tmp_path / "resumed", "--resume")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("unbroken", "resumed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -166,7 +166,8 @@ def test_a_model_with_its_own_vocabulary_is_taught_on_token_ids(kind, home, tmp_
         path.mkdir()
         np.save(path / "0.npy", ids[:1000].numpy().astype(np.uint16))
         np.save(path / "1.npy", ids[1000:].reshape(40, 50).numpy())
-    assert torch.equal(torch.cat([token_ids.stored(path).train, token_ids.stored(path).held_out]), ids.int())
+    corpus = token_ids.load_token_ids(path)
+    assert torch.equal(torch.cat([corpus.train, corpus.held_out]), ids.int())
     if kind != "folder":
         return
     command(home / "foreign", "--corpus", path, "--out", tmp_path / "out", *QUICK)
@@ -182,19 +183,19 @@ def test_a_tokenizer_beside_the_weights_reads_text(home, tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     folder = dense(tmp_path / "foreign", vocab_size=61)
     made.save(str(folder / "tokenizer.json"))
-    reading = indexer_data.read(folder, 61, home / "text", 64)
-    text = "".join(sorted(vocabulary, key=vocabulary.get)[i] for i in reading.corpus.train.tolist())
+    data = indexer_data.load(folder, 61, home / "text", 64)
+    text = "".join(sorted(vocabulary, key=vocabulary.get)[i] for i in data.corpus.train.tolist())
     assert text == (home / "text" / "a.txt").read_text()[: len(text)] and len(text) > 10_000
-    assert not reading.in_bytes and not reading.needles
+    assert not data.in_bytes and not data.needles
     command(folder, "--corpus", home / "text", "--out", tmp_path / "out", *QUICK)
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def test_arrays_among_texts_are_not_taken_for_the_corpus(home, tmp_path):
     np.save(tmp_path / "a.npy", np.arange(5))
-    assert token_ids.files(tmp_path) == [tmp_path / "a.npy"]
+    assert token_ids.token_files(tmp_path) == [tmp_path / "a.npy"]
     (tmp_path / "a.txt").write_text("text")
-    assert token_ids.files(tmp_path) == [] == token_ids.files(home / "text")
+    assert token_ids.token_files(tmp_path) == [] == token_ids.token_files(home / "text")
 
 
 def test_raw_bytes_undo_the_folding():
@@ -211,7 +212,7 @@ def test_without_a_query_latent_a_model_trains_and_runs_but_is_not_exported(home
     base, model = no_latent(home)
     tokens = small.tokens(1, 40, vocab=VOCAB)
     assert torch.equal(model(tokens), base(tokens))
-    task = indexer_data.read(home / "no_latent", VOCAB, home / "text", 64).task
+    task = indexer_data.load(home / "no_latent", VOCAB, home / "text", 64).task
     kl = [row["kl"] for row in indexer.warm_up(model, task, steps=40, size=2, show=False).rows]
     assert sum(kl[-5:]) < 0.95 * sum(kl[:5])
     indexer.train_sparse(model, task, steps=1, size=2, show=False)
@@ -284,6 +285,6 @@ def test_sizes_follow_the_published_ones():
 
 def test_only_the_course_model_is_held_against_the_course_claims(home):
     config = dsa.Config.mini()
-    assert adopt.is_ours(config, 512) and not adopt.is_ours(config.replace(hidden_size=48), 512)
+    assert adopt.is_course_model(config, 512) and not adopt.is_course_model(config.replace(hidden_size=48), 512)
     found = json.loads((home / "warmed" / "provenance.json").read_text())
     assert found["claims"] == [] and found["measures"] == {}

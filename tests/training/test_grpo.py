@@ -1,35 +1,16 @@
-"""GRPO's numbers against hand and finite differences; sampling with tools; rewards; and that all of it learns."""
+"""GRPO's numbers against hand, enumeration and finite differences; rewards; and that all of it learns."""
 
 import math
 
 import pytest
 import torch
 
-import dsa
-from course.experiments import rl_base_model
 from dsa.datasets import rl_domains, rl_symbols, rl_transcripts
-from dsa.datasets.rl_domains import DOMAINS
-from dsa.datasets.rl_symbols import DIGITS, PAD, read, write
-from dsa.datasets.rl_transcripts import LENGTH, PROMPT, play, worked
-from dsa.model.transformer import DecoderOutput
+from dsa.datasets.rl_symbols import read, write
+from dsa.datasets.rl_transcripts import demonstration, run_with_tool
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig, Objective, advantages, averaged, divergence, token_losses
-
-ALL = tuple(DOMAINS)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def small(seed=0, sparse=True):
-    """A random model of the domains' alphabet."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 2, "intermediate_size": 48}
-    indexer = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 6} if sparse else {}
-    model = dsa.Transformer(rl_base_model.dense_config().replace(**sizes, **indexer))
-    model.reset_parameters(seed)
-    return model.eval()
-
+from rl import ALL, EXPERTS, says_one, seeded, shift_biases, small
 
 # the objective ------------------------------------------------------------------------------------------------------
 
@@ -76,7 +57,9 @@ def test_the_gradient_agrees_with_finite_differences(loss_type, beta):
     A = torch.tensor([1.0, -2.0, 0.5]).double()
 
     def loss(now):
-        return averaged(token_losses(now, old, A, 0.2, 0.28)[0] + beta * divergence(now, reference), own, loss_type, 6)
+        return averaged(
+            token_losses(now, old, A, 0.2, 0.28)[0] + beta * divergence(now, old, reference), own, loss_type, 6
+        )
 
     (found,) = torch.autograd.grad(loss(now), now)
     for b in range(3):
@@ -96,85 +79,159 @@ def test_averages_differ_as_they_say():
     assert averaged(losses, own, "dr_grpo", 8) == 10 / 16
 
 
-def test_the_divergence_estimate_is_right_on_average_and_never_negative():
-    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
-    estimate = divergence(p.log(), q.log())
-    assert (estimate >= 0).all() and divergence(p.log(), p.log()).abs().max() == 0
-    assert torch.allclose((p * estimate).sum(), (p * (p / q).log()).sum(), atol=1e-6)
+def plain_k3(now, old, reference):
+    """The estimate without the ratio, as GRPO had it first."""
+    return (reference - now).exp() - (reference - now) - 1
 
 
-# sampling -----------------------------------------------------------------------------------------------------------
+def enumerated(estimate, moved):
+    """Value and gradient of an estimate of KL(now || reference), averaged over what `old` samples, and the exact ones.
+
+    Five tokens, so the average is a sum; `moved` is how far updates have taken the policy from its sampler.
+    """
+    start, step, home = (torch.randn(5, generator=seeded(n), dtype=torch.float64) for n in (1, 2, 3))
+    logits = (start + moved * step).requires_grad_()
+    old, now, reference = start.log_softmax(-1), logits.log_softmax(-1), home.log_softmax(-1)
+    value, exact = (old.exp() * estimate(now, old, reference)).sum(), (now.exp() * (now - reference)).sum()
+    gradient = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (value, exact))
+    return value.item(), exact.item(), *gradient
 
 
-def test_samples_are_what_the_model_and_the_tool_said():
+@pytest.mark.parametrize("moved", [0.0, 0.3, 1.5])
+def test_the_divergence_and_its_gradient_are_exact_on_average(moved):
+    value, exact, gradient, exact_gradient = enumerated(divergence, moved)
+    assert value == pytest.approx(exact, abs=1e-12)
+    assert torch.allclose(gradient, exact_gradient, atol=1e-12) and exact_gradient.abs().max() > 0.1
+
+
+def test_without_the_ratio_or_its_gradient_it_is_another_divergence():
+    value, exact, gradient, exact_gradient = enumerated(plain_k3, 0.0)
+    assert value == pytest.approx(exact), "on its own samples k3 has the right value ..."
+    assert (gradient - exact_gradient).abs().max() > 0.05, "... and another gradient,"
+    start, home = (torch.randn(5, generator=seeded(n), dtype=torch.float64) for n in (1, 3))
+    turned = start.requires_grad_().log_softmax(-1), home.log_softmax(-1)
+    (other,) = torch.autograd.grad((turned[1].exp() * (turned[1] - turned[0])).sum(), start)
+    assert torch.allclose(gradient, other, atol=1e-12), "that of KL(reference || now)"
+    value, exact, gradient, exact_gradient = enumerated(plain_k3, 1.5)
+    assert abs(value - exact) > 0.1 and (gradient - exact_gradient).abs().max() > 0.1, "after updates both are wrong"
+
+    def detached(now, old, reference):
+        return (now - old).exp().detach() * plain_k3(now, old, reference)
+
+    value, exact, gradient, exact_gradient = enumerated(detached, 1.5)
+    assert value == pytest.approx(exact) and (gradient - exact_gradient).abs().max() > 0.05
+
+
+def test_the_divergence_estimate_is_never_negative():
+    now, old, reference = (torch.randn(50, generator=seeded(n)) for n in range(3))
+    assert (divergence(now, old, reference) >= 0).all() and divergence(now, old, now).abs().max() == 0
+
+
+def policy_only(**settings):
+    """The objective without rewards or indexers: what is left is the divergence."""
+    settings = {"num_prompts": 1, "beta": 1.0, "train_indexer": False} | settings
+    draw = lambda g, n: rl_transcripts.sample_problems(g, ["maths"], n)  # noqa: E731
+    return Objective(GRPOConfig(**settings), draw, lambda one: 0.0)
+
+
+@pytest.mark.parametrize("left", [rl_symbols.VOCAB, 9])
+def test_the_whole_loss_has_the_exact_divergence_and_gradient(left):
+    """One completion of each possible token from a sampler that found all alike: a batch mean is an expectation.
+
+    If a sampling mask has left only some tokens, it is the divergence of what is left of both distributions.
+    """
+    model, home = small(), small(7)
+    prompt = rl_transcripts.prompts(rl_transcripts.sample_problems(seeded(), ["maths"], 1))  # (1, PROMPT)
+    tokens = torch.cat([prompt.expand(left, -1), torch.arange(left)[:, None]], dim=1)
+    own = torch.zeros_like(tokens, dtype=torch.bool)
+    own[:, -1] = True
+    mask = (torch.arange(rl_symbols.VOCAB) < left) | ~own[..., None]
+    written = rollout.Rollout([None] * left, tokens, own, -math.log(left) * own, mask)
+    with torch.no_grad():
+        reference = rollout.logprobs_of(home(tokens), tokens, sampling_mask=mask)
+    nothing = torch.zeros(len(tokens))
+    objective = policy_only(num_generations=len(tokens))
+    loss, measures = objective.loss(model, grpo.Graded(written, nothing, nothing, reference))
+    now, there = (each(prompt)[0, -1, :left].log_softmax(-1) for each in (model, home))
+    exact = (now.exp() * (now - there.detach())).sum()
+    assert [loss.item(), measures["kl"]] == pytest.approx([exact.item()] * 2, rel=1e-5)
+    for p, found, right in zip(model.parameters(), *(gradients(model, each) for each in (loss, exact)), strict=True):
+        assert (found is None) == (right is None), "no indexer is trained"
+        assert found is None or torch.allclose(found, right, atol=1e-5 * max(1.0, right.abs().max())), p.shape
+
+
+def gradients(model, loss):
+    """Of each parameter, or None."""
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_policy_and_reference_keep_the_sampling_mask(kept):
+    settings = {"num_prompts": 3, "num_generations": 4, "top_p": 0.7, "keep_sampling_mask": kept, "beta": 0.1}
     model = small()
-    problems = rl_transcripts.draw(seeded(), ALL, 25)
-    found = rollout.sample(model, problems, seeded(4), temperature=1.5)
-    assert torch.equal(found.tokens[:, :PROMPT], rl_transcripts.prompts(problems))
-    assert not found.own[:, :PROMPT].any() and found.tokens.shape[1] <= LENGTH
-    for one, tokens, own in zip(found.transcripts(), found.tokens, found.own, strict=True):
-        said = list[int]()
-        waiting = list[int]()
-        for token, mine in zip(one.tokens, one.own, strict=True):
-            assert mine != bool(waiting), "the tool speaks at once, and nobody else meanwhile"
-            if mine:
-                said.append(token)
-                waiting = list(rl_domains.reply(one.problem, tuple(said)))
-            else:
-                assert token == waiting.pop(0)
-        after = PROMPT + len(one.tokens)
-        assert (tokens[after:] == PAD).all() and not own[after:].any()
-    assert (found.lengths == torch.tensor([len(one.spoken) for one in found.transcripts()])).all()
+    draw = lambda g, n: rl_transcripts.sample_problems(g, ALL, n)  # noqa: E731
+    objective = Objective(GRPOConfig(**settings), draw, says_one, small())
+    graded = objective.collect(model, seeded())
+    _, measures = objective.loss(model, graded)
+    if kept:
+        assert measures["logprob_difference"] < 1e-4 and measures["kl"] < 1e-6 and measures["clip_ratio"] == 0
+    else:
+        assert measures["logprob_difference"] > 0.2, "the policy is held to have drawn from everything"
 
 
-class Scripted(torch.nn.Module):
-    """A model that writes worked transcripts by heart, those of the tool's turns included."""
-
-    def __init__(self, problems):
-        super().__init__()
-        self.rows = [[*worked(problem).tokens, *[PAD] * LENGTH] for problem in problems]
-
-    def new_cache(self, batch, capacity):
-        self.turn = -1
-
-    def run_layers(self, tokens, cache):
-        self.turn += 1
-        return DecoderOutput(tokens[:, :, None], [], [])
-
-    def logits(self, x):
-        wanted = torch.tensor([row[self.turn] for row in self.rows])
-        return 50.0 * torch.nn.functional.one_hot(wanted, rl_symbols.VOCAB)[:, None]
+@pytest.mark.parametrize("kept", [True, False])
+def test_experts_are_replayed_in_each_update(kept):
+    """The same experts give the same probabilities again, though the routers would choose others now."""
+    model = small(**EXPERTS)
+    settings = GRPOConfig(num_prompts=3, num_generations=4, keep_routing=kept, beta=0.1)
+    objective = Objective(settings, lambda g, n: rl_transcripts.sample_problems(g, ALL, n), says_one, small(**EXPERTS))
+    graded = objective.collect(model, seeded())
+    assert (graded.rollout.routing is not None) == kept
+    shift_biases(model)
+    loss, measures = objective.loss(model, graded)
+    assert (measures["logprob_difference"] < 1e-4) == kept
+    loss.backward()
+    for gate in model.gates():
+        assert gate.replay is None and gate.weight.grad.abs().max() > 0, "routers still learn how much experts count"
 
 
-def test_a_right_script_is_recognised_as_right():
-    problems = rl_transcripts.draw(seeded(5), ALL, 30)
-    found = rollout.sample(Scripted(problems), problems, seeded())
-    assert [one.spoken for one in found.transcripts()] == [rl_domains.solve(p) for p in problems]
-    assert [one.tokens for one in found.transcripts()] == [worked(p).tokens for p in problems]
-    assert all(one.correct for one in found.transcripts()) and found.ended.all()
+def test_answers_that_were_bad_and_have_been_left_push_no_more():
+    own = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 1, 0], [0, 1, 1]]).bool()
+    old = torch.zeros(4, 3)
+    now = torch.tensor([[-9, -0.6, -0.2], [-9, -0.8, -0.4], [0, -0.6, -9], [0, -0.8, -0.4]])
+    advantage = torch.tensor([-1.0, -1, -1, 1])
+    assert grpo.on_policy(now, old, own, advantage, 0.5).tolist() == [True, False, False, True]
+    assert grpo.on_policy(-now, old, own, advantage, 0.5).all(), "what became likelier pushes on"
 
 
-def test_sampling_is_repeatable_and_leaves_the_model_as_it_was():
-    model = small().train()
-    problems = rl_transcripts.draw(seeded(), ALL, 6)
-    first, again, other = (rollout.sample(model, problems, seeded(s)) for s in (1, 1, 2))
-    assert torch.equal(first.tokens, again.tokens) and not torch.equal(first.tokens, other.tokens)
-    assert model.training
-    greedy = [rollout.sample(model, problems, seeded(s), temperature=0).tokens for s in (1, 2)]
-    assert torch.equal(*greedy)
-
-
-@pytest.mark.parametrize("attention", ["sparse", "dense", "window"])
-def test_training_reads_what_sampling_wrote(attention):
-    """The known trap: the same keys are selected token by token and all at once."""
+def test_masked_answers_leave_the_loss_and_the_divergence_stays():
     model = small()
-    model.attention = attention
-    found = rollout.sample(model, rl_transcripts.draw(seeded(), ALL, 20), seeded(1))
-    same = rollout.gap(model, found)
-    assert same["logprob"] < 1e-4 and same["ratio"] < 1e-5
-    if attention == "sparse":
-        model.top_k = 3
-        assert rollout.gap(model, found)["ratio"] > 1e-3, "another K must show"
+    model.attention = "dense"
+    off = {"num_prompts": 3, "num_generations": 6, "max_completion_length": 6}
+    plain, masking = (
+        Objective(GRPOConfig(**off, **also), lambda g, n: rl_transcripts.sample_problems(g, ALL, n), says_one, small(7))
+        for also in ({}, {"off_policy_mask_threshold": 0.3})
+    )
+    graded = plain.collect(model, seeded())
+    fresh, measures = masking.loss(model, graded)
+    assert torch.equal(fresh, plain.loss(model, graded)[0]) and measures["off_policy_masked"] == 0
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    now = rollout.logprobs_of(model(graded.rollout.tokens), graded.rollout.tokens)
+    own, A = graded.rollout.completion_mask, graded.advantages
+    kept = grpo.on_policy(now, graded.rollout.logprobs, own, A, 0.3)
+    assert 0 < (~kept).sum() < (A < 0).sum(), "the test wants some of each"
+    losses = token_losses(now, graded.rollout.logprobs, A)[0]
+    gone = (losses * own)[~kept].sum() / own.sum()
+    moved, measures = masking.loss(model, graded)
+    assert torch.allclose(plain.loss(model, graded)[0] - moved, gone, atol=1e-6)
+    assert measures["off_policy_masked"] == pytest.approx((~kept).float().mean().item())
+    with_reference = Objective(
+        GRPOConfig(**off, off_policy_mask_threshold=0.3, beta=0.5), masking.draw, says_one, small(7)
+    )
+    held = with_reference.loss(model, graded)[0] - moved
+    every = divergence(now, graded.rollout.logprobs, graded.reference)[own].mean()
+    assert torch.allclose(held, 0.5 * every, rtol=1e-4), "the divergence holds masked answers too"
 
 
 def test_impossible_settings_are_refused():
@@ -183,13 +240,10 @@ def test_impossible_settings_are_refused():
         ({"scale_rewards": "yes"}, "use one of group"), ({"loss_type": "ppo"}, "use one of grpo"),
         ({"num_iterations": 0}, "at least 1"), ({"epsilon_high": -0.1}, "epsilon_high=-0.1"),
         ({"beta": -1.0}, "beta=-1.0"), ({"num_prompts": 0}, "at least 1"),
+        ({"off_policy_mask_threshold": 0.0}, "off_policy_mask_threshold=0.0"), ({"top_p": 0.0}, "top_p=0.0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words):
             GRPOConfig(**settings)
-    with pytest.raises(ValueError, match="temperature=-1"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), temperature=-1)
-    with pytest.raises(ValueError, match="max_completion_length=0"):
-        rollout.sample(small(), rl_transcripts.draw(seeded(), ALL, 1), seeded(), max_completion_length=0)
     with pytest.raises(ValueError, match="no transcript"):
         sft.sft(small(), [])
 
@@ -199,7 +253,7 @@ def test_impossible_settings_are_refused():
 
 def sorting(text):
     problem = rl_domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
-    return play(problem, write(text))
+    return run_with_tool(problem, write(text))
 
 
 def test_rewards_by_hand():
@@ -210,7 +264,7 @@ def test_rewards_by_hand():
     assert rubric.grades(sorting("= 2 4 .")) == {"digits only": 1, "in order": 1, "same items": pytest.approx(2 / 3)}
     assert rubric(sorting("= 2 4 8")) == 0, "who does not end has not answered"
     problem = rl_domains.Problem("brackets", 1, False, write("§ D ( [ ]"), {})
-    found = [play(problem, write(text)) for text in ("= ) .", "= ( .", "= ] .", "= ) ) .")]
+    found = [run_with_tool(problem, write(text)) for text in ("= ) .", "= ( .", "= ] .", "= ) ) .")]
     assert [rewards.nothing_closed_wrongly(one) for one in found] == [1, 1, 0, 0]
     assert [rewards.verified(one) for one in found] == [1, 0, 0, 0]
     penalty = rewards.LengthPenalty(free=3, per_token=0.1, most=0.15)
@@ -224,22 +278,18 @@ def test_rewards_by_hand():
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_mode_is_kept_by_solutions_and_by_no_others(name):
-    for problem in rl_transcripts.draw(seeded(), [name], 20):
-        assert rewards.mode_kept(worked(problem)) == 1
+    for problem in rl_transcripts.sample_problems(seeded(), [name], 20):
+        assert rewards.mode_kept(demonstration(problem)) == 1
     direct, thinking = (
         rl_domains.Problem("sorting", 1, t, write(f"↓ {m} 4 8 2"), {}) for t, m in ((False, "D"), (True, "T"))
     )
     thought = write("4 : 2 8 = 2 4 8 .")
-    assert rewards.mode_kept(play(thinking, thought)) == 1 and rewards.mode_kept(play(direct, thought)) == 0
-    assert not play(direct, thought).correct and play(thinking, write("= 2 4 8 .")).correct
+    assert rewards.mode_kept(run_with_tool(thinking, thought)) == 1
+    assert rewards.mode_kept(run_with_tool(direct, thought)) == 0
+    assert not run_with_tool(direct, thought).correct and run_with_tool(thinking, write("= 2 4 8 .")).correct
 
 
 # learning -----------------------------------------------------------------------------------------------------------
-
-
-def says_one(one):
-    """Rewards the digit 1 anywhere: easy to find for a random model."""
-    return float(DIGITS[1] in one.spoken)
 
 
 @pytest.mark.parametrize("attention", ["sparse", "dense"])
@@ -258,7 +308,7 @@ def test_samples_are_used_as_often_as_asked_and_the_reference_holds_back():
 
     def draw(generator, count):
         drawn.append(count)
-        return rl_transcripts.draw(generator, ALL, count)
+        return rl_transcripts.sample_problems(generator, ALL, count)
 
     config = GRPOConfig(num_prompts=3, num_generations=8, num_iterations=3, beta=0.5, epsilon=0.01)
     model = small()
@@ -297,7 +347,7 @@ def test_a_killed_run_goes_on_between_two_batches_with_the_same_bits(tmp_path, m
 def test_only_the_divergence_teaches_the_indexers():
     model = small()
     objective = Objective(
-        GRPOConfig(num_prompts=3, num_generations=3), lambda g, n: rl_transcripts.draw(g, ALL, n), says_one
+        GRPOConfig(num_prompts=3, num_generations=3), lambda g, n: rl_transcripts.sample_problems(g, ALL, n), says_one
     )
     graded = objective.collect(model, seeded())
     loss, _ = objective.loss(model, graded)
@@ -309,11 +359,28 @@ def test_only_the_divergence_teaches_the_indexers():
     assert all(p.grad is None for p in model.indexer_parameters())
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_indexers_learn_beside_the_policy_or_stay_frozen(learning):
+    """Learning is Eq. 4 with its inputs detached: the policy takes the same first step either way."""
+    settings = {"num_prompts": 3, "num_generations": 4, "max_completion_length": 4}
+    given = {"reward_funcs": [says_one], "show": False, "steps": 1}
+    trained, frozen = small(), small()
+    grpo.grpo(trained, config=GRPOConfig(**settings, train_indexer=learning), **given)
+    grpo.grpo(frozen, config=GRPOConfig(**settings, train_indexer=False), **given)
+    started = dict(small().named_parameters())
+    for name, p in trained.named_parameters():
+        if ".indexer." in name:
+            assert torch.equal(p, started[name]) != learning, name
+        else:
+            assert torch.allclose(p, dict(frozen.named_parameters())[name], atol=1e-6), name
+    assert any(not torch.equal(p, started[name]) for name, p in frozen.named_parameters())
+
+
 def test_rejection_keeps_right_answers_only_and_a_student_learns_them():
-    problems = rl_transcripts.draw(seeded(2), ["search"], 16)
-    written = [worked(problem) for problem in problems]
+    problems = rl_transcripts.sample_problems(seeded(2), ["search"], 16)
+    written = [demonstration(problem) for problem in problems]
     model = small()
-    before = sft.Reader(written)(model, seeded())[1]["language"]
+    before = sft.SFTObjective(written)(model, seeded())[1]["language"]
     run = sft.sft(model, written, steps=15, size=16, learning_rate=1e-2, show=False)
     assert run.rows[-1]["language"] < 0.6 * before
     kept = sft.rejection_sample(model, ["search"], num_prompts=8, num_generations=3, keep=lambda one: True)

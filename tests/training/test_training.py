@@ -221,7 +221,7 @@ def test_the_indexer_loss_does_not_change_what_the_model_learns(task, monkeypatc
             logits, losses = model(episodes.tokens, indexer_loss=True)
             return language_loss(logits, episodes) + weight * losses.sum(), {}
 
-        monkeypatch.setattr(indexer, "learn_both", lambda task, size, learn=learn: learn)
+        monkeypatch.setattr(indexer, "joint_objective", lambda task, size, learn=learn: learn)
         indexer.train_sparse(model, task, steps=1, show=False)  # a second step would select other keys
     (index_a, main_a), (index_b, main_b) = map(split, models)
     assert all(map(torch.equal, main_a, main_b)) and not all(map(torch.equal, index_a, index_b))
@@ -302,15 +302,21 @@ def test_the_command_recorded_is_the_one_that_makes_the_folder_anew(tmp_path, mo
     seen = []
     monkeypatch.setattr(pretrain, "run", lambda options: seen.append(options.command))
     pretrain.main(["--out", "data/base", "--seed", "3", "--replace", "--corpus", "my texts"])
-    assert seen == ["python -m dsa.training.pretrain --out data/base --seed 3 --corpus 'my texts'"]
+    assert seen == ["dsa train pretrain --out data/base --seed 3 --corpus 'my texts'"]
 
 
 def test_finish_moves_a_whole_folder_into_place(text, tmp_path):
     model, run = trained()
     out = tmp_path / "model"
-    exam = {"length": 64, "episodes": 2}
+    eval_settings = {"length": 64, "episodes": 2}
     claims = [evaluate.Claim("impossible", "bits_per_byte.dense", most=0.0)]
-    common = {"made_by": "a test", "options": {"seed": 0}, "corpus": text, "claims": claims, "exam": exam}
+    common = {
+        "made_by": "a test",
+        "options": {"seed": 0},
+        "corpus": text,
+        "claims": claims,
+        "eval_settings": eval_settings,
+    }
     run_folder.prepare(out, resume=False, replace=False)
     run_folder.finish(model, out, run, **common)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

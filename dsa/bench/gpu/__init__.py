@@ -1,1 +1,1 @@
-"""Our kernels on a real GPU, checked and timed: `python -m dsa.bench.gpu`; read `correctness`, then `cases`."""
+"""Our kernels on a real GPU, checked and timed: `dsa bench gpu`; read `correctness`, then `cases`."""

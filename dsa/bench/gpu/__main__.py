@@ -1,25 +1,26 @@
-"""Check and time every Triton kernel on a GPU, beside the strongest that PyTorch has, against its goal: one command.
+"""Check and time every Triton kernel on a GPU, beside the strongest that PyTorch has, against its target: one command.
 
-    python -m dsa.bench.gpu --out data/measurements/gpu_kernels.json
+    dsa bench gpu --out data/measurements/gpu_kernels.json
 
 It takes under ten minutes on one H200 and writes as it goes; a run that is killed keeps what it had. `correctness` and
 `bench.timing` say what makes a result count, `cases` what is measured. The sizes are those of DeepSeek-V3.2-Exp.
 """
 
-import argparse
 import json
 import platform
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dsa import record
+from dsa.io.command_line import Parser
 
-COMMAND = "python -m dsa.bench.gpu"
-CASES = (
+COMMAND = "dsa bench gpu"
+GROUPS = (
     "machine", "index logits", "sparse prefill", "sparse decode", "index decode", "top-k", "backward",
     "layer, prefill", "layer, decode",
 )  # fmt: skip
@@ -29,7 +30,7 @@ def need_gpu() -> torch.device:
     """The GPU, or one sentence saying that there is none."""
     if not torch.cuda.is_available():
         raise SystemExit(
-            "this measures a GPU and PyTorch sees none: run it on a machine that has one, with torch's build for it"
+            "error: this measures a GPU and PyTorch sees none: run it where there is one, with torch's build for it"
         )
     return torch.device("cuda")
 
@@ -45,49 +46,53 @@ def about(out: Path) -> dict[str, Any]:
     return {**record.origin(f"{COMMAND} --out {out}", machine, **versions), "what": what}
 
 
-def one_case(name: str, out: Path, device: torch.device) -> None:
+def one_group(name: str, out: Path, device: torch.device) -> None:
     """Run one case in this process and keep what it finds."""
-    from dsa.bench.gpu.cases import cases
+    from dsa.bench.gpu.cases import case_groups
     from dsa.bench.gpu.inputs import Inputs, Shape
-    from dsa.bench.gpu.suite import Record, run_case
+    from dsa.bench.gpu.suite import Record, run_group
     from dsa.bench.timing import device_milliseconds
 
     torch.seed()  # new inputs each time
-    run_case(cases(Shape())[name], Inputs(device), device_milliseconds, Record(out, about(out)).keep)
+    run_group(case_groups(Shape())[name], Inputs(device), device_milliseconds, Record(out, about(out)).keep)
 
 
-def all_cases(names: Sequence[str], out: Path) -> None:
+def all_groups(names: Sequence[str], out: Path) -> None:
     """Run each case in a process of its own, and write down which did not end well."""
-    from dsa.bench.gpu.suite import Record, apart
+    from dsa.bench.gpu.suite import Record, run_isolated
 
-    broken = apart(names, lambda name: [sys.executable, "-m", "dsa.bench.gpu", "--out", str(out), "--only", name])
+    broken = run_isolated(
+        names, lambda name: [sys.executable, "-m", "dsa.bench.gpu", "--out", str(out), "--only", name]
+    )
     kept = Record(out, about(out))
     for name, why in broken.items():
         print(f"{name}: {why}")
-        kept.keep(f"{name}, broken off", {"contenders": {}, "failed": why})
+        kept.keep(f"{name}, broken off", {"candidates": {}, "failed": why})
 
 
 def summary(out: Path) -> str:
-    """One line for each goal."""
-    trials = json.loads(out.read_text("utf-8"))["trials"] if out.exists() else {}
+    """One line for each target."""
+    cases = json.loads(out.read_text("utf-8"))["cases"] if out.exists() else {}
     lines = []
-    for name, trial in trials.items():
-        if "unit" in trial:
-            found = "-" if trial["figure"] is None else f"{trial['figure']:.3g}"
-            marks = f"goal {trial['goal']:<6g} least {trial['least']:<6g}"
-            lines.append(f"{name:32} {found:>9} {trial['unit']:14} {marks} {trial['verdict']}")
+    for name, case in cases.items():
+        if "unit" in case:
+            found = "-" if case["figure"] is None else f"{case['figure']:.3g}"
+            marks = f"target {case['target']:<6g} minimum {case['minimum']:<6g}"
+            lines.append(f"{name:32} {found:>9} {case['unit']:14} {marks} {case['verdict']}")
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all, or some."""
-    parser = argparse.ArgumentParser(COMMAND, description="Check and time the Triton kernels.")
+    parser = Parser(COMMAND, description="Check and time the Triton kernels.")
     record.add_options(parser)
-    parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help=f"some of: {'; '.join(CASES)}")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {'; '.join(GROUPS)}")
     options = parser.parse_args(argv)
     device = need_gpu()
+    if find_spec("triton") is None:
+        raise SystemExit("error: the kernels need the triton package: pip install 'dsa[triton]'")
     if options.only and len(options.only) == 1:
-        one_case(options.only[0], options.out, device)
+        one_group(options.only[0], options.out, device)
         return
     if not options.only:
         try:
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except FileExistsError as error:
             parser.error(f"{error}, or --only NAME to measure one case of it again")
         options.out.unlink(missing_ok=True)
-    all_cases(options.only or CASES, options.out)
+    all_groups(options.only or GROUPS, options.out)
     print(summary(options.out))
 
 

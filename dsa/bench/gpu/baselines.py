@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from dsa.bench.gpu.correctness import error
+from dsa.bench.gpu.benchmark_case import COPY, Candidate, Candidates
+from dsa.bench.gpu.correctness import relative_error
 from dsa.bench.gpu.inputs import Inputs, Shape
-from dsa.bench.gpu.trial import COPY, Contender, Contenders
 from dsa.kernels import reference
 
 ROWS = 16384  # of codes in the bare product
@@ -39,15 +39,15 @@ def by_heads(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.cat([fused(SDPBackend.CUDNN_ATTENTION, a, b, c, scale) for a, b, c in groups], dim=1)
 
 
-def prompt(make: Inputs, shape: Shape, T: int, S: int) -> Contenders:
+def prompt(make: Inputs, shape: Shape, T: int, S: int) -> Candidates:
     """Dense attention of the last T of S queries, heads expanded (MHA)."""
     H, D, V = shape.heads, shape.nope + shape.rotary, shape.value
-    q = make.each(lambda: make.numbers(1, H, T, D))
-    k = make.each(lambda: make.numbers(1, H, S, D))
-    v = make.each(lambda: make.numbers(1, H, S, V))
+    q = make.each(lambda: make.normal(1, H, T, D))
+    k = make.each(lambda: make.normal(1, H, S, D))
+    v = make.each(lambda: make.normal(1, H, S, V))
     wide = [F.pad(x, (0, D - V)) for x in v]
 
-    def wrong(out: Tensor, rows: tuple[int, ...] = (-1,)) -> float:
+    def error(out: Tensor, rows: tuple[int, ...] = (-1,)) -> float:
         """Only the last query sees everything, masked or not."""
         found, expected = [], []
         for t in rows:
@@ -56,18 +56,18 @@ def prompt(make: Inputs, shape: Shape, T: int, S: int) -> Contenders:
             one = q[0][:, :2, t][:, None]  # (1, 1, 2, D)
             expected.append(reference.dense_attention(one.float(), few[0].float(), few[1].float(), shape.scale))
             found.append(out[:, :2, t, :V][:, None])
-        return error(torch.cat(found), torch.cat(expected))
+        return relative_error(torch.cat(found), torch.cat(expected))
 
     pairs = T * S - T * (T - 1) / 2
     whole: dict[str, Any] = {"flop": 2 * H * (D + V) * T * S, "counted": pairs / (T * S)}
     flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
     return {
-        "dense MHA, cuDNN": Contender(lambda n: fused(cudnn, q[n], k[n], v[n], shape.scale), wrong, **whole),
-        "dense MHA, cuDNN by heads": Contender(lambda n: by_heads(q[n], k[n], v[n], shape.scale), wrong, **whole),
-        "dense MHA, flash": Contender(lambda n: fused(flash, q[n], k[n], wide[n], shape.scale), wrong, **whole),
-        "dense MHA, flash, masked": Contender(
+        "dense MHA, cuDNN": Candidate(lambda n: fused(cudnn, q[n], k[n], v[n], shape.scale), error, **whole),
+        "dense MHA, cuDNN by heads": Candidate(lambda n: by_heads(q[n], k[n], v[n], shape.scale), error, **whole),
+        "dense MHA, flash": Candidate(lambda n: fused(flash, q[n], k[n], wide[n], shape.scale), error, **whole),
+        "dense MHA, flash, masked": Candidate(
             lambda n: fused(flash, q[n], k[n], wide[n], shape.scale, masked=True),
-            lambda out: wrong(out, (0, T // 2, -1)), flop=2 * H * (D + V) * pairs,
+            lambda out: error(out, (0, T // 2, -1)), flop=2 * H * (D + V) * pairs,
         ),
     }  # fmt: skip
 
@@ -78,7 +78,7 @@ def latents(q: Tensor, kv: Tensor, scale: float, value_width: int) -> Tensor:
     return fused(SDPBackend.EFFICIENT_ATTENTION, q, k, k[..., :value_width], scale)
 
 
-def product(make: Inputs, q: list[Tensor], k: list[Tensor]) -> Contender:
+def product(make: Inputs, q: list[Tensor], k: list[Tensor]) -> Candidate:
     """The products of ROWS query codes with all key codes in FP8: what a matrix unit needs for that alone."""
     rows = [x.flatten(0, -2)[:ROWS] for x in q]
     one = torch.ones((), device=make.device)
@@ -87,24 +87,28 @@ def product(make: Inputs, q: list[Tensor], k: list[Tensor]) -> Contender:
         return torch._scaled_mm(rows[n], k[n][0].T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
     flop = 2 * len(rows[0]) * k[0][0].numel()
-    return Contender(call, lambda out: error(out[:16], rows[0][:16].float() @ k[0][0].float().T), flop=flop)
+    return Candidate(call, lambda out: relative_error(out[:16], rows[0][:16].float() @ k[0][0].float().T), flop=flop)
 
 
-def copy(make: Inputs, count: float) -> Contender:
+def copy(make: Inputs, count: float) -> Candidate:
     """Read half of so many bytes and write them elsewhere: the bandwidth that this machine reaches."""
-    x = make.each(lambda: make.numbers(max(1, int(count) // 8), kind=torch.float32))
+    x = make.each(lambda: make.normal(max(1, int(count) // 8), dtype=torch.float32))
     y = torch.empty_like(x[0])
-    return Contender(lambda n: y.copy_(x[n]), lambda out: error(out, x[0]), 0, bytes=2 * y.nbytes, short=True)
+    return Candidate(
+        lambda n: y.copy_(x[n]), lambda out: relative_error(out, x[0]), 0, bytes=2 * y.nbytes, cuda_graph=True
+    )
 
 
-def machine(make: Inputs, shape: Shape) -> Contenders:
+def machine(make: Inputs, shape: Shape) -> Candidates:
     """What the machine itself does: products in bf16 and FP8 of square matrices, and a copy of 4 GB in all."""
     n, fp32 = shape.square, torch.float32
-    a, b = make.each(lambda: make.numbers(n, n)), make.each(lambda: make.numbers(n, n))
+    a, b = make.each(lambda: make.normal(n, n)), make.each(lambda: make.normal(n, n))
     codes = [(make.codes(n, n)[None], make.codes(n, n)[None]) for _ in range(make.sets)]
     return {
-        f"matrix product, {str(make.kind).removeprefix('torch.')}": Contender(
-            lambda i: a[i] @ b[i].T, lambda out: error(out[:4], a[0][:4].to(fp32) @ b[0].T.to(fp32)), flop=2 * n**3
+        f"matrix product, {str(make.dtype).removeprefix('torch.')}": Candidate(
+            lambda i: a[i] @ b[i].T,
+            lambda out: relative_error(out[:4], a[0][:4].to(fp32) @ b[0].T.to(fp32)),
+            flop=2 * n**3,
         ),
         "matrix product, FP8": product(make, [x for x, _ in codes], [y for _, y in codes]),
         COPY: copy(make, 64 * n * n),

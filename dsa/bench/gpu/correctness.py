@@ -26,7 +26,7 @@ def poisoned() -> Iterator[None]:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-def error(found: Tensor, expected: Tensor) -> float:
+def relative_error(found: Tensor, expected: Tensor) -> float:
     """The distance in units of the expected answer; infinite where one is NaN, or only one is -inf."""
     seen = expected > -torch.inf
     if found.shape != expected.shape or not torch.equal(found > -torch.inf, seen) or found[seen].isnan().any():
@@ -34,7 +34,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found[seen].float() - expected[seen].float()).norm() / expected[seen].float().norm())
 
 
-def missed(found: Tensor, expected: Tensor) -> float:
+def missed_share(found: Tensor, expected: Tensor) -> float:
     """Which share of the expected positions (B, T, K) was not found; infinite for another shape or a repeated one."""
     if found.shape != expected.shape:
         return float("inf")

@@ -14,14 +14,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dsa.kernels.fp8 import E4M3, LatentCodes, power_of_two
+from dsa.kernels.fp8 import E4M3, QuantizedLatentKV, power_of_two
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of what is measured; as they stand, those of DeepSeek-V3.2-Exp and of the goals."""
+    """Sizes of what is measured; as they stand, those of DeepSeek-V3.2-Exp and of the targets."""
 
     heads: int = 128  # H
     nope: int = 128  # N
@@ -34,9 +34,9 @@ class Shape:
     prompt: int = 2048  # queries at once for one kernel
     chunk: int = 4096  # queries at once for a layer
     lengths: tuple[int, ...] = (32768, 65536, 131072)  # S
-    few: int = 16  # sequences decoded together, for the indexer,
-    some: int = 32  # a layer,
-    many: int = 128  # and sparse attention
+    indexer_batch: int = 16  # sequences decoded together, for the indexer,
+    layer_batch: int = 32  # a layer,
+    attention_batch: int = 128  # and sparse attention
     square: int = 8192  # of the matrix product that shows the machine's own rate
 
     @property
@@ -60,7 +60,7 @@ class Inputs:
     """Makes tensors on one device: numbers in `kind`, as many sets as are to be rotated, and the backend they go to."""
 
     device: torch.device
-    kind: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = torch.bfloat16
     sets: int = 3
     backend: str = "triton"
 
@@ -68,22 +68,22 @@ class Inputs:
         """Several sets of the same."""
         return [make() for _ in range(sets or self.sets)]
 
-    def numbers(self, *shape: int, kind: torch.dtype | None = None) -> Tensor:
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Normal numbers."""
-        return torch.randn(*shape, device=self.device, dtype=kind or self.kind)
+        return torch.randn(*shape, device=self.device, dtype=dtype or self.dtype)
 
     def codes(self, *shape: int) -> Tensor:
         """Normal numbers rounded to e4m3."""
-        return self.numbers(*shape, kind=torch.bfloat16).to(E4M3)
+        return self.normal(*shape, dtype=torch.bfloat16).to(E4M3)
 
     def scales(self, *shape: int) -> Tensor:
         """Powers of two from 1/4 to 2 in fp32."""
         return power_of_two(torch.randint(-2, 2, shape, device=self.device))
 
-    def cache(self, B: int, S: int, shape: Shape) -> LatentCodes:
+    def cache(self, B: int, S: int, shape: Shape) -> QuantizedLatentKV:
         """An FP8 cache of S tokens."""
         codes, scale = self.codes(B, S, shape.latent), self.scales(B, S, shape.latent // 128)
-        return LatentCodes(codes, scale, self.numbers(B, S, shape.rotary))
+        return QuantizedLatentKV(codes, scale, self.normal(B, S, shape.rotary))
 
     def positions(self, B: int, T: int, S: int, K: int) -> Tensor:
         """K positions for each of the last T of S queries, which the first of them sees too: (B, T, K), rising."""

@@ -1,8 +1,8 @@
-"""Run trials and keep what they find, each result as soon as it is there.
+"""Run cases and keep what they find, each result as soon as it is there.
 
 A GPU's time is short, and much can go wrong on a machine that nobody has tried a kernel on: it may not compile, give
 wrong numbers, hang, or break the process's connection to the device. So each case runs in a process of its own with a
-limit on its time; a contender that fails is written down with its message and the next one is tried; one that is wrong
+limit on its time; a candidate that fails is written down with its message and the next one is tried; one that is wrong
 is not timed; and the record is written anew, in one step, after every result.
 """
 
@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 from dsa import record
+from dsa.bench.gpu.benchmark_case import BenchmarkCase, Candidate, fastest, judge, milliseconds
 from dsa.bench.gpu.correctness import poisoned
 from dsa.bench.gpu.inputs import Inputs
-from dsa.bench.gpu.trial import Contender, Trial, judged, milliseconds, quickest
-from dsa.bench.timing import Call, Timer, replayed
+from dsa.bench.timing import Call, Timer, cuda_graphs
 from dsa.kernels.triton.index_logits import INDEX_LOGITS
 from dsa.kernels.triton.sparse_attention import SPARSE_ATTENTION
 from dsa.kernels.triton.sparse_backward import LATENT_GRADIENT, QUERY_GRADIENT
@@ -34,103 +34,101 @@ LIMIT = 240  # seconds for a case, compiling included
 Save = Callable[[dict[str, Any]], None]
 
 
-def measure(contender: Contender, sets: int, timer: Timer) -> dict[str, Any]:
+def measure(candidate: Candidate, sets: int, timer: Timer) -> dict[str, Any]:
     """Check an answer, then time it; a row of the record."""
-    contender.call(0)  # compiles and chooses tiles
+    candidate.call(0)  # compiles and chooses tiles
     with poisoned():
-        answer = contender.call(0)
-    row: dict[str, Any] = {"error": contender.wrong(answer)}
+        answer = candidate.call(0)
+    row: dict[str, Any] = {"error": candidate.error(answer)}
     del answer
-    if not row["error"] <= contender.allowed:  # NaN is not
-        return {"failed": f"wrong by {row['error']:.2g}, where {contender.allowed:g} is allowed"}
-    calls: list[Call] = [lambda n=n: contender.call(n) for n in range(sets)]  # type: ignore[misc]
-    if contender.short:
-        calls, row["graph"] = _replayed_if_possible(calls)
+    if not row["error"] <= candidate.tolerance:  # NaN is not
+        return {"failed": f"wrong by {row['error']:.2g}, where {candidate.tolerance:g} is allowed"}
+    calls: list[Call] = [lambda n=n: candidate.call(n) for n in range(sets)]  # type: ignore[misc]
+    if candidate.cuda_graph:
+        try:
+            calls, row["graph"] = cuda_graphs(calls), True
+        except (RuntimeError, AssertionError):  # something in it cannot be captured: then Python is timed too
+            row["graph"] = False
     row["milliseconds"] = timer(calls)
-    row["counted"] = contender.counted
+    row["counted"] = candidate.counted
     seconds = milliseconds({**row, "counted": 1}) / 1e3
-    row["tflops"] = contender.flop / seconds / 1e12
-    row["gigabytes_per_second"] = contender.bytes / seconds / 1e9
+    row["tflops"] = candidate.flop / seconds / 1e12
+    row["gigabytes_per_second"] = candidate.bytes / seconds / 1e9
     return row
 
 
-def _replayed_if_possible(calls: list[Call]) -> tuple[list[Call], bool]:
-    try:
-        return replayed(calls), True
-    except (RuntimeError, AssertionError):  # something in it cannot be recorded: then Python is timed too
-        return calls, False
-
-
-def tiles_tried(before: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+def tuned_tiles(before: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     """What the tuner timed since `before`: kernel -> tile sizes -> milliseconds, None where they do not fit."""
     return {
-        kernel.name: {tile: ms if math.isfinite(ms) else None for tile, ms in kernel.tried.items()}
+        kernel.name: {tile: ms if math.isfinite(ms) else None for tile, ms in kernel.timings.items()}
         for kernel in TUNED
-        if kernel.tried != before[kernel.name]
+        if kernel.timings != before[kernel.name]
     }
 
 
-def run_trial(trial: Trial, make: Inputs, timer: Timer, save: Save) -> dict[str, Any]:
-    """Measure all contenders of a trial, whatever becomes of one of them."""
-    found: dict[str, Any] = {"contenders": {}}
-    before = {kernel.name: kernel.tried for kernel in TUNED}
-    sets = min(trial.sets, make.sets)
+def run_case(case: BenchmarkCase, make: Inputs, timer: Timer, save: Save) -> dict[str, Any]:
+    """Measure all candidates of a case, whatever becomes of one of them."""
+    found: dict[str, Any] = {"candidates": {}}
+    before = {kernel.name: kernel.timings for kernel in TUNED}
+    sets = min(case.sets, make.sets)
     try:
-        contenders = trial.build(replace(make, sets=sets))
+        candidates = case.build(replace(make, sets=sets))
     except Exception as error:  # whatever it is, it belongs into the record
-        contenders, found["failed"] = {}, _in_a_line(error)
-    for name, contender in contenders.items():
+        candidates, found["failed"] = {}, _one_line(error)
+    for name, candidate in candidates.items():
         try:
-            found["contenders"][name] = measure(contender, sets, timer)
+            found["candidates"][name] = measure(candidate, sets, timer)
         except Exception as error:
-            found["contenders"][name] = {"failed": _in_a_line(error)}
-        found["tiles"] = tiles_tried(before)
-        if trial.goal:
-            found |= judged(trial.goal, found["contenders"])
+            found["candidates"][name] = {"failed": _one_line(error)}
+        found["tiles"] = tuned_tiles(before)
+        if case.target:
+            found |= judge(case.target, found["candidates"])
         save(found)
-    if trial.phase:
-        found["rows"] = seconds_a_token(trial, found["contenders"])
+    if case.phase:
+        found["rows"] = seconds_a_token(case, found["candidates"])
     save(found)
     return found
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
-def seconds_a_token(trial: Trial, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The quickest of each kind of attention, as a record of a layer has it."""
+def seconds_a_token(case: BenchmarkCase, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fastest of each kind of attention, as a record of a layer has it."""
     return [
-        {"phase": trial.phase, "attention": kind, "keys": trial.keys,
-         "seconds": float(f"{milliseconds(row) / 1e3 / trial.tokens:.4g}")}
+        {"phase": case.phase, "attention": kind, "keys": case.keys,
+         "seconds": float(f"{milliseconds(row) / 1e3 / case.tokens:.4g}")}
         for kind in ("dense", "sparse")
-        if (row := quickest(rows, kind))
+        if (row := fastest(rows, kind))
     ]  # fmt: skip
 
 
-def run_case(trials: Iterable[Trial], make: Inputs, timer: Timer, save: Callable[[str, dict[str, Any]], None]) -> None:
-    """Run a case's trials one after the other, each in memory that the last one left."""
-    for trial in trials:
-        found = run_trial(trial, make, timer, lambda found, trial=trial: save(trial.name, found))  # type: ignore[misc]
-        print(in_words(trial.name, found), flush=True)
+def run_group(
+    cases: Iterable[BenchmarkCase], make: Inputs, timer: Timer, save: Callable[[str, dict[str, Any]], None]
+) -> None:
+    """Run a case's cases one after the other, each in memory that the last one left."""
+    for case in cases:
+        found = run_case(case, make, timer, lambda found, case=case: save(case.name, found))  # type: ignore[misc]
+        print(format_case(case.name, found), flush=True)
         gc.collect()
         if make.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def in_words(name: str, found: Mapping[str, Any]) -> str:
-    """A line for the trial and one for each contender."""
+def format_case(name: str, found: Mapping[str, Any]) -> str:
+    """A line for the case and one for each candidate."""
     mark = ""
     if found.get("figure") is not None:
-        mark = f": {found['figure']:.3g} {found['unit']}, goal {found['goal']:g}, least {found['least']:g}: "
+        mark = f": {found['figure']:.3g} {found['unit']}, target {found['target']:g}, minimum {found['minimum']:g}: "
         mark += found["verdict"]
     lines = [f"{name}{mark}{found.get('failed', '')}"]
-    for contender, row in found["contenders"].items():
+    for candidate, row in found["candidates"].items():
         if "failed" in row:
-            lines.append(f"    {contender:36} {row['failed']}")
+            lines.append(f"    {candidate:36} {row['failed']}")
         else:
             a, b = row["milliseconds"]
-            lines.append(f"    {contender:36} {a:9.3f} {b:9.3f} ms {row['tflops']:6.0f} TFLOP/s "
+            lines.append(f"    {candidate:36} {a:9.3f} {b:9.3f} ms {row['tflops']:6.0f} TFLOP/s "
                          f"{row['gigabytes_per_second']:6.0f} GB/s  error {row['error']:.1e}")  # fmt: skip
     return "\n".join(lines)
 
@@ -141,16 +139,16 @@ class Record:
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path = path
         self.content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        self.content = {**about, "rows": [], "trials": self.content.get("trials", {})}
+        self.content = {**about, "rows": [], "cases": self.content.get("cases", {})}
 
     def keep(self, name: str, found: Mapping[str, Any]) -> None:
-        """Put a trial's findings in place of earlier ones and write the file, whole or not at all."""
-        self.content["trials"][name] = dict(found)
-        self.content["rows"] = [row for trial in self.content["trials"].values() for row in trial.get("rows", [])]
+        """Put a case's findings in place of earlier ones and write the file, whole or not at all."""
+        self.content["cases"][name] = dict(found)
+        self.content["rows"] = [row for case in self.content["cases"].values() for row in case.get("rows", [])]
         record.write(self.path, self.content)
 
 
-def apart(names: Sequence[str], command: Callable[[str], list[str]], limit: float = LIMIT) -> dict[str, str]:
+def run_isolated(names: Sequence[str], command: Callable[[str], list[str]], limit: float = LIMIT) -> dict[str, str]:
     """Run each case in a process of its own: the names of those that did not end well, and how they ended."""
     broken = {}
     for name in (bar := tqdm(names, unit="case", disable=not sys.stderr.isatty())):

@@ -1,7 +1,7 @@
 """The backend "cpu": what runs by default on a processor when no gradient is wanted.
 
 Each operation has a file of its own here; this one goes through the sequences of a batch. Signatures are those of
-`loops`, except that index keys may be `fp8.Codes`, which are multiplied as they are.
+`loops`, except that index keys may be `fp8.QuantizedTensor`, which are multiplied as they are.
 
 Many short sequences, as in sampling, are the exception: one after the other they would cost mostly calls, and a batch
 of them goes to `tiled`, which does all at once.
@@ -12,53 +12,45 @@ from torch import Tensor
 
 from dsa.kernels import tiled
 from dsa.kernels.cpu import dense, gathered, topk
-from dsa.kernels.cpu.scoring import score_tiles
-from dsa.kernels.fp8 import Codes
+from dsa.kernels.cpu.scoring import score_one, score_tiles
+from dsa.kernels.fp8 import QuantizedTensor
 from dsa.kernels.loops import EMPTY
 
-MULTIPLIES_CODES = True
-MANY = 8  # sequences, each with
-FEW_PRODUCTS = 2**18  # fewer products of index heads with keys than this, or
-FEW_FETCHED = 2**14  # fewer numbers to fetch, or
-FEW_KEYS = 2**11  # fewer keys for one query, are done together
+ACCEPTS_QUANTIZED_KEYS = True
+BATCHED_FROM = 8  # sequences, if each has
+SMALL_SCORING = 2**18  # fewer products of index heads with keys than this, or
+SMALL_GATHER = 2**14  # fewer elements to gather, or
+SMALL_DECODE = 2**11  # fewer keys for one query, are done together
 
 
-def refuses(operation: str, *tensors: Tensor) -> str:
+def unsupported_reason(operation: str, *tensors: Tensor) -> str:
     """Why this backend cannot; empty if it can."""
     if any(x.device.type != "cpu" for x in tensors):
         return "its tensors must be on the CPU"
-    chooses = operation in ("select", "index_topk")  # which passes no gradient anyway
-    if not chooses and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    selects = operation in ("select", "index_topk")  # which passes no gradient anyway
+    if not selects and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "it keeps nothing to find a gradient from (call it under torch.no_grad())"
     if operation == "dense_attention":
-        return _refuses_dense(*tensors)
+        _, k, v = tensors
+        if v.shape[3] > k.shape[3]:
+            return "its fused kernel takes no values wider than keys"
+        if not torch.backends.cuda.flash_sdp_enabled():  # the switch's name; it is the processor's too
+            return "fused attention is switched off"
     return ""
 
 
-def _refuses_dense(q: Tensor, k: Tensor, v: Tensor) -> str:
-    if v.shape[3] > k.shape[3]:
-        return "its fused kernel takes no values wider than keys"
-    if not torch.backends.cuda.flash_sdp_enabled():  # the switch's name; it is the processor's too
-        return "fused attention is switched off"
-    return ""
-
-
-def _sequence(k: Tensor | Codes, number: int) -> Tensor | Codes:
+def _sequence(k: Tensor | QuantizedTensor, number: int) -> Tensor | QuantizedTensor:
     """One sequence's index keys (S, W)."""
-    return Codes(*(part[number] for part in k)) if isinstance(k, Codes) else k[number]
-
-
-def _numbers(q: Tensor, k: Tensor | Codes) -> tuple[Tensor, Tensor]:
-    """Index queries and keys, expanded if they are codes."""
-    return (q.float(), k.expand()) if isinstance(k, Codes) else (q, k)
+    return QuantizedTensor(*(part[number] for part in k)) if isinstance(k, QuantizedTensor) else k[number]
 
 
 @torch.no_grad()
-def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int) -> Tensor:
+def index_topk(q: Tensor, k: Tensor | QuantizedTensor, w: Tensor, top_k: int) -> Tensor:
     """Score and choose tile by tile -> selected (B, T, min(K, S)); no score outlives its tile."""
-    (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, Codes) else k.shape[1]
-    if B >= MANY and w[0].numel() * S < FEW_PRODUCTS:
-        return tiled.index_topk(*_numbers(q, k), w, top_k)
+    (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, QuantizedTensor) else k.shape[1]
+    if (T == 1 or B >= BATCHED_FROM) and w.numel() * S < B * SMALL_SCORING:
+        q, k = (q.float(), k.dequantize()) if isinstance(k, QuantizedTensor) else (q, k)
+        return topk.select_one(score_one(q, k, w), top_k) if T == 1 else tiled.index_topk(q, k, w, top_k)
     selected = torch.full((B, T, min(top_k, S)), EMPTY)
     for b in range(B):
         for rows, scores in score_tiles(q[b], _sequence(k, b), w[b]):
@@ -67,9 +59,9 @@ def index_topk(q: Tensor, k: Tensor | Codes, w: Tensor, top_k: int) -> Tensor:
     return selected
 
 
-def index_scores(q: Tensor, k: Tensor | Codes, w: Tensor) -> Tensor:
+def index_scores(q: Tensor, k: Tensor | QuantizedTensor, w: Tensor) -> Tensor:
     """The whole matrix I (B, T, S), to look at."""
-    (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, Codes) else k.shape[1]
+    (B, T), S = w.shape[:2], len(k[0][0]) if isinstance(k, QuantizedTensor) else k.shape[1]
     whole = torch.full((B, T, S), float("-inf"), dtype=torch.promote_types(w.dtype, torch.float32))
     for b in range(B):
         for rows, scores in score_tiles(q[b], _sequence(k, b), w[b]):
@@ -85,7 +77,10 @@ def select(scores: Tensor, top_k: int) -> Tensor:
 
 def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attend to the selected tokens (report Eq. 2): -> (B, T, H, C)."""
-    if len(q) >= MANY and selected[0].numel() * kv.shape[2] < FEW_FETCHED:
+    if len(q) == q.shape[1] == 1:
+        one = gathered.attend_one(q.view(q.shape[2:]), kv[0], selected.view(-1), scale, value_width)
+        return one.view(1, 1, *one.shape)
+    if len(q) >= BATCHED_FROM and selected[0].numel() * kv.shape[2] < SMALL_GATHER:
         return tiled.sparse_attention(q, kv, selected, scale, value_width)
     out = kv.new_empty(*q.shape[:3], value_width)
     for b in range(len(q)):
@@ -96,7 +91,7 @@ def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, valu
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attend to every visible token: -> (B, T, H, V)."""
     if q.shape[1] == 1 and k.shape[2] == 1:  # decode, MQA mode: H queries that all see all keys
-        if len(q) >= MANY and k.shape[1] < FEW_KEYS:
+        if len(q) >= BATCHED_FROM and k.shape[1] < SMALL_DECODE:
             return tiled.dense_attention(q, k, v, scale)
         one = [dense.decode(q[b, 0], k[b, :, 0], v[b, :, 0], scale) for b in range(len(q))]
         return torch.stack(one)[:, None].to(q.dtype)

@@ -1,8 +1,8 @@
 """Machine code for a GPU that is not there, and what can be read off it.
 
 `triton.compile` needs no GPU, only its name. So each kernel can be compiled on any Linux machine for exactly the
-arguments with which it would be started: the call is made with tensors on "meta", which have shapes and types but no
-numbers, and a `Recorder` keeps it instead of starting it. From the machine code one sees what no interpreter tells:
+arguments with which it would be launched: the call is made with tensors on "meta", which have shapes and types but no
+numbers, and a `Recorder` keeps it instead of launching it. From the machine code one sees what no interpreter tells:
 
 * whether the matrix unit is used, and at which width (`HGMMA` for 16-bit, `QGMMA` for 8-bit numbers on Hopper);
 * how many registers a thread takes, and whether some had to be spilled to memory, in the innermost loop of all places;
@@ -28,8 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dsa.kernels.triton.index_logits import index_logits, index_logits_fp8
-from dsa.kernels.triton.launch import Kernel, Recorder, fitting, interpreted
-from dsa.kernels.triton.sparse_attention import Latents, attend
+from dsa.kernels.triton.launch import Kernel, Recorder, interpreted, viable_configs
+from dsa.kernels.triton.sparse_attention import LatentKV, attend
 from dsa.kernels.triton.sparse_backward import gradients
 from dsa.kernels.triton.top_k import top_k
 
@@ -43,21 +43,21 @@ POINTERS = MappingProxyType({
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv", torch.int64: "*i64", torch.int32: "*i32",
 })  # fmt: skip
-MATRIX = re.compile(r"\b([HQIU]\w*G?MMA|UTC\w*MMA|v_mfma_\w+)")  # instructions of the matrix unit
+MMA = re.compile(r"\b([HQIU]\w*G?MMA|UTC\w*MMA|v_mfma_\w+)")  # instructions of the matrix unit
 
 
 @dataclass(frozen=True)
-class Code:
+class CompiledKernel:
     """What a compiled kernel says of itself."""
 
     kernel: str
     target: str
     tile: dict[str, Any]
     warps: int
-    registers: int  # a thread
-    spilled: int  # bytes a thread
-    shared: int  # bytes a program
-    matrix: dict[str, int]  # instructions of the matrix unit, by name
+    registers: int  # per thread
+    spilled: int  # bytes per thread
+    shared: int  # bytes per program
+    mma: dict[str, int]  # instructions of the matrix unit, by name
     assembly: str
 
     @property
@@ -66,9 +66,9 @@ class Code:
         return self.shared <= SHARED_LIMIT[self.target]
 
     def __str__(self) -> str:
-        sizes = [f"{name[6:]}={size}" for name, size in self.tile.items() if name != "APART"]
-        tile = " ".join([*sizes, *["apart"] * bool(self.tile.get("APART"))])
-        units = ", ".join(f"{count} {name}" for name, count in sorted(self.matrix.items())) or "no matrix unit"
+        sizes = [f"{name[6:]}={size}" for name, size in self.tile.items() if name != "BRANCH_SOFTMAX"]
+        tile = " ".join([*sizes, *["branch"] * bool(self.tile.get("BRANCH_SOFTMAX"))])
+        units = ", ".join(f"{count} {name}" for name, count in sorted(self.mma.items())) or "no matrix unit"
         room = f"{self.shared / 1024:.0f} KB{'' if self.fits else ' TOO MUCH'}"
         spills = f", {self.spilled} B spilled" if self.spilled else ""
         return (
@@ -77,7 +77,7 @@ class Code:
         )
 
 
-def source(kernel: Kernel, arguments: dict[str, Any], tile: triton.Config) -> ASTSource:
+def ast_source(kernel: Kernel, arguments: dict[str, Any], tile: triton.Config) -> ASTSource:
     """Say of each argument what the compiler may know: its type, whether it is 1, and whether 16 divides it."""
     function = kernel.function
     values = {**arguments, **tile.kwargs}
@@ -104,7 +104,7 @@ def _divisible(value: Any) -> bool:
     return isinstance(value, int) and value % 16 == 0
 
 
-def compile_call(kernel: Kernel, arguments: dict[str, Any], target: str, choice: int = 0) -> Code:
+def compile_call(kernel: Kernel, arguments: dict[str, Any], target: str, choice: int = 0) -> CompiledKernel:
     """Compile one recorded call.
 
     Args:
@@ -117,14 +117,14 @@ def compile_call(kernel: Kernel, arguments: dict[str, Any], target: str, choice:
     """
     if interpreted():
         raise RuntimeError("TRITON_INTERPRET=1 makes kernels Python: compile in a process that started without it")
-    tile = fitting(kernel.sizes, arguments, TARGETS[target].backend == "hip")[choice]
+    tile = viable_configs(kernel.configs, arguments, TARGETS[target].backend == "hip")[choice]
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    made = triton.compile(source(kernel, arguments, tile), target=TARGETS[target], options=options)
-    read = _read_amd if "amdgcn" in made.asm else _read_nvidia
-    registers, spilled, assembly = read(made.asm)
-    matrix = dict(Counter(name.split(".")[0] for name in MATRIX.findall(assembly)))
-    return Code(
-        kernel.name, target, dict(tile.kwargs), tile.num_warps, registers, spilled, made.metadata.shared, matrix,
+    binary = triton.compile(ast_source(kernel, arguments, tile), target=TARGETS[target], options=options)
+    read = _read_amd if "amdgcn" in binary.asm else _read_nvidia
+    registers, spilled, assembly = read(binary.asm)
+    mma = dict(Counter(name.split(".")[0] for name in MMA.findall(assembly)))
+    return CompiledKernel(
+        kernel.name, target, dict(tile.kwargs), tile.num_warps, registers, spilled, binary.metadata.shared, mma,
         assembly,
     )  # fmt: skip
 
@@ -153,45 +153,45 @@ def _read_amd(asm: dict[str, Any]) -> tuple[int, int, str]:
 # the calls that a layer makes at the real shape -----------------------------------------------------------------------
 
 
-def _new(*shape: int, kind: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.empty(*shape, dtype=kind, device="meta")
+def _new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def _scores(start: Recorder, kind: torch.dtype, T: int, S: int) -> None:
-    q, k, w = _new(1, T, 64, 128, kind=kind), _new(1, S, 128, kind=kind), _new(1, T, 64, kind=torch.float32)
-    if kind == torch.float8_e4m3fn:
-        index_logits_fp8(q, _new(1, T, 64, 1, kind=torch.float32), k, _new(1, S, 1, kind=torch.float32), w, start)
+def _scores(recorder: Recorder, dtype: torch.dtype, T: int, S: int) -> None:
+    q, k, w = _new(1, T, 64, 128, dtype=dtype), _new(1, S, 128, dtype=dtype), _new(1, T, 64, dtype=torch.float32)
+    if dtype == torch.float8_e4m3fn:
+        index_logits_fp8(q, _new(1, T, 64, 1, dtype=torch.float32), k, _new(1, S, 1, dtype=torch.float32), w, recorder)
     else:
-        index_logits(q, k, w, start=start)
+        index_logits(q, k, w, launcher=recorder)
 
 
-def _attention(start: Recorder, kind: torch.dtype, T: int, fp8: bool = False, splits: int = 1) -> None:
-    S, selected = 131072, _new(1, T, 2048, kind=torch.int64)
-    kv = Latents.of(_new(1, S, 576, kind=kind), 512)
+def _attention(recorder: Recorder, dtype: torch.dtype, T: int, fp8: bool = False, splits: int = 1) -> None:
+    S, selected = 131072, _new(1, T, 2048, dtype=torch.int64)
+    kv = LatentKV.split(_new(1, S, 576, dtype=dtype), 512)
     if fp8:
-        codes, scale = _new(1, S, 512, kind=torch.float8_e4m3fn), _new(1, S, 4, kind=torch.float32)
-        kv = Latents(codes, _new(1, S, 64, kind=kind), scale)
-    attend(_new(1, T, 128, 576, kind=kind), kv, selected, 0.135, splits, start)
+        codes, scale = _new(1, S, 512, dtype=torch.float8_e4m3fn), _new(1, S, 4, dtype=torch.float32)
+        kv = LatentKV(codes, _new(1, S, 64, dtype=dtype), scale)
+    attend(_new(1, T, 128, 576, dtype=dtype), kv, selected, 0.135, splits, recorder)
 
 
-def _backward(start: Recorder, kind: torch.dtype) -> None:
-    out, lse = _new(1, 4096, 128, 512, kind=kind), _new(1, 4096, 128, kind=torch.float32)
+def _backward(recorder: Recorder, dtype: torch.dtype) -> None:
+    out, lse = _new(1, 4096, 128, 512, dtype=dtype), _new(1, 4096, 128, dtype=torch.float32)
     q, kv, selected = (
-        _new(1, 4096, 128, 576, kind=kind),
-        _new(1, 131072, 576, kind=kind),
-        _new(1, 4096, 2048, kind=torch.int64),
+        _new(1, 4096, 128, 576, dtype=dtype),
+        _new(1, 131072, 576, dtype=dtype),
+        _new(1, 4096, 2048, dtype=torch.int64),
     )
-    gradients(q, kv, selected, out, lse, out, 0.135, start)
+    gradients(q, kv, selected, out, lse, out, 0.135, recorder)
 
 
 CALLS: MappingProxyType[str, Callable[[Recorder], None]] = MappingProxyType({
-    "index logits, FP8": lambda start: _scores(start, torch.float8_e4m3fn, 4096, 131072),
-    "index logits, bf16": lambda start: _scores(start, torch.bfloat16, 4096, 131072),
-    "top-k": lambda start: (top_k(_new(1, 4096, 131072, kind=torch.float32), 2048, start=start), None)[1],
-    "sparse attention, prefill": lambda start: _attention(start, torch.bfloat16, 4096),
-    "sparse attention, fp32": lambda start: _attention(start, torch.float32, 4096),
-    "sparse attention, FP8 cache": lambda start: _attention(start, torch.bfloat16, 1, fp8=True, splits=16),
-    "sparse attention, backward": lambda start: _backward(start, torch.bfloat16),
+    "index logits, FP8": lambda recorder: _scores(recorder, torch.float8_e4m3fn, 4096, 131072),
+    "index logits, bf16": lambda recorder: _scores(recorder, torch.bfloat16, 4096, 131072),
+    "top-k": lambda recorder: (top_k(_new(1, 4096, 131072, dtype=torch.float32), 2048, launcher=recorder), None)[1],
+    "sparse attention, prefill": lambda recorder: _attention(recorder, torch.bfloat16, 4096),
+    "sparse attention, fp32": lambda recorder: _attention(recorder, torch.float32, 4096),
+    "sparse attention, FP8 cache": lambda recorder: _attention(recorder, torch.bfloat16, 1, fp8=True, splits=16),
+    "sparse attention, backward": lambda recorder: _backward(recorder, torch.bfloat16),
 })  # fmt: skip
 """Each makes one operation's calls at the sizes of DeepSeek-V3.2-Exp."""
 

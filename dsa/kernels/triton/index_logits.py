@@ -23,13 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsa.kernels.triton.launch import Kernel, Start, check_countable, padded, run, size_class
+from dsa.kernels.triton.launch import Kernel, Launcher, check_int32_offsets, launch, length_bucket, padded_width
 
 
 @triton.jit
 def index_logits_kernel(
     q_ptr, w_ptr, k_ptr, k_scale_ptr, scores_ptr,
-    T, S, T_class, S_class, k_batch_stride, k_stride,
+    T, S, T_bucket, S_bucket, k_batch_stride, k_stride,
     J: tl.constexpr, W: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_W: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +39,7 @@ def index_logits_kernel(
     end = tl.minimum(begin + BLOCK_T, T)
     first_key = tl.program_id(0) * BLOCK_S
     keys = first_key + tl.arange(0, BLOCK_S)
-    heads, numbers = tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_W)
+    heads, dims = tl.arange(0, BLOCK_J), tl.arange(0, BLOCK_W)
 
     # query t stands at S - T + t: the earlier ones see none of these keys
     seeing = tl.minimum(tl.maximum(begin, first_key - (S - T)), end)
@@ -47,15 +47,15 @@ def index_logits_kernel(
         unseen = tl.full((BLOCK_S,), float("-inf"), tl.float32)
         tl.store(scores_ptr + (sequence * T + t) * S + keys, unseen, mask=keys < S)
 
-    k_at = sequence * k_batch_stride + keys[:, None] * k_stride + numbers[None, :]
-    k = tl.load(k_ptr + k_at, mask=(keys < S)[:, None] & (numbers < W)[None, :], other=0.0)
+    k_at = sequence * k_batch_stride + keys[:, None] * k_stride + dims[None, :]
+    k = tl.load(k_ptr + k_at, mask=(keys < S)[:, None] & (dims < W)[None, :], other=0.0)
     if SCALED:
         k_scale = tl.load(k_scale_ptr + sequence * S + keys, mask=keys < S, other=0.0)
 
     for t in tl.range(seeing, end):
         row = (sequence * T + t) * J + heads
         q = tl.load(
-            q_ptr + row[:, None] * W + numbers[None, :], mask=(heads < J)[:, None] & (numbers < W)[None, :], other=0.0
+            q_ptr + row[:, None] * W + dims[None, :], mask=(heads < J)[:, None] & (dims < W)[None, :], other=0.0
         )
         w = tl.load(w_ptr + row, mask=heads < J, other=0.0)
         products = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BLOCK_S, BLOCK_J)
@@ -66,19 +66,25 @@ def index_logits_kernel(
         tl.store(scores_ptr + (sequence * T + t) * S + keys, scores, mask=keys < S)
 
 
-def sizes(keys: int, queries: int, warps: int, stages: int) -> triton.Config:
-    """One choice of tile sizes."""
+def tile_config(keys: int, queries: int, warps: int, stages: int) -> triton.Config:
+    """One configuration for the tuner."""
     return triton.Config({"BLOCK_S": keys, "BLOCK_T": queries}, num_warps=warps, num_stages=stages)
 
 
 INDEX_LOGITS = Kernel(
     index_logits_kernel,
-    [sizes(128, 64, 4, 3), sizes(256, 64, 8, 3), sizes(128, 32, 4, 4), sizes(512, 1, 8, 1), sizes(32, 16, 4, 2)],
-    key=("T_class", "S_class", "J", "W"),
+    [
+        tile_config(128, 64, 4, 3),
+        tile_config(256, 64, 8, 3),
+        tile_config(128, 32, 4, 4),
+        tile_config(512, 1, 8, 1),
+        tile_config(32, 16, 4, 2),
+    ],
+    key=("T_bucket", "S_bucket", "J", "W"),
 )
 
 
-def index_logits(q: Tensor, k: Tensor, w: Tensor, k_scale: Tensor | None = None, start: Start = run) -> Tensor:
+def index_logits(q: Tensor, k: Tensor, w: Tensor, k_scale: Tensor | None = None, launcher: Launcher = launch) -> Tensor:
     """Score every visible key.
 
     Args:
@@ -92,23 +98,25 @@ def index_logits(q: Tensor, k: Tensor, w: Tensor, k_scale: Tensor | None = None,
     """
     (B, T, J, W), S = q.shape, k.shape[1]
     k = k if k.stride(-1) == 1 else k.contiguous()
-    check_countable("k", k)
+    check_int32_offsets("k", k)
     scores = torch.empty(B, T, S, dtype=torch.float32, device=q.device)
     weights = w.float().contiguous()
-    scale = weights if k_scale is None else k_scale.float().contiguous()  # something to point at
+    scale = weights if k_scale is None else k_scale.float().contiguous()  # a kernel's pointer must point at something
 
     def grid(tile):
         return triton.cdiv(S, tile["BLOCK_S"]), triton.cdiv(T, tile["BLOCK_T"]), B
 
-    start(
+    launcher(
         INDEX_LOGITS, grid, q_ptr=q.contiguous(), w_ptr=weights, k_ptr=k, k_scale_ptr=scale, scores_ptr=scores,
-        T=T, S=S, T_class=size_class(T), S_class=size_class(S),
-        k_batch_stride=k.stride(0), k_stride=k.stride(1), J=J, W=W, BLOCK_J=padded(J),
-        BLOCK_W=max(32, padded(W)), SCALED=k_scale is not None,
+        T=T, S=S, T_bucket=length_bucket(T), S_bucket=length_bucket(S),
+        k_batch_stride=k.stride(0), k_stride=k.stride(1), J=J, W=W, BLOCK_J=padded_width(J),
+        BLOCK_W=max(32, padded_width(W)), SCALED=k_scale is not None,
     )  # fmt: skip
     return scores
 
 
-def index_logits_fp8(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, w: Tensor, start: Start = run) -> Tensor:
+def index_logits_fp8(
+    q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, w: Tensor, launcher: Launcher = launch
+) -> Tensor:
     """Score codes as `fp8.index_scores` does: the same arguments, the same answer (B, T, S)."""
-    return index_logits(q, k, w.float() * q_scale[..., 0], k_scale, start)
+    return index_logits(q, k, w.float() * q_scale[..., 0], k_scale, launcher)

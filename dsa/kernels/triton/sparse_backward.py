@@ -1,6 +1,6 @@
 """The gradients of attention over selected tokens: one kernel for the queries, one for the latents.
 
-With p the attention weights, g the gradient of the answer and d = g . out (a number per head), the gradient of a logit
+With p the attention weights, g the gradient of the answer and d = g . out (one per head), the gradient of a logit
 is p (g . v - d), times the scale. From there it is two products:
 
     dq = sum over the list of dlogit * kv          a sum along the list: a program keeps it, as the forward does
@@ -18,9 +18,9 @@ of other queries in memory, by atomic addition in fp32. The order of those addit
 digits of dkv may differ from run to run.
 
 The block of dkv lies on its side, (C numbers) x (tokens). Upright, its rows would be the 32 tokens, and the wide
-matrix instruction wants 64; with 64 tokens the registers overflow by 7 KB a thread. On its side the rows are the 512
-numbers of a latent. Weights and slopes are found behind a branch (APART, see `sparse_attention`): computed once instead
-of twice, they leave so many registers free that hardly anything overflows.
+matrix instruction wants 64; with 64 tokens each thread spills 7 KB of registers. On its side the rows are the 512
+dimensions of a latent. Weights and dlogits are computed behind a branch (BRANCH_SOFTMAX, see `sparse_attention`): done
+once instead of twice, they leave so many registers free that hardly anything is spilled.
 """
 
 import torch
@@ -28,18 +28,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsa.kernels.triton.launch import Kernel, Start, padded, run
-from dsa.kernels.triton.sparse_attention import LOG2_E, Latents, attend, fetch, sizes
+from dsa.kernels.triton.launch import Kernel, Launcher, launch, padded_width
+from dsa.kernels.triton.sparse_attention import LOG2_E, LatentKV, attend, gather_kv, tile_config
 
 
 @triton.jit
-def slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E: tl.constexpr):
+def softmax_backward_block(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E: tl.constexpr):
     """One block of attention weights and of the gradients of its logits, times the scale: two of (BLOCK_H, BLOCK_K)."""
     logits = tl.dot(q_latent, tl.trans(latent), input_precision="ieee") * (scale * LOG2_E)
     logits += tl.dot(q_rope, tl.trans(rope), input_precision="ieee") * (scale * LOG2_E)
     weights = tl.where(filled[None, :], tl.exp2(logits - lse[:, None]), 0.0)
-    slope = tl.dot(grad, tl.trans(latent), input_precision="ieee") - delta[:, None]
-    return weights.to(latent.dtype), (weights * slope * scale).to(latent.dtype)
+    dp = tl.dot(grad, tl.trans(latent), input_precision="ieee") - delta[:, None]  # g . v - d
+    return weights.to(latent.dtype), (weights * dp * scale).to(latent.dtype)
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def query_gradient_kernel(
     q_ptr, kv_ptr, rope_ptr, selected_ptr, out_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
     T, H, K, kv_batch_stride, kv_stride, scale, LOG2_E: tl.constexpr,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, APART: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BRANCH_SOFTMAX: tl.constexpr,
 ):  # fmt: skip
     """One program: dq of one query and BLOCK_H heads; also d = g . out, which the other kernel wants."""
     head_tiles = tl.cdiv(H, BLOCK_H)
@@ -76,19 +76,19 @@ def query_gradient_kernel(
         slots = first + tl.arange(0, BLOCK_K)
         token = tl.load(selected_ptr + query * K + slots, mask=slots < K, other=-1).to(tl.int32)
         filled = token >= 0
-        latent, rope = fetch(
+        latent, rope = gather_kv(
             kv_ptr, rope_ptr, kv_ptr, token, filled, kv_stride, kv_stride, 0,
             C, R, BLOCK_C, BLOCK_R, BLOCK_K, False, 1, q_latent.dtype,
         )  # fmt: skip
-        if not APART or K > 0:  # always
-            _, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
+        if not BRANCH_SOFTMAX or K > 0:  # always true, which the compiler cannot know: see sparse_attention
+            _, dlogits = softmax_backward_block(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
         else:
-            slope = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
-        dq_latent = tl.dot(slope, latent, dq_latent, input_precision="ieee")
-        dq_rope = tl.dot(slope, rope, dq_rope, input_precision="ieee")
-    kind = dq_ptr.dtype.element_ty
-    tl.store(dq_ptr + q_at + c[None, :], dq_latent.to(kind), mask=latent_mask)
-    tl.store(dq_ptr + q_at + C + r[None, :], dq_rope.to(kind), mask=rope_mask)
+            dlogits = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
+        dq_latent = tl.dot(dlogits, latent, dq_latent, input_precision="ieee")
+        dq_rope = tl.dot(dlogits, rope, dq_rope, input_precision="ieee")
+    dtype = dq_ptr.dtype.element_ty
+    tl.store(dq_ptr + q_at + c[None, :], dq_latent.to(dtype), mask=latent_mask)
+    tl.store(dq_ptr + q_at + C + r[None, :], dq_rope.to(dtype), mask=rope_mask)
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def latent_gradient_kernel(
     q_ptr, kv_ptr, rope_ptr, selected_ptr, grad_ptr, lse_ptr, delta_ptr, dkv_ptr,
     T, S, H, K, kv_batch_stride, kv_stride, scale, LOG2_E: tl.constexpr,
     C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, APART: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BRANCH_SOFTMAX: tl.constexpr,
 ):  # fmt: skip
     """One program: what one query, all its heads, adds to the gradients of BLOCK_K of its tokens."""
     key_tiles = tl.cdiv(K, BLOCK_K)
@@ -107,7 +107,7 @@ def latent_gradient_kernel(
     filled = token >= 0
     kv_ptr += query // T * kv_batch_stride
     rope_ptr += query // T * kv_batch_stride
-    latent, rope = fetch(
+    latent, rope = gather_kv(
         kv_ptr, rope_ptr, kv_ptr, token, filled, kv_stride, kv_stride, 0,
         C, R, BLOCK_C, BLOCK_R, BLOCK_K, False, 1, q_ptr.dtype.element_ty,
     )  # fmt: skip
@@ -123,14 +123,16 @@ def latent_gradient_kernel(
         grad = tl.load(grad_ptr + row[:, None] * C + c[None, :], mask=latent_mask, other=0.0)
         lse = tl.load(lse_ptr + row, mask=heads < H, other=float("inf"))
         delta = tl.load(delta_ptr + row, mask=heads < H, other=0.0)
-        if not APART or K > 0:  # always
-            weights, slope = slopes(q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E)
+        if not BRANCH_SOFTMAX or K > 0:  # always true, which the compiler cannot know: see sparse_attention
+            weights, dlogits = softmax_backward_block(
+                q_latent, q_rope, grad, latent, rope, filled, lse, delta, scale, LOG2_E
+            )
         else:
             weights = tl.zeros((BLOCK_H, BLOCK_K), latent.dtype)
-            slope = weights
+            dlogits = weights
         dlatent = tl.dot(tl.trans(grad), weights, dlatent, input_precision="ieee")
-        dlatent = tl.dot(tl.trans(q_latent), slope, dlatent, input_precision="ieee")
-        drope = tl.dot(tl.trans(q_rope), slope, drope, input_precision="ieee")
+        dlatent = tl.dot(tl.trans(q_latent), dlogits, dlatent, input_precision="ieee")
+        drope = tl.dot(tl.trans(q_rope), dlogits, drope, input_precision="ieee")
     dkv_ptr += query // T * S * (C + R)
     at = token[None, :] * (C + R)
     tl.atomic_add(dkv_ptr + at + c[:, None], dlatent, mask=filled[None, :] & (c < C)[:, None], sem="relaxed")
@@ -139,18 +141,25 @@ def latent_gradient_kernel(
 
 KEY = ("H", "K", "C", "R")
 TILES = [
-    sizes(64, 32, 8, 1, True),
-    sizes(64, 16, 8, 1, True),
-    sizes(64, 32, 8, 1),
-    sizes(32, 32, 4, 1),
-    sizes(16, 16, 4, 1),
+    tile_config(64, 32, 8, 1, True),
+    tile_config(64, 16, 8, 1, True),
+    tile_config(64, 32, 8, 1),
+    tile_config(32, 32, 4, 1),
+    tile_config(16, 16, 4, 1),
 ]
 QUERY_GRADIENT = Kernel(query_gradient_kernel, TILES, key=KEY)
-LATENT_GRADIENT = Kernel(latent_gradient_kernel, TILES, key=KEY, cleared=["dkv_ptr"])
+LATENT_GRADIENT = Kernel(latent_gradient_kernel, TILES, key=KEY, reset_to_zero=["dkv_ptr"])
 
 
 def gradients(
-    q: Tensor, kv: Tensor, selected: Tensor, out: Tensor, lse: Tensor, grad: Tensor, scale: float, start: Start = run
+    q: Tensor,
+    kv: Tensor,
+    selected: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    scale: float,
+    launcher: Launcher = launch,
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of the answer to those of queries and latents.
 
@@ -158,17 +167,18 @@ def gradients(
     returned them -> dq (B, T, H, C + R), dkv (B, S, C + R).
     """
     (B, T, H, width), (S, C), K = q.shape, (kv.shape[1], out.shape[-1]), selected.shape[-1]
-    parts = Latents.of(kv, C)
+    parts = LatentKV.split(kv, C)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dkv = torch.zeros(kv.shape, dtype=torch.float32, device=q.device)
     shared = {
         "q_ptr": q.contiguous(), "kv_ptr": parts.latent, "rope_ptr": parts.rope, "grad_ptr": grad.contiguous(),
         "selected_ptr": selected.contiguous(), "lse_ptr": lse, "delta_ptr": torch.empty_like(lse),
         "T": T, "H": H, "K": K, "kv_batch_stride": parts.latent.stride(0), "kv_stride": parts.latent.stride(1),
-        "scale": scale, "LOG2_E": LOG2_E, "C": C, "R": width - C, "BLOCK_C": padded(C), "BLOCK_R": padded(width - C),
+        "scale": scale, "LOG2_E": LOG2_E, "C": C, "R": width - C,
+        "BLOCK_C": padded_width(C), "BLOCK_R": padded_width(width - C),
     }  # fmt: skip
-    start(QUERY_GRADIENT, lambda tile: (B * T * triton.cdiv(H, tile["BLOCK_H"]),), out_ptr=out, dq_ptr=dq, **shared)
-    start(LATENT_GRADIENT, lambda tile: (B * T * triton.cdiv(K, tile["BLOCK_K"]),), dkv_ptr=dkv, S=S, **shared)
+    launcher(QUERY_GRADIENT, lambda tile: (B * T * triton.cdiv(H, tile["BLOCK_H"]),), out_ptr=out, dq_ptr=dq, **shared)
+    launcher(LATENT_GRADIENT, lambda tile: (B * T * triton.cdiv(K, tile["BLOCK_K"]),), dkv_ptr=dkv, S=S, **shared)
     return dq, dkv.to(kv.dtype)
 
 
@@ -178,14 +188,14 @@ class SparseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, kv, selected, scale, value_width):  # type: ignore[override]
         """Keep the answer and the logarithm of the softmax's sum, not the weights."""
-        out, lse = attend(q, Latents.of(kv, value_width), selected, scale)
+        out, lse = attend(q, LatentKV.split(kv, value_width), selected, scale)
         ctx.save_for_backward(q, kv, selected, out, lse)
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx, *grad):
-        """Start both kernels."""
+        """Launch both kernels."""
         q, kv, selected, out, lse = ctx.saved_tensors
         dq, dkv = gradients(q, kv, selected, out, lse, grad[0], ctx.scale)
         return dq, dkv, None, None, None

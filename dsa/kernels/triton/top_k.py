@@ -22,11 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dsa.kernels.loops import EMPTY
-from dsa.kernels.triton.launch import Kernel, Start, run, size_class
+from dsa.kernels.triton.launch import Kernel, Launcher, launch, length_bucket
 
 
 @triton.jit
-def in_order(x):
+def sortable_bits(x):
     """Write fp32 as whole numbers that compare the same way: negative numbers turned over, the others above them."""
     x = tl.where(x == 0, 0.0, x)  # -0 equals 0, and a negative head weight times nothing is -0
     bits = x.to(tl.uint32, bitcast=True)
@@ -34,55 +34,59 @@ def in_order(x):
 
 
 @triton.jit
-def top_k_kernel(scores_ptr, selected_ptr, T, S, S_class, K, seen_by_first, BLOCK_S: tl.constexpr):
+def top_k_kernel(scores_ptr, selected_ptr, T, S, S_bucket, K, seen_by_first, BLOCK_S: tl.constexpr):
     """One program: one row of S scores, of which query t sees the first seen_by_first + t."""
     row = tl.program_id(0).to(tl.int64)
     seen = tl.minimum(seen_by_first + tl.program_id(0) % T, S)
     scores_ptr += row * S
     digits = tl.arange(0, 256)
-    known = tl.zeros((), tl.uint32)  # the digits found so far
-    shift, sharing, wanted = 32, seen, K  # bits not yet known; how many share `known`, and how many of these we want
-    while (shift > 0) & (sharing > wanted):
+    prefix = tl.zeros((), tl.uint32)  # the digits of the K-th largest that are known so far
+    shift, matching, wanted = (
+        32,
+        seen,
+        K,
+    )  # bits not yet known; how many scores share `prefix`; how many of these to take
+    while (shift > 0) & (matching > wanted):
         shift -= 8
         counts = tl.zeros((256,), tl.int32)
         for begin in tl.range(0, seen, BLOCK_S):
             keys = begin + tl.arange(0, BLOCK_S)
-            code = in_order(tl.load(scores_ptr + keys, mask=keys < seen, other=0.0))
-            fits = (keys < seen) & ((code >> shift) >> 8 == known)
-            counts += tl.histogram(((code >> shift) & 255).to(tl.int32), 256, mask=fits)
-        from_here_up = tl.cumsum(counts, reverse=True)  # falls from `sharing` to 0
+            code = sortable_bits(tl.load(scores_ptr + keys, mask=keys < seen, other=0.0))
+            matches = (keys < seen) & ((code >> shift) >> 8 == prefix)
+            counts += tl.histogram(((code >> shift) & 255).to(tl.int32), 256, mask=matches)
+        from_here_up = tl.cumsum(counts, reverse=True)  # falls from `matching` to 0
         digit = tl.sum((from_here_up >= wanted).to(tl.int32)) - 1
-        sharing = tl.sum(tl.where(digits == digit, counts, 0))
+        matching = tl.sum(tl.where(digits == digit, counts, 0))
         wanted -= tl.sum(tl.where(digits > digit, counts, 0))
-        known = known * 256 + digit.to(tl.uint32)
+        prefix = prefix * 256 + digit.to(tl.uint32)
 
     passed_over, taken = 0, 0  # of those that tie; of all
     for begin in tl.range(0, seen, BLOCK_S):
         keys = begin + tl.arange(0, BLOCK_S)
         score = tl.load(scores_ptr + keys, mask=keys < seen, other=float("-inf"))
-        leading = in_order(score).to(tl.uint64) >> shift
-        tied = ((keys < seen) & (leading == known)).to(tl.int32)
-        late_enough = passed_over + tl.cumsum(tied) > sharing - wanted
-        chosen = ((leading > known) | ((tied != 0) & late_enough)) & (score > float("-inf"))
+        leading = sortable_bits(score).to(tl.uint64) >> shift
+        tied = ((keys < seen) & (leading == prefix)).to(tl.int32)
+        late_enough = passed_over + tl.cumsum(tied) > matching - wanted
+        chosen = ((leading > prefix) | ((tied != 0) & late_enough)) & (score > float("-inf"))
         slot = taken + tl.cumsum(chosen.to(tl.int32)) - 1
         tl.store(selected_ptr + row * K + slot, keys.to(tl.int64), mask=chosen)
         passed_over += tl.sum(tied)
         taken += tl.sum(chosen.to(tl.int32))
 
 
-def sizes(keys: int, warps: int, stages: int = 3) -> triton.Config:
-    """One choice of tile sizes."""
+def tile_config(keys: int, warps: int, stages: int = 3) -> triton.Config:
+    """One configuration for the tuner."""
     return triton.Config({"BLOCK_S": keys}, num_warps=warps, num_stages=stages)
 
 
 TOP_K = Kernel(
     top_k_kernel,
-    [sizes(4096, 8), sizes(2048, 4), sizes(8192, 16), sizes(2048, 8), sizes(1024, 4)],
-    key=("S_class", "K"),
+    [tile_config(4096, 8), tile_config(2048, 4), tile_config(8192, 16), tile_config(2048, 8), tile_config(1024, 4)],
+    key=("S_bucket", "K"),
 )
 
 
-def top_k(scores: Tensor, k: int, seen_by_first: int | None = None, start: Start = run) -> Tensor:
+def top_k(scores: Tensor, k: int, seen_by_first: int | None = None, launcher: Launcher = launch) -> Tensor:
     """Choose the k best of each row.
 
     Args:
@@ -96,23 +100,23 @@ def top_k(scores: Tensor, k: int, seen_by_first: int | None = None, start: Start
     """
     B, T, S = scores.shape
     seen = S if seen_by_first is None else seen_by_first
-    parts = enough_segments(B * T, S, k) if seen >= S else 1
-    return whole_rows(scores, k, seen, start) if parts == 1 else in_segments(scores, k, parts, start)
+    parts = num_segments(B * T, S, k) if seen >= S else 1
+    return whole_rows(scores, k, seen, launcher) if parts == 1 else in_segments(scores, k, parts, launcher)
 
 
-def whole_rows(scores: Tensor, k: int, seen_by_first: int, start: Start = run) -> Tensor:
+def whole_rows(scores: Tensor, k: int, seen_by_first: int, launcher: Launcher = launch) -> Tensor:
     """Choose with one program a row."""
     B, T, S = scores.shape
     K = min(k, S)
     selected = torch.full((B, T, K), EMPTY, device=scores.device)
-    start(
+    launcher(
         TOP_K, lambda tile: (B * T,), scores_ptr=scores.float().contiguous(), selected_ptr=selected,
-        T=T, S=S, S_class=size_class(S), K=K, seen_by_first=seen_by_first,
+        T=T, S=S, S_bucket=length_bucket(S), K=K, seen_by_first=seen_by_first,
     )  # fmt: skip
     return selected
 
 
-def in_segments(scores: Tensor, k: int, segments: int, start: Start = run) -> Tensor:
+def in_segments(scores: Tensor, k: int, segments: int, launcher: Launcher = launch) -> Tensor:
     """Choose the k best of each segment, and of these the k best; candidates stay in order, so ties obey the rule.
 
     Segments are whole multiples of 16 long, however the text grows: other lengths would be compiled anew.
@@ -120,15 +124,15 @@ def in_segments(scores: Tensor, k: int, segments: int, start: Start = run) -> Te
     T, S = scores.shape[1:]
     rows = F.pad(scores, (0, -S % (16 * segments)), value=-torch.inf)
     parts = rows.unflatten(-1, (segments, -1)).flatten(1, 2)  # (B, T * G, S / G)
-    best = whole_rows(parts, k, parts.shape[-1], start).unflatten(1, (T, segments))  # (B, T, G, K)
+    best = whole_rows(parts, k, parts.shape[-1], launcher).unflatten(1, (T, segments))  # (B, T, G, K)
     first = torch.arange(0, rows.shape[-1], parts.shape[-1], device=scores.device)
-    places = torch.where(best == EMPTY, EMPTY, best + first[:, None]).flatten(2)  # (B, T, G * K)
-    candidates = rows.gather(-1, places.clamp(min=0)).masked_fill(places == EMPTY, -torch.inf)
-    chosen = whole_rows(candidates, k, candidates.shape[-1], start)
-    return torch.where(chosen == EMPTY, EMPTY, places.gather(-1, chosen.clamp(min=0)))
+    indices = torch.where(best == EMPTY, EMPTY, best + first[:, None]).flatten(2)  # (B, T, G * K)
+    candidates = rows.gather(-1, indices.clamp(min=0)).masked_fill(indices == EMPTY, -torch.inf)
+    chosen = whole_rows(candidates, k, candidates.shape[-1], launcher)
+    return torch.where(chosen == EMPTY, EMPTY, indices.gather(-1, chosen.clamp(min=0)))
 
 
-def enough_segments(rows: int, keys: int, k: int, programs: int = 264) -> int:
-    """How many segments give a GPU of 132 processors two programs each, with at least 4 k keys a segment: 2^n."""
+def num_segments(rows: int, keys: int, k: int, programs: int = 264) -> int:
+    """How many segments give a GPU of 132 SMs two programs each, with at least 4 k keys a segment: 2^n."""
     most = min(programs // max(1, rows), keys // (4 * k))
     return 1 << max(0, most.bit_length() - 1)

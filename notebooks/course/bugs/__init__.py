@@ -1,1 +1,1 @@
-"""Real mistakes, each as a patch that can be switched on: what tests must catch and readers may visit."""
+"""Real mistakes, each as a patch that can be switched on: what tests must catch and readers may look at."""

@@ -70,7 +70,7 @@ class Renderer(IPythonRenderer):
         return f"{html}\n"
 
 
-def rendered(source: str, folder: Path) -> str:
+def render_markdown(source: str, folder: Path) -> str:
     """Markdown as HTML; pictures beside the notebook, in `folder`, go into the page."""
     renderer = Renderer(escape=False, embed_images=True, path=str(folder))
     return str(MarkdownWithMath(renderer=renderer).render(source))
@@ -79,17 +79,17 @@ def rendered(source: str, folder: Path) -> str:
 def body(notebook: NotebookNode, folder: Path) -> str:
     """The cells of a notebook as HTML."""
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter.register_filter("markdown2html", partial(rendered, folder=folder))
-    return tidied(exporter.from_notebook_node(notebook)[0])
+    exporter.register_filter("markdown2html", partial(render_markdown, folder=folder))
+    return clean_html(exporter.from_notebook_node(notebook)[0])
 
 
-def tidied(html: str) -> str:
+def clean_html(html: str) -> str:
     """Without scripts and styles of others, with links that hold here, and with wide things that keys can scroll."""
     page = BeautifulSoup(html, "html.parser")
     for mark in page.select("a.anchor-link, style, script"):
         mark.decompose()
     for link in page.select("a[href]"):
-        _redirect(link)
+        _rewrite_link(link)
     for block in page.select("pre, .output_html, math[display=block]"):
         block["tabindex"] = "0"
     for table in page.select("table"):
@@ -97,7 +97,7 @@ def tidied(html: str) -> str:
     return str(page)
 
 
-def _redirect(link: Tag) -> None:
+def _rewrite_link(link: Tag) -> None:
     """Links between notebooks lead to their pages; links into the repository become plain text."""
     target = str(link["href"])
     if re.fullmatch(r"[\w.]+\.ipynb(#.*)?", target):
@@ -112,25 +112,25 @@ def title(notebook: NotebookNode) -> str:
     return re.sub(r"[#*`$]", "", first.splitlines()[0]).strip()
 
 
-def opening(notebook: NotebookNode, folder: Path) -> str:
+def first_paragraph(notebook: NotebookNode, folder: Path) -> str:
     """The first paragraph below the first heading, as HTML."""
     first = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    return tidied(rendered(first.split("\n\n")[1], folder))
+    return clean_html(render_markdown(first.split("\n\n")[1], folder))
 
 
-def colours() -> str:
+def code_css() -> str:
     """Pygments' style sheets for both schemes."""
     light, dark = (HtmlFormatter(style=name).get_style_defs(".highlight") for name in (LIGHT, DARK))
     plain = ".highlight, .highlight pre { background: transparent !important; }"
     return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{plain}"
 
 
-def framed(heading: str, content: str, links: list[tuple[str, str]]) -> str:
+def page_html(heading: str, content: str, links: list[tuple[str, str]]) -> str:
     """A whole page around `content`; `links` are (address, text)."""
     nav = "".join(f'<a href="{escape(to)}">{escape(text)}</a>' for to, text in links)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(heading)}</title><style>{STYLE}{colours()}</style></head>
+<title>{escape(heading)}</title><style>{STYLE}{code_css()}</style></head>
 <body><a class="skip" href="#text">To the text</a>
 <header><nav aria-label="Chapters">{nav}</nav></header>
 <main id="text">{content}</main>
@@ -150,16 +150,16 @@ def build_book(folder: Path, out: Path) -> list[Path]:
         around += [(f"{names[at - 1]}.html", f"Back: {title(notebooks[names[at - 1]])}")] if at else []
         around += [(f"{names[at + 1]}.html", f"On: {title(notebooks[names[at + 1]])}")] if at + 1 < len(names) else []
         pages.append(out / f"{name}.html")
-        pages[-1].write_text(framed(title(notebook), body(notebook, folder), around), "utf-8")
+        pages[-1].write_text(page_html(title(notebook), body(notebook, folder), around), "utf-8")
     pages.append(out / "index.html")
-    pages[-1].write_text(framed("DeepSeek Sparse Attention", contents(notebooks, folder), []), "utf-8")
+    pages[-1].write_text(page_html("DeepSeek Sparse Attention", contents(notebooks, folder), []), "utf-8")
     return pages
 
 
 def contents(notebooks: dict[str, NotebookNode], folder: Path) -> str:
     """The first page: every chapter with the paragraph it opens with."""
     parts = [
-        f'<h2><a href="{name}.html">{name[:2]} {escape(title(notebook))}</a></h2>{opening(notebook, folder)}'
+        f'<h2><a href="{name}.html">{name[:2]} {escape(title(notebook))}</a></h2>{first_paragraph(notebook, folder)}'
         for name, notebook in notebooks.items()
     ]
     words = (

@@ -7,7 +7,7 @@
 
 A source is a Python file in percent format: reviewed, linted and compared like any other code. `source` makes its
 cells, this module runs them, `prose` fills the numbers they proved into the text, `lint` says what else a notebook must
-keep. Tables that point into other notebooks (`reference`) are drawn anew after every build.
+keep. Tables that point into other notebooks (`reference_tables`) are drawn anew after every build.
 
 Ids, sources and tags do not depend on the machine, outputs do. `--check` therefore takes the outputs as committed and
 demands that everything around them is what the source gives, byte for byte; nbval compares the outputs.
@@ -26,10 +26,10 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
-from course.builder.lint import faults
-from course.builder.prose import fill
-from course.builder.reference import table
-from course.builder.source import BuildError, drafted, metadata
+from course.builder import lint
+from course.builder.prose import fill_placeholders
+from course.builder.reference_tables import table
+from course.builder.source import BuildError, metadata, parse_source
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -50,39 +50,30 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     try:
         client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     except CellExecutionError as error:
-        raise BuildError(f"cell {_stopped(notebook)}: {error.ename}: {error.evalue}\n{error}") from None
+        failed = [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
+        place = next((cell.id for cell in failed if "raises-exception" not in cell.metadata.get("tags", [])), "?")
+        raise BuildError(f"cell {place}: {error.ename}: {error.evalue}\n{error}") from None
     notebook.metadata = metadata()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            _tidy(output)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        # drop what belongs to this run alone: ids of live widgets, and this machine's folders in tracebacks
+        output.get("data", {}).pop(WIDGET_VIEW, None)
+        if output.output_type == "error":
+            output.traceback = [line.replace(f"{ROOT}/", "") for line in output.traceback]
 
 
-def _stopped(notebook: NotebookNode) -> str:
-    """The id of the cell whose error ended the run."""
-    failed = [cell for cell in notebook.cells if any(o.output_type == "error" for o in cell.get("outputs", []))]
-    return next((cell.id for cell in failed if "raises-exception" not in cell.metadata.get("tags", [])), "?")
-
-
-def _tidy(output: NotebookNode) -> None:
-    """Drop what belongs to this run alone: ids of live widgets, and this machine's folders in tracebacks."""
-    output.get("data", {}).pop(WIDGET_VIEW, None)
-    if output.output_type == "error":
-        output.traceback = [line.replace(f"{ROOT}/", "") for line in output.traceback]
-
-
-def graft(draft: NotebookNode, old: NotebookNode) -> bool:
+def reuse_outputs(draft: NotebookNode, old: NotebookNode) -> bool:
     """Give code cells of a draft the outputs of equal old ones, in order; true if no code cell had changed."""
     past = [cell for cell in old.cells if cell.cell_type == "code"]
     code = [cell for cell in draft.cells if cell.cell_type == "code"]
     unchanged = [cell.source for cell in past] == [cell.source for cell in code]
     for cell in code:
         if same := next((other for other in past if other.source == cell.source), None):
-            past.remove(same)
+            past.remove(same)  # an equal cell further down has outputs of its own
             cell.outputs, cell.execution_count = same.outputs, same.execution_count
     return unchanged
 
 
-def written(notebook: NotebookNode) -> str:
+def serialized(notebook: NotebookNode) -> str:
     """A notebook as the text of its file."""
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
@@ -99,61 +90,61 @@ class Course:
 
     def build(self, name: str, run: bool = True, keep: bool = False) -> list[str]:
         """Write one notebook, and return what there is to complain about in it."""
-        draft, target = drafted(self.source(name)), self.target(name)
-        unchanged = graft(draft, nbformat.read(target, as_version=4) if target.exists() else new_notebook())
+        draft, target = parse_source(self.source_path(name)), self.notebook_path(name)
+        unchanged = reuse_outputs(draft, nbformat.read(target, as_version=4) if target.exists() else new_notebook())
         if run and not (keep and unchanged):
             execute(draft, self.folder)
-        target.write_text(written(draft), "utf-8")  # for tables, which read the notebooks as they lie there
+        target.write_text(serialized(draft), "utf-8")  # for tables, which read the notebooks as they lie there
         self.fill(draft)
-        target.write_text(written(draft), "utf-8")
+        target.write_text(serialized(draft), "utf-8")
         return list(self.check(name))
 
     def fill(self, draft: NotebookNode) -> list[str]:
         """Put numbers and tables into the prose; returns complaints."""
-        return fill(draft, self.data, partial(table, root=self.folder.parent))
+        return fill_placeholders(draft, self.data, partial(table, root=self.folder.parent))
 
     def check(self, name: str) -> Iterator[str]:
-        """Complaints about one committed notebook: its manners, and whether it is what its source gives."""
-        target = self.target(name)
+        """Complaints about one committed notebook: what `lint` finds, and whether it is what its source gives."""
+        target = self.notebook_path(name)
         if not target.exists():
             yield "it was never built"
             return
         text = target.read_text("utf-8")
-        committed, draft = nbformat.reads(text, as_version=4), drafted(self.source(name))
-        graft(draft, committed)
-        yield from (*faults(committed, len(text.encode())), *self.fill(draft))
-        if written(draft) != text:
-            yield _difference(draft, committed)
+        committed, draft = nbformat.reads(text, as_version=4), parse_source(self.source_path(name))
+        reuse_outputs(draft, committed)
+        yield from (*lint.errors(committed, len(text.encode())), *self.fill(draft))
+        if serialized(draft) != text:
+            yield _first_difference(draft, committed)
 
-    def renew_tables(self) -> None:
+    def redraw_tables(self) -> None:
         """Draw tables anew, as the cells they point to may have moved, where nothing but tables has changed."""
         for name in self.names():
-            if "{table:" not in self.source(name).read_text("utf-8") or not self.target(name).exists():
+            if "{table:" not in self.source_path(name).read_text("utf-8") or not self.notebook_path(name).exists():
                 continue
-            draft = drafted(self.source(name))
-            if graft(draft, nbformat.read(self.target(name), as_version=4)):
+            draft = parse_source(self.source_path(name))
+            if reuse_outputs(draft, nbformat.read(self.notebook_path(name), as_version=4)):
                 self.fill(draft)
-                self.target(name).write_text(written(draft), "utf-8")
+                self.notebook_path(name).write_text(serialized(draft), "utf-8")
 
-    def strays(self) -> list[str]:
+    def orphans(self) -> list[str]:
         """Notebooks without a source."""
         return sorted(path.name for path in self.folder.glob("*.ipynb") if path.stem not in self.names())
 
-    def source(self, name: str) -> Path:
+    def source_path(self, name: str) -> Path:
         """The file to edit."""
         return self.folder / "course/src" / f"{name}.py"
 
-    def target(self, name: str) -> Path:
+    def notebook_path(self, name: str) -> Path:
         """The file to read."""
         return self.folder / f"{name}.ipynb"
 
 
-def _difference(draft: NotebookNode, committed: NotebookNode) -> str:
+def _first_difference(draft: NotebookNode, committed: NotebookNode) -> str:
     """Where a committed notebook first differs from what its source gives."""
-    for ours, theirs in zip(draft.cells, committed.cells, strict=False):
+    for expected, found in zip(draft.cells, committed.cells, strict=False):
         for part in ("id", "cell_type", "source", "metadata"):
-            if ours[part] != theirs[part]:
-                return f"cell {ours.id}: its {part} is not what the source gives: build the notebook anew"
+            if expected[part] != found[part]:
+                return f"cell {expected.id}: its {part} is not what the source gives: build the notebook anew"
     if len(draft.cells) != len(committed.cells):
         return f"it has {len(committed.cells)} cells, its source gives {len(draft.cells)}: build the notebook anew"
     return "its metadata or layout is not what the builder writes: build the notebook anew"
@@ -169,17 +160,17 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     course = Course(ROOT / "notebooks")
     complaints = (
-        [f"{stray}: has no source in notebooks/course/src" for stray in course.strays()] if chosen.check else []
+        [f"{orphan}: has no source in notebooks/course/src" for orphan in course.orphans()] if chosen.check else []
     )
     for name in [Path(name).stem for name in chosen.names] or course.names():
         try:
-            found = list(course.check(name) if chosen.check else course.build(name, chosen.run, chosen.keep))
+            errors = list(course.check(name) if chosen.check else course.build(name, chosen.run, chosen.keep))
         except BuildError as error:
-            found = [str(error)]
-        print(f"{name}: {len(found)} complaints" if found else f"{name}: fine", flush=True)
-        complaints += [f"{name}, {complaint}" for complaint in found]
+            errors = [str(error)]
+        print(f"{name}: {len(errors)} complaints" if errors else f"{name}: fine", flush=True)
+        complaints += [f"{name}, {complaint}" for complaint in errors]
     if not chosen.check:
-        course.renew_tables()
+        course.redraw_tables()
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints and (chosen.check or chosen.run) else 0

@@ -17,8 +17,8 @@ import jupytext
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course.exercises.catalogue import find
-from course.exercises.core import Exercise
+from course.exercises.exercise import Exercise
+from course.exercises.registry import find_exercise
 
 UNNAMED = "unnamed"
 EXERCISE = re.compile(r"\{exercise:([\w.]+)\}")
@@ -40,25 +40,25 @@ def metadata() -> dict[str, Any]:
     return json.loads(json.dumps(dict(METADATA)))
 
 
-def drafted(source: Path) -> NotebookNode:
+def parse_source(source: Path) -> NotebookNode:
     """The notebook of a source: exercises expanded, cells named, nothing executed, no placeholder filled."""
     parsed = jupytext.reads(source.read_text("utf-8"), fmt="py:percent")
-    cells = [piece for cell in parsed.cells for piece in _expanded(cell)]
-    _name(cells)
+    cells = [piece for cell in parsed.cells for piece in _expand_exercise(cell)]
+    _assign_ids(cells)
     for twice, count in Counter(cell.id for cell in cells).items():
         if count > 1:
             raise BuildError(f"{count} cells are called {twice}: rename a claim, or reword a heading")
     return new_notebook(cells=cells, metadata=metadata())
 
 
-def _expanded(cell: NotebookNode) -> list[NotebookNode]:
+def _expand_exercise(cell: NotebookNode) -> list[NotebookNode]:
     """One cell of the source as cells of the notebook; only exercises have their ids already."""
     tags = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
     if cell.cell_type == "code":
         return [new_code_cell(cell.source, id=UNNAMED, metadata=tags)]
     if asked := EXERCISE.fullmatch(cell.source.strip()):
         try:
-            return exercise_cells(find(asked[1]))
+            return exercise_cells(find_exercise(asked[1]))
         except ValueError as unknown:
             raise BuildError(f"{asked[0]}: {unknown}") from None
     return [new_markdown_cell(cell.source, id=UNNAMED, metadata=tags)]
@@ -69,8 +69,8 @@ def exercise_cells(exercise: Exercise) -> list[NotebookNode]:
     slug = _slug(exercise.name)
     stars = "★" * exercise.difficulty + "☆" * (3 - exercise.difficulty)
     title = f"### Exercise: {exercise.title} {stars} ({exercise.minutes} minutes)"
-    hints = [_folded(f"Hint {number}", hint) for number, hint in enumerate(exercise.hints, 1)]
-    solution = _folded("Solution", f"```python\n{exercise.source}\n```")
+    hints = [_details(f"Hint {number}", hint) for number, hint in enumerate(exercise.hints, 1)]
+    solution = _details("Solution", f"```python\n{exercise.source}\n```")
     return [
         new_markdown_cell(f"{title}\n\n{exercise.task.strip()}", id=f"{slug}_task"),
         new_code_cell(exercise.stub, id=f"{slug}_stub"),
@@ -79,11 +79,11 @@ def exercise_cells(exercise: Exercise) -> list[NotebookNode]:
     ]
 
 
-def _folded(summary: str, content: str) -> str:
+def _details(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content.strip()}\n\n</details>"
 
 
-def _name(cells: list[NotebookNode]) -> None:
+def _assign_ids(cells: list[NotebookNode]) -> None:
     """Give each cell an id: its first claim's name, or its section's heading and its place there."""
     section, place, used = "start", 0, Counter[str]()
     for cell in cells:

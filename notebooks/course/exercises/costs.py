@@ -7,7 +7,7 @@ Each is a calculation that a reader may want for a system of their own, and each
 import math
 from itertools import product
 
-from course.exercises.core import Exercise, checker, require
+from course.exercises.exercise import Exercise, checker, require
 from dsa.analysis import pricing, roofline
 from dsa.analysis.published import crossing
 from dsa.model.config import Config
@@ -104,7 +104,7 @@ def _hits_are_free(turns: int, question: int, answer: int, cache: bool) -> tuple
 
 def _check_chat(answer) -> None:
     for turns, question, length, cache in product((1, 2, 7), (0, 50), (10, 200), (True, False)):
-        calls = list(pricing.Work(0, question, length, turns, float(cache)))
+        calls = list(pricing.Conversation(0, question, length, turns, float(cache)))
         cached = sum(call.cached for call in calls)
         right = (sum(call.prompt for call in calls) - cached, cached, sum(call.written for call in calls))
         found = answer(turns, question, length, cache)
@@ -156,7 +156,7 @@ def _check_crossover(answer) -> None:
     starts = {("decode", roofline.DENSE): 0.0705, ("decode", roofline.SPARSE): 0.0952}
     for top_k in (512, 2048, 8192):
         config = Config.v32_exp().replace(index_topk=top_k)
-        found = roofline.modelled(config, starts)
+        found = roofline.modelled_curves(config, starts)
         right = crossing(found["decode", roofline.DENSE], found["decode", roofline.SPARSE])
         each = [roofline.H800.dollars(f(config, "decode")) for f in (roofline.scoring_seconds, roofline.sparse_seconds)]
         dense = (0.0705, roofline.H800.dollars(roofline.dense_seconds(config, "decode")))
@@ -233,7 +233,7 @@ EXERCISES = (
     Exercise(
         "A chat of 500 turns", 2, 15,
         "Which tokens is a chat billed for, with a cache and without? Then price 500 turns of 50 + 200 tokens with "
-        "`pricing.LIST`, per million: which of the three is the bill?",
+        "`pricing.LIST_PRICES`, per million: which of the three is the bill?",
         ("Before turn n, counted from 0, n questions and n answers stand there.",
          "0 + 1 + ... + (turns - 1) = turns (turns - 1) / 2.",
          "What stood there before is sent again: it is cached, or fresh if there is no cache."),

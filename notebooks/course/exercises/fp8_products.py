@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from course.exercises.core import Exercise, require
+from course.exercises.exercise import Exercise, require
 from dsa.kernels import fp8, loops
 
 SCALED = "right, but a matrix product was given numbers that are no codes: multiply codes first, scale afterwards"
@@ -68,7 +68,7 @@ def _rows_and_columns_swapped(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Te
 
 def _scales_first(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
     """Multiplies codes with scales and then matrices: the same result, but the unit would have to multiply fp32."""
-    return fp8.dequantise(x, x_scale) @ fp8.dequantise(w, w_scale, fp8.BLOCK).T
+    return fp8.dequantize(x, x_scale) @ fp8.dequantize(w, w_scale, fp8.BLOCK).T
 
 
 def _forgets_the_weights(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _forgets_the_weights(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor)
 
 def _divides(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
     """Divides by the scales. (The files call them weight_scale_inv, and they are multiplied with.)"""
-    wide = fp8.spread(w_scale, w.shape, fp8.BLOCK)
+    wide = fp8.expand_scale(w_scale, w.shape, fp8.BLOCK)
     return (x / x_scale.repeat_interleave(128, 1)) @ (w / wide).T
 
 
@@ -86,7 +86,7 @@ def _check_matmul(answer) -> None:
     x = _normal(5, 384, seed=0) * torch.tensor([1.0, 30.0, 0.1]).repeat_interleave(128)
     w = _normal(256, 384, seed=1) * torch.tensor([1.0, 0.01, 8.0]).repeat_interleave(128)
     w[128:] *= 50
-    (x8, x_scale), (w8, w_scale) = fp8.quantise(x, ue8m0=False), fp8.quantise(w, fp8.BLOCK, ue8m0=False)
+    (x8, x_scale), (w8, w_scale) = fp8.quantize(x, ue8m0=False), fp8.quantize(w, fp8.BLOCK, ue8m0=False)
     with _CodesOnly(least=128) as codes:
         found = answer(x8.float(), x_scale.clone(), w8.float(), w_scale.clone())
     require(getattr(found, "shape", None) == (5, 256), "5 rows and 256 outputs give shape (5, 256)")
@@ -135,12 +135,12 @@ def _check_index(answer) -> None:
     sizes = torch.tensor([1.0, 20.0, 0.2, 3.0])
     q, k, w = _normal(1, 1, 4, 32, seed=2) * sizes[:, None], _normal(1, 40, 32, seed=3), _normal(1, 1, 4, seed=4)
     k = k * torch.logspace(-1, 1, 40)[:, None]
-    (q8, q_scale), (k8, k_scale) = fp8.quantise(q, ue8m0=False), fp8.quantise(k, ue8m0=False)
+    (q8, q_scale), (k8, k_scale) = fp8.quantize(q, ue8m0=False), fp8.quantize(k, ue8m0=False)
     given = q8[0, 0].float(), q_scale[0, 0, :, 0], k8[0].float(), k_scale[0, :, 0], w[0, 0]
     with _CodesOnly(least=32) as codes:
         found = answer(*(x.clone() for x in given))
     require(getattr(found, "shape", None) == (40,), "40 keys give 40 scores: return a tensor of shape (40,)")
-    right = loops.index_scores(fp8.dequantise(q8, q_scale), fp8.dequantise(k8, k_scale), w)[0, 0]
+    right = loops.index_scores(fp8.dequantize(q8, q_scale), fp8.dequantize(k8, k_scale), w)[0, 0]
     error = float((found - right).norm() / right.norm())
     require(error < 1e-5, f"it is off by {error:.0%} from Eq. 1 with codes and scales multiplied first")
     require(codes.kept, SCALED)

@@ -12,8 +12,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from course.bugs import catalogue
-from course.exercises.core import Answer, Exercise, require
+from course.bugs import bug_catalogue
+from course.exercises.exercise import Answer, Exercise, require
 from dsa.kernels import loops
 
 
@@ -80,14 +80,14 @@ def _one_layer(model, tokens, golden) -> bool:
     """Tests the first layer only, all rows of it."""
     model.top_k = 4
     _, trace = model(tokens, trace=True)
-    return catalogue.chosen_sets(trace[0].selected[0]) == golden[4].sets[0]
+    return bug_catalogue.chosen_sets(trace[0].selected[0]) == golden[4].sets[0]
 
 
 def _last_rows(model, tokens, golden) -> bool:
     """Tests the last query of every layer: it has no future, so nobody sees what the mask does."""
     model.top_k = 4
     _, trace = model(tokens, trace=True)
-    rows = [catalogue.chosen_sets(layer.selected[0])[-1] for layer in trace]
+    rows = [bug_catalogue.chosen_sets(layer.selected[0])[-1] for layer in trace]
     return rows == [sets[-1] for sets in golden[4].sets]
 
 
@@ -119,16 +119,16 @@ def _same_token(model, tokens, golden) -> bool:
 
 
 def _check_test(answer: Answer) -> None:
-    model, tokens, golden = catalogue.specimen()
+    model, tokens, golden = bug_catalogue.fixture_model()
     missed = []
-    for name, circumstance, right in catalogue.visitors():
+    for name, circumstance, right in bug_catalogue.cases():
         with circumstance, torch.no_grad():
             said = answer(deepcopy(model), tokens.clone(), golden)
         require(said in (True, False), f"return True or False, not {said!r}")
         require(said or not right, f"your test refuses {name}")
         if said and not right:
             missed.append(name)
-    total = len(catalogue.EXHIBITS) + len(catalogue.HIDDEN)
+    total = len(bug_catalogue.INDEXER_BUGS) + len(bug_catalogue.MASK_BUGS)
     silent = any(name.endswith("last layer only") for name in missed)
     why = ". In the last layer they move no logit, since its attention writes nothing yet: look at what is selected"
     caught = f"your test catches {total - len(missed)} of {total} mistakes; missed: {'; '.join(missed)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, require
+from course.exercises.exercise import Exercise, require
 from dsa.model.rope import Rope
 
 

@@ -6,9 +6,9 @@ Each wrong answer is one that somebody has really written, in this project or in
 import torch
 from torch import Tensor
 
-from course.exercises.core import Exercise, checker, require
-from course.exercises.multiplications import counted
-from course.exercises.two_levels import TWO_LEVELS
+from course.exercises.exercise import Exercise, checker, require
+from course.exercises.flop_counter import count_flops
+from course.exercises.two_level_topk import TWO_LEVELS
 from dsa.kernels import loops, reference
 
 
@@ -71,40 +71,40 @@ def _causal(scores: Tensor) -> Tensor:
     return scores.masked_fill(~visible, float("-inf"))[None]
 
 
-def my_mass_kept(mass: Tensor, selected: Tensor) -> Tensor:
-    """What each query keeps: mass (T, T), selected (T, K) -> shares (T,).
+def my_attention_recall(probs: Tensor, selected: Tensor) -> Tensor:
+    """What each query keeps: probs (T, T), selected (T, K) -> shares (T,).
 
-    Rows of mass sum to 1. An empty slot (-1) keeps nothing.
+    Rows of probs sum to 1. An empty slot (-1) keeps nothing.
     """
-    found = mass.gather(-1, selected.clamp(min=0))
+    found = probs.gather(-1, selected.clamp(min=0))
     return found.masked_fill(selected < 0, 0).sum(-1)
 
 
-def _empty_is_first(mass: Tensor, selected: Tensor) -> Tensor:
+def _empty_is_first(probs: Tensor, selected: Tensor) -> Tensor:
     """Counts an empty slot as key 0."""
-    return mass.gather(-1, selected.clamp(min=0)).sum(-1)
+    return probs.gather(-1, selected.clamp(min=0)).sum(-1)
 
 
-def _empty_is_last(mass: Tensor, selected: Tensor) -> Tensor:
+def _empty_is_last(probs: Tensor, selected: Tensor) -> Tensor:
     """Lets -1 index from the end, as Python does."""
-    rows = torch.arange(len(mass))[:, None]
-    return mass[rows, selected].sum(-1)
+    rows = torch.arange(len(probs))[:, None]
+    return probs[rows, selected].sum(-1)
 
 
-def _members(mass: Tensor, selected: Tensor) -> Tensor:
+def _members(probs: Tensor, selected: Tensor) -> Tensor:
     """Marks the members in a matrix, and key 0 with them wherever a slot is empty."""
-    member = torch.zeros_like(mass).scatter(-1, selected.clamp(min=0), 1.0)
-    return (mass * member).sum(-1)
+    member = torch.zeros_like(probs).scatter(-1, selected.clamp(min=0), 1.0)
+    return (probs * member).sum(-1)
 
 
-def _mean_kept(mass: Tensor, selected: Tensor) -> Tensor:
+def _mean_over_slots(probs: Tensor, selected: Tensor) -> Tensor:
     """Averages over the slots where it should add."""
-    return mass.gather(-1, selected.clamp(min=0)).masked_fill(selected < 0, 0).mean(-1)
+    return probs.gather(-1, selected.clamp(min=0)).masked_fill(selected < 0, 0).mean(-1)
 
 
-def _check_mass(answer) -> None:
+def _check_recall(answer) -> None:
     generator = torch.Generator().manual_seed(5)
-    mass = (
+    probs = (
         torch.randn(8, 8, generator=generator)
         .tril()
         .masked_fill(~reference.causal_mask(8, 8), float("-inf"))
@@ -113,14 +113,14 @@ def _check_mass(answer) -> None:
     selected = reference.select(_causal(torch.randn(8, 8, generator=generator)), 3)[0]
     gaps = torch.tensor([[0, -1], [1, -1], [2, -1], [1, -1]])  # slots may be empty in late rows too
     late = torch.tensor([[1.0, 0, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.3, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
-    found = answer(mass.clone(), selected.clone())
+    found = answer(probs.clone(), selected.clone())
     require(getattr(found, "shape", None) == (8,), "8 queries give 8 shares: return a tensor of shape (8,)")
     require(
         abs(float(found[0]) - 1) < 1e-5,
         f"the first query sees itself only and keeps all, yours says {float(found[0]):.2f}",
     )
     for t, row in enumerate(selected):
-        right = sum(float(mass[t, s]) for s in row if s >= 0)
+        right = sum(float(probs[t, s]) for s in row if s >= 0)
         require(abs(float(found[t]) - right) < 1e-5, f"query {t} keeps {right:.3f}, yours says {float(found[t]):.3f}")
     kept = [round(float(share), 4) for share in answer(late, gaps)]
     right_late = [1.0, 0.6, 0.5, 0.2]
@@ -180,7 +180,7 @@ def _check_sparse(answer) -> None:
     require(gap < 1e-5, f"it differs from attention over the keys 7, 0, 31 and 22 by up to {gap:.2f}")
     poisoned = torch.full_like(kv, float("nan"))
     poisoned[chosen[:4]] = kv[chosen[:4]]
-    again, flop = counted(lambda: answer(q.clone(), poisoned, chosen.clone(), 0.3))
+    again, flop = count_flops(lambda: answer(q.clone(), poisoned, chosen.clone(), 0.3))
     require(not again.isnan().any(), "the numbers are right, but it reads keys that were not chosen: gather first")
     enough = 2 * 2 * 3 * 16 * len(chosen) + 400  # scores and values, empty slots too; and what a scale may take
     require(flop <= enough, f"the numbers are right, but they take {flop:,} FLOP where {enough:,} are enough")
@@ -199,10 +199,10 @@ EXERCISES = (
     Exercise(
         "What a selection keeps", 1, 10,
         "Given where the attention *wants* to go and what was chosen, add up what is kept. The trap is the -1.",
-        ("`mass.gather(-1, index)` picks from each row the entries that `index` names.",
+        ("`probs.gather(-1, index)` picks from each row the entries that `index` names.",
          "`gather` refuses negative indices: `clamp` them first and repair the damage afterwards.",
          "Set what the empty slots picked to 0, then sum over the slots."),
-        my_mass_kept, (_empty_is_first, _empty_is_last, _members, _mean_kept), _check_mass,
+        my_attention_recall, (_empty_is_first, _empty_is_last, _members, _mean_over_slots), _check_recall,
     ),
     Exercise(
         "Attend to what was chosen, and to nothing else", 2, 15,

@@ -18,7 +18,7 @@ from dsa.datasets.corpus import Corpus
 from dsa.datasets.recall_tasks import Copy
 from dsa.model.transformer import Transformer
 from dsa.training import evaluate, pretrain
-from dsa.training.indexer import TOP_K, WARMUP_RATE, learn_both, train_sparse, with_indexer
+from dsa.training.indexer import TOP_K, WARMUP_RATE, joint_objective, train_sparse, with_indexer
 from dsa.training.optimizers import adamw, main_optimizers
 from dsa.training.pretrain import COPY_BATCH, COPY_CAP, COPY_LENGTH, RATE, MixedNeedles, balance
 from dsa.training.trainer import Phase, train, until
@@ -29,14 +29,14 @@ SCRATCH_LENGTH, SCRATCH_BATCH, LONGER, EVERY = 128, 16, 1024, 10
 Row = dict[str, Any]
 
 
-def attach(model: Transformer) -> Transformer:
+def attach_indexer_loss(model: Transformer) -> Transformer:
     """Let the loss of every indexer of this model flow on into the model; returns the same model."""
     for indexer in indexers(model):
         indexer.detached = False
     return model
 
 
-def copied(model: Transformer, length: int | None = None) -> Transformer:
+def clone_model(model: Transformer, length: int | None = None) -> Transformer:
     """A model of its own with equal weights, for texts of up to ``length`` tokens (None: as before).
 
     Nothing in the weights depends on the length; that it *may* read further does not mean that it has learned to.
@@ -48,12 +48,12 @@ def copied(model: Transformer, length: int | None = None) -> Transformer:
     return made.eval()
 
 
-def measured(model: Transformer, corpus: Corpus, attention: str, length: int, top_k: int = TOP_K) -> Row:
+def evaluate_model(model: Transformer, corpus: Corpus, attention: str, length: int, top_k: int = TOP_K) -> Row:
     """Bits per byte, recall, and recall of what is over 32 back."""
-    exam = list(evaluate.needle_batches(corpus, length, SEQUENCES))
+    eval_set = list(evaluate.needle_batches(corpus, length, SEQUENCES))
     with evaluate.set_to(model, attention, top_k):
         bits = evaluate.text_bits(model, corpus, length, SEQUENCES)
-    right = evaluate.recall(model, exam, attention, top_k)
+    right = evaluate.recall(model, eval_set, attention, top_k)
     return {"bits": round(bits, 4), "recall": round(right["all"], 4), "recall_far": round(right["far"], 4)}
 
 
@@ -64,44 +64,45 @@ def from_scratch(corpus: Corpus, kind: str, seed: int, steps: int, cap: int = CO
     """
     model = Transformer(pretrain.dense_config())
     model.reset_parameters(seed)
-    teach, extra = pretrain.learn, []
+    objective, extra = pretrain.lm_objective, []
     if kind == "sparse":
-        model, teach = with_indexer(model, seed=seed), learn_both
+        model, objective = with_indexer(model, seed=seed), joint_objective
+        # top-k passes no gradient: indexers learn from a loss of their own, at a rate of their own
         model.attention, extra = "sparse", adamw(model.indexer_parameters(), WARMUP_RATE)
     plan = [
-        Phase("copy", cap, teach(Copy(COPY_LENGTH), COPY_BATCH), warmup=20, done=until("copy", 0.95)),
-        Phase("needles", steps, teach(MixedNeedles(corpus, SCRATCH_LENGTH), SCRATCH_BATCH), (1.0, 0.7)),
+        Phase("copy", cap, objective(Copy(COPY_LENGTH), COPY_BATCH), warmup=20, done=until("copy", 0.95)),
+        Phase("needles", steps, objective(MixedNeedles(corpus, SCRATCH_LENGTH), SCRATCH_BATCH), (1.0, 0.7)),
     ]
     run = train(
         model.train(), [*main_optimizers("muon", model, RATE), *extra], plan, seed=seed, after=balance, show=False
     )
     curves = {name: [row[name] for row in run.rows if name in row] for name in ("copy", "recall")}
-    return {"copy_steps": len(curves["copy"])} | {name: _thinned(curve) for name, curve in curves.items()}
-
-
-def _thinned(curve: list[float]) -> list[float]:
-    return [round(sum(part) / len(part), 3) for part in (curve[n : n + EVERY] for n in range(0, len(curve), EVERY))]
+    thinned = {}
+    for name, curve in curves.items():
+        parts = (curve[n : n + EVERY] for n in range(0, len(curve), EVERY))
+        thinned[name] = [round(sum(part) / len(part), 3) for part in parts]
+    return {"copy_steps": len(curves["copy"])} | thinned
 
 
 def detached_or_not(model: Transformer, corpus: Corpus, kind: str, seed: int, steps: int) -> Row:
     """The sparse stage with the indexer's input ``kind``: "detached" or "attached"."""
-    pupil = copied(model)
+    trained = clone_model(model)
     if kind == "attached":
-        attach(pupil)
-    run = train_sparse(pupil, MixedNeedles(corpus, LENGTH), steps=steps, size=BATCH, seed=seed, show=False)
+        attach_indexer_loss(trained)
+    run = train_sparse(trained, MixedNeedles(corpus, LENGTH), steps=steps, size=BATCH, seed=seed, show=False)
     kl = sum(row["kl"] for row in run.rows[-10:]) / len(run.rows[-10:])
-    return measured(pupil, corpus, "sparse", LENGTH) | {
+    return evaluate_model(trained, corpus, "sparse", LENGTH) | {
         "kl": round(kl, 4),
-        "dense": measured(pupil, corpus, "dense", LENGTH),
+        "dense": evaluate_model(trained, corpus, "dense", LENGTH),
     }
 
 
 def longer(model: Transformer, corpus: Corpus, seed: int, steps: int, length: int = LONGER) -> Row:
     """Twice the length: what dense and sparse can do there as they are, and sparse after some training there."""
-    pupil = copied(model, length)
-    before = {kind: measured(pupil, corpus, kind, length) for kind in ("dense", "sparse")}
-    train_sparse(pupil, MixedNeedles(corpus, length), steps=steps, size=BATCH, seed=seed, show=False)
-    return {"length": length, "before": before, "after": measured(pupil, corpus, "sparse", length)}
+    trained = clone_model(model, length)
+    before = {kind: evaluate_model(trained, corpus, kind, length) for kind in ("dense", "sparse")}
+    train_sparse(trained, MixedNeedles(corpus, length), steps=steps, size=BATCH, seed=seed, show=False)
+    return {"length": length, "before": before, "after": evaluate_model(trained, corpus, "sparse", length)}
 
 
 def sweep(model: Transformer, corpus: Corpus, *, seeds: Sequence[int] = SEEDS, steps: int = STEPS) -> list[Row]:

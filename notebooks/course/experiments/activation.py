@@ -34,25 +34,26 @@ from dsa.training import evaluate
 from dsa.training.indexer import TOP_K, WARMUP_RATE, with_indexer
 from dsa.training.optimizers import adamw
 from dsa.training.pretrain import MixedNeedles
-from dsa.training.trainer import Learn, Phase, train
+from dsa.training.trainer import Phase, train
 
 FORMS = ("relu", "none", "softmax")
 SIZES = ((2, 32), (8, 16))  # J, W
 SEEDS = (0, 1, 2)
-LENGTH, BATCH, STEPS, EXAM = 256, 4, 120, 32
+LENGTH, BATCH, STEPS, EVAL_EPISODES = 256, 4, 120, 32
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherBatch:
     """What one layer's indexer is shown of a batch, and the attention it is to imitate.
 
-    x (B, T, D) the normed hidden state, query_latent (B, T, Q), the angles, and mass (B, T, T), rows that sum to 1.
+    x (B, T, D) is the normed hidden state, query_latent (B, T, Q), rope the angles, and attention_probs
+    (B, T, T) the mean over all heads, whose rows sum to 1 (Eq. 3).
     """
 
     x: Tensor
     query_latent: Tensor
     rope: Rope
-    mass: Tensor
+    attention_probs: Tensor
 
 
 def attentions(model: Transformer) -> list[Attention]:
@@ -66,14 +67,15 @@ def indexers(model: Transformer) -> list[Indexer]:
 
 
 @torch.no_grad()
-def lessons(model: Transformer, tokens: Tensor) -> list[Lesson]:
-    """Let a frozen model read tokens (B, T) with dense attention: one lesson for each layer."""
-    found: list[Lesson] = []
+def teacher_batches(model: Transformer, tokens: Tensor) -> list[TeacherBatch]:
+    """Let a frozen model read tokens (B, T) with dense attention: one teacher batch for each layer."""
+    found: list[TeacherBatch] = []
 
     def watch(attention: Attention, inputs: tuple) -> None:
         x, step = inputs[:2]
         q, latent = attention.queries(x, step.rope)
-        found.append(Lesson(x, latent, step.rope, attention.attention_probs(q, attention.compress_kv(x, step.rope))))
+        probs = attention.attention_probs(q, attention.compress_kv(x, step.rope))
+        found.append(TeacherBatch(x, latent, step.rope, probs))
 
     hooks = [attention.register_forward_pre_hook(watch) for attention in attentions(model)]
     try:
@@ -101,7 +103,7 @@ def scores(form: str, q: Tensor, k: Tensor, w: Tensor) -> Tensor:
     return summed.masked_fill(~reference.causal_mask(q.shape[1], k.shape[1], q.device), float("-inf"))
 
 
-class Pupil(nn.Module):
+class IndexerVariant(nn.Module):
     """One variant: an indexer for every layer of a model, scored in one form, learning at one rate."""
 
     def __init__(self, model: Transformer, form: str, heads: int, width: int, seed: int, rate: float = WARMUP_RATE):
@@ -109,79 +111,98 @@ class Pupil(nn.Module):
         self.form, self.heads, self.width, self.rate = form, heads, width, rate
         self.indexers = nn.ModuleList(indexers(with_indexer(model, heads, width, seed=seed)))
 
-    def forward(self, taught: list[Lesson]) -> list[Tensor]:
-        """Score every layer's keys: -> (B, T, T) for each lesson."""
+    def forward(self, teacher: list[TeacherBatch]) -> list[Tensor]:
+        """Score every layer's keys: -> (B, T, T) for each."""
         found = []
-        for indexer, lesson in zip(self.indexers, taught, strict=True):
+        for indexer, layer in zip(self.indexers, teacher, strict=True):
             assert isinstance(indexer, Indexer)
-            found.append(scores(self.form, *indexer(lesson.x, lesson.query_latent, lesson.rope)))
+            found.append(scores(self.form, *indexer(layer.x, layer.query_latent, layer.rope)))
         return found
 
-    def loss(self, taught: list[Lesson]) -> Tensor:
+    def loss(self, teacher: list[TeacherBatch]) -> Tensor:
         """KL(p || softmax(I)) of each layer, the mean over queries (Eq. 3): (layers,)."""
-        pairs = zip(taught, self(taught), strict=True)
-        return torch.stack([reference.kl_divergence(lesson.mass, found).mean() for lesson, found in pairs])
+        pairs = zip(teacher, self(teacher), strict=True)
+        return torch.stack([reference.kl_divergence(layer.attention_probs, found).mean() for layer, found in pairs])
 
 
 def warm_up(
-    model: Transformer, pupils: Sequence[Pupil], task: Task, *, steps: int = STEPS, size: int = BATCH, seed: int = 0
+    model: Transformer,
+    variants: Sequence[IndexerVariant],
+    task: Task,
+    *,
+    steps: int = STEPS,
+    size: int = BATCH,
+    seed: int = 0,
 ) -> None:
     """Teach several variants at once, in place, each with an optimiser of its own; the model stays as it is."""
-    plan = [Phase("variants", steps, _imitate(model, task, size), (1.0, 0.1), warmup=min(20, steps // 4))]
-    optimizers = [optimizer for pupil in pupils for optimizer in adamw(pupil.parameters(), pupil.rate)]
-    train(nn.ModuleList(pupils), optimizers, plan, seed=seed, show=False)
 
+    def step(variants: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        teacher = teacher_batches(model, task.generate(rng, size).tokens)
+        losses = [variant.loss(teacher).sum() for variant in variants.children()]  # type: ignore[operator]
+        return torch.stack(losses).sum(), {}  # variants share no weight, so the sum trains each as if it were alone
 
-def _imitate(model: Transformer, task: Task, size: int) -> Learn:
-    def step(pupils: nn.Module, chance: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        taught = lessons(model, task.generate(chance, size).tokens)
-        losses = [pupil.loss(taught).sum() for pupil in pupils.children()]  # type: ignore[operator]
-        return torch.stack(losses).sum(), {}
-
-    return step
+    plan = [Phase("variants", steps, step, (1.0, 0.1), warmup=min(20, steps // 4))]
+    optimizers = [optimizer for variant in variants for optimizer in adamw(variant.parameters(), variant.rate)]
+    train(nn.ModuleList(variants), optimizers, plan, seed=seed, show=False)
 
 
 @torch.no_grad()
-def examine(model: Transformer, pupils: Sequence[Pupil], exam: Sequence[Episodes]) -> list[dict[str, float]]:
+def evaluate_variants(
+    model: Transformer, variants: Sequence[IndexerVariant], eval_set: Sequence[Episodes]
+) -> list[dict[str, float]]:
     """What each variant learned, from needle episodes of one length.
 
-    Returns, for each pupil: ``kl`` and ``of_oracle`` (share of the mass that the best TOP_K keys keep), both means
+    Returns, for each variant: ``kl`` and ``of_oracle`` (share of the mass that the best TOP_K keys keep), both means
     over layers, ``kl_worst`` (of its worst layer), and ``hit`` (is the answer among TOP_K, more than 64 back) in the
     last layer, the one that looks up.
     """
-    found: list[list[dict[str, float]]] = [[] for _ in pupils]
-    for batch in exam:
-        taught = lessons(model, batch.tokens)
-        best = [_kept(lesson.mass, lesson.mass) for lesson in taught]
-        for pupil, measures in zip(pupils, found, strict=True):
-            layers = pupil(taught)
-            kept = [_kept(lesson.mass, scored) for lesson, scored in zip(taught, layers, strict=True)]
-            far = batch.distance > evaluate.HIT_FAR
-            hits = evaluate.hit(reference.select(layers[-1], TOP_K), batch)[far]
-            kl = pupil.loss(taught)
-            found_out = {"kl": kl.mean().item(), "kl_worst": kl.max().item()}
-            measures.append({**found_out, "of_oracle": sum(kept) / sum(best), "hit": hits.float().mean().item()})
+    found: list[list[dict[str, float]]] = [[] for _ in variants]
+    for batch in eval_set:
+        teacher = teacher_batches(model, batch.tokens)
+        best = [_attention_recall(layer.attention_probs, layer.attention_probs) for layer in teacher]
+        for variant, measures in zip(variants, found, strict=True):
+            scored = variant(teacher)
+            kept = [
+                _attention_recall(layer.attention_probs, ranking)
+                for layer, ranking in zip(teacher, scored, strict=True)
+            ]
+            far = batch.distance > evaluate.HIT_FAR  # what is near, a window finds as well
+            hits = evaluate.hit(reference.select(scored[-1], TOP_K), batch)[far]
+            kl = variant.loss(teacher)
+            measures.append(
+                {
+                    "kl": kl.mean().item(),
+                    "kl_worst": kl.max().item(),
+                    "of_oracle": sum(kept) / sum(best),
+                    "hit": hits.float().mean().item(),
+                }
+            )
     return [{name: mean(one[name] for one in each) for name in each[0]} for each in found]
 
 
-def _kept(mass: Tensor, ranking: Tensor) -> float:
-    """Mean mass on the TOP_K best of a ranking, over the queries that have to choose."""
-    visible = reference.causal_mask(mass.shape[1], mass.shape[2], mass.device)
+def _attention_recall(attention_probs: Tensor, ranking: Tensor) -> float:
+    """Mean attention on the TOP_K best of a ranking, over the queries that have to choose."""
+    visible = reference.causal_mask(attention_probs.shape[1], attention_probs.shape[2], attention_probs.device)
     chosen = reference.select(ranking.masked_fill(~visible, float("-inf")), TOP_K)
-    return baselines.attention_recall(mass, chosen)[:, TOP_K:].mean().item()
+    return baselines.attention_recall(attention_probs, chosen)[:, TOP_K:].mean().item()
 
 
 def sweep(
-    model: Transformer, corpus: texts.Corpus, *, seeds: Sequence[int] = SEEDS, steps: int = STEPS, episodes: int = EXAM
+    model: Transformer,
+    corpus: texts.Corpus,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    episodes: int = EVAL_EPISODES,
 ) -> list[dict[str, Any]]:
-    """Every form in every size, warmed up and examined once per seed: a list of runs."""
-    exam, runs = list(evaluate.needle_batches(corpus, LENGTH, episodes)), []
+    """Every form in every size, warmed up and evaluated once per seed: a list of runs."""
+    eval_set, runs = list(evaluate.needle_batches(corpus, LENGTH, episodes)), []
     for seed in seeds:
-        pupils = [Pupil(model, form, heads, width, seed) for heads, width in SIZES for form in FORMS]
-        warm_up(model, pupils, MixedNeedles(corpus, LENGTH), steps=steps, seed=seed)
-        for pupil, measures in zip(pupils, examine(model, pupils, exam), strict=True):
+        variants = [IndexerVariant(model, form, heads, width, seed) for heads, width in SIZES for form in FORMS]
+        warm_up(model, variants, MixedNeedles(corpus, LENGTH), steps=steps, seed=seed)
+        for variant, measures in zip(variants, evaluate_variants(model, variants, eval_set), strict=True):
             rounded = {name: round(value, 4) for name, value in measures.items()}
-            runs.append({"form": pupil.form, "heads": pupil.heads, "width": pupil.width, "seed": seed, **rounded})
+            runs.append({"form": variant.form, "heads": variant.heads, "width": variant.width, "seed": seed, **rounded})
             print(", ".join(f"{name} {value}" for name, value in runs[-1].items()), flush=True)
     return runs
 

@@ -1,13 +1,13 @@
-"""Fourteen small benchmarks: does a sparse model do everything that its dense twin does?
+"""Fourteen small benchmarks: does a sparse model do everything that its dense baseline does?
 
 The report holds V3.2-Exp against its dense predecessor on fourteen public benchmarks, one number each. These are ours,
 made for a model of half a million weights: needles by distance and by load, text near its beginning and far from it,
 copying, and induction (what has stood in the text before is to be continued). Each asks for tokens and counts how many
 are the likeliest one of the whole vocabulary. None is about text alone, where a window is as good as an indexer.
 
-Every number has an error here. Two models sit the *same* exam, so what counts is the difference on each sequence:
-a hard one is hard for both, and most of the chance in the questions cancels. What is left is the chance in the
-training, which only more seeds can show; :func:`differences` takes the spread over them.
+Every number has an error here. Two models answer the *same* questions, so what counts is the difference on each
+sequence: a hard one is hard for both, and most of the chance in the questions cancels. What is left is the chance in
+the training, which only more seeds can show; :func:`differences` takes the spread over them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,25 +31,27 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """Sequences ``tokens`` (n, T) and, by benchmark, which of their tokens are to be predicted: (n, T) bool each."""
 
     tokens: Tensor
     asked: Mapping[str, Tensor]
 
 
-def exams(corpus: Corpus, length: int = LENGTH, sequences: int = SEQUENCES, seed: int = evaluate.SEED) -> list[Exam]:
+def eval_sets(
+    corpus: Corpus, length: int = LENGTH, sequences: int = SEQUENCES, seed: int = evaluate.SEED
+) -> list[EvalSet]:
     """The whole suite, drawn from the seed and from held-out text. ValueError for a length under 256."""
     if length < 256:
         raise ValueError(f"length={length}: the needles of the suite need 256 tokens or more")
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     parts = (_distances, _loads, _text, _copies, _induction)
-    return [exam for part in parts for exam in part(corpus, length, sequences, chance)]
+    return [eval_set for part in parts for eval_set in part(corpus, length, sequences, rng)]
 
 
-def names(suite: Sequence[Exam]) -> list[str]:
+def names(suite: Sequence[EvalSet]) -> list[str]:
     """The benchmarks, in order."""
-    return [name for exam in suite for name in exam.asked]
+    return [name for eval_set in suite for name in eval_set.asked]
 
 
 def _answers(episodes: Episodes) -> Tensor:
@@ -57,67 +59,68 @@ def _answers(episodes: Episodes) -> Tensor:
     return torch.zeros_like(episodes.tokens, dtype=torch.bool).scatter(1, episodes.query + 1, True)
 
 
-def _distances(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
-    found = Needles(corpus, length, 8, 8, "held_out").generate(chance, 2 * sequences)
+def _distances(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
+    found = Needles(corpus, length, 8, 8, "held_out").generate(rng, 2 * sequences)
     back = torch.zeros_like(found.tokens).scatter(1, found.query + 1, found.distance)
     masks = {f"needle {name} back": (back >= least) & (back <= most) for name, (least, most) in DISTANCES.items()}
-    yield Exam(found.tokens, masks)
+    yield EvalSet(found.tokens, masks)
 
 
-def _loads(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
+def _loads(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
     for pairs in LOADS:
-        found = Needles(corpus, length, pairs, pairs, "held_out").generate(chance, sequences)
-        yield Exam(found.tokens, {f"{pairs} needles": _answers(found)})
+        found = Needles(corpus, length, pairs, pairs, "held_out").generate(rng, sequences)
+        yield EvalSet(found.tokens, {f"{pairs} needles": _answers(found)})
 
 
-def _text(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
-    tokens = corpus.batch(chance, sequences, length, "held_out")
+def _text(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
+    tokens = corpus.batch(rng, sequences, length, "held_out")
     place = torch.arange(length).expand(sequences, -1)
-    yield Exam(tokens, {"text, first 64": (place > 0) & (place < 64), "text, last half": place >= length // 2})
+    yield EvalSet(tokens, {"text, first 64": (place > 0) & (place < 64), "text, last half": place >= length // 2})
 
 
-def _copies(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
+def _copies(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
     for size in (64, 96):
-        found = Copy(size).generate(chance, sequences)
-        yield Exam(found.tokens, {f"copy {size}": found.counts})
+        found = Copy(size).generate(rng, sequences)
+        yield EvalSet(found.tokens, {f"copy {size}": found.loss_mask})
 
 
-def _induction(corpus: Corpus, length: int, sequences: int, chance: torch.Generator) -> Iterator[Exam]:
+def _induction(corpus: Corpus, length: int, sequences: int, rng: torch.Generator) -> Iterator[EvalSet]:
     passage, between = length // 8, length // 2
-    text = corpus.batch(chance, sequences, passage + between, "held_out")
-    noise = torch.randint(32, 127, (sequences, passage), generator=chance)  # printable bytes, no text
+    text = corpus.batch(rng, sequences, passage + between, "held_out")
+    noise = torch.randint(32, 127, (sequences, passage), generator=rng)  # printable bytes, no text
     yield _repeated(text[:, :passage], text[:, :0], "text, again at once")
     yield _repeated(text[:, :passage], text[:, passage:], "text, again far on")
     yield _repeated(noise, noise[:, :0], "random bytes, again")
 
 
-def _repeated(passage: Tensor, between: Tensor, name: str, lead: int = 8) -> Exam:
+def _repeated(passage: Tensor, between: Tensor, name: str, lead: int = 8) -> EvalSet:
     """A passage twice; of the second time all but the first ``lead`` tokens, which say what is coming, are asked."""
     tokens = torch.cat([passage, between, passage], 1)
     asked = torch.arange(tokens.shape[1]) >= passage.shape[1] + between.shape[1] + lead
-    return Exam(tokens, {name: asked.expand(len(tokens), -1)})
+    return EvalSet(tokens, {name: asked.expand(len(tokens), -1)})
 
 
-def sit(model: Transformer, suite: Sequence[Exam], attention: str, top_k: int) -> dict[str, Tensor]:
+def evaluate_suite(model: Transformer, suite: Sequence[EvalSet], attention: str, top_k: int) -> dict[str, Tensor]:
     """Each benchmark's share right by sequence: (n,), nan where a sequence asks nothing."""
     found: dict[str, list[Tensor]] = {name: [] for name in names(suite)}
     with evaluate.set_to(model, attention, top_k):
-        for exam in suite:
-            for part in torch.arange(len(exam.tokens)).split(evaluate.BATCH):
-                tokens = exam.tokens[part]
+        for eval_set in suite:
+            for part in torch.arange(len(eval_set.tokens)).split(evaluate.BATCH):
+                tokens = eval_set.tokens[part]
+                # logits at t are about the token at t + 1, and so are the masks
                 hit = model(tokens)[:, :-1].argmax(-1) == tokens[:, 1:]
-                for name, mask in exam.asked.items():
+                for name, mask in eval_set.asked.items():
                     asked = mask[part, 1:]
-                    found[name].append((hit & asked).sum(1) / asked.sum(1))
+                    found[name].append((hit & asked).sum(1) / asked.sum(1))  # 0 / 0 = nan: it asked nothing
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def rows(right: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> list[Row]:
-    """One row a benchmark: the mean, and what is missing to the dense twin with its error over paired sequences."""
+    """One row a benchmark: the mean, and what is missing to the dense baseline with its error over paired sequences."""
     found = []
     for name, own in right.items():
         gap = own - dense[name]
-        gap = gap[~gap.isnan()]
+        gap = gap[~gap.isnan()]  # paired by sequence, so a hard one is hard for both
         measures = {"right": own.nanmean(), "over_dense": gap.mean(), "error": gap.std() / len(gap) ** 0.5}
         found.append({"benchmark": name} | {key: round(value.item(), 5) for key, value in measures.items()})
     return found

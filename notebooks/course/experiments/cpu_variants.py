@@ -16,11 +16,11 @@ from torch import Tensor
 
 from dsa.kernels import ops
 from dsa.kernels.cpu import dense, topk
-from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.kernels.fp8 import QuantizedTensor, quantize_int8
 from dsa.kernels.loops import EMPTY
 from dsa.kernels.reference import causal_mask
 
-OURS = "ours"
+CANDIDATE = "ours"  # its name in the record
 TILE = 1024  # keys
 
 
@@ -82,8 +82,8 @@ class Dense:
 # sparse attention -----------------------------------------------------------------------------------------------------
 
 
-def ours(given: Sparse) -> Tensor:
-    """The path that is used: tiles in buffers made once, two-level top-k, fetched keys."""
+def candidate(given: Sparse) -> Tensor:
+    """The path that is used, the measure of all others: tiles in buffers made once, two-level top-k, fetched keys."""
     return given.attended(given.chosen())
 
 
@@ -162,14 +162,14 @@ def in_bf16(given: Sparse) -> Tensor:
 
 def in_int8(given: Sparse) -> Tensor:
     """Ours, with index vectors in eight bits. It helps, and chooses a little otherwise: a model has to be told to."""
-    q, scale = quantise_int8(given.index_q)
-    codes = Codes(*quantise_int8(given.index_k))
+    q, scale = quantize_int8(given.index_q)
+    codes = QuantizedTensor(*quantize_int8(given.index_k))
     return given.attended(ops.index_topk(q, codes, given.w * scale[..., 0], given.top_k))
 
 
 SPARSE: Mapping[str, Callable[[Sparse], Tensor]] = MappingProxyType(
     {
-        OURS: ours, "masked": masked, "four lines": four_lines, "fresh tensors": fresh,
+        CANDIDATE: candidate, "masked": masked, "four lines": four_lines, "fresh tensors": fresh,
         "whole scores, ours": strided, "whole scores, plain topk": plain_topk, "whole scores, neighbours": neighbours,
         "kv[idx]": fetched_by_index, "fused on fetched": fused_on_fetched,
         "index in bf16": in_bf16, "index in int8": in_int8,
@@ -180,7 +180,7 @@ SPARSE: Mapping[str, Callable[[Sparse], Tensor]] = MappingProxyType(
 # dense attention ------------------------------------------------------------------------------------------------------
 
 
-def ours_dense(given: Dense) -> Tensor:
+def candidate_dense(given: Dense) -> Tensor:
     """The baseline that is used: past keys without a mask and the own chunk, merged; values padded."""
     return dense.prefill(given.q, given.k, given.v, given.scale)
 
@@ -209,5 +209,10 @@ def small_blocks(given: Dense) -> Tensor:
 
 
 DENSE: Mapping[str, Callable[[Dense], Tensor]] = MappingProxyType(
-    {OURS: ours_dense, "mask of a chunk": chunk_mask, "values unpadded": unpadded, "blocks of 256": small_blocks}
+    {
+        CANDIDATE: candidate_dense,
+        "mask of a chunk": chunk_mask,
+        "values unpadded": unpadded,
+        "blocks of 256": small_blocks,
+    }
 )

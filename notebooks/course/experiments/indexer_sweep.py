@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from course.experiments import activation, experiment
-from course.experiments.activation import BATCH, EXAM, LENGTH, Lesson, Pupil
+from course.experiments.activation import BATCH, EVAL_EPISODES, LENGTH, IndexerVariant, TeacherBatch
 from dsa.datasets import corpus as texts
 from dsa.model.indexer import Indexer
 from dsa.model.rope import Rope, frequencies
@@ -35,8 +35,8 @@ STEPS = 100
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one variant is built and taught: J, W, R, the learning rate, and a factor on its first weights."""
+class VariantConfig:
+    """How one variant is built and trained: J, W, R, the learning rate, and a factor on its first weights."""
 
     heads: int = HEADS
     width: int = WIDTH
@@ -45,8 +45,8 @@ class Recipe:
     first: float = 1.0
 
 
-MIDDLE = Recipe()
-AXES: dict[str, tuple[float, ...]] = {  # the middle's own value is in each
+DEFAULT = VariantConfig()
+AXES: dict[str, tuple[float, ...]] = {  # the default's own value is in each
     "heads": (1, 2, 4, 8),
     "width": (16, 32, 64),
     "rotary": (2, 4, 8, 16),
@@ -55,69 +55,69 @@ AXES: dict[str, tuple[float, ...]] = {  # the middle's own value is in each
 }
 
 
-def recipes() -> list[Recipe]:
-    """The middle, and every recipe that differs from it in one thing."""
-    moved = [replace(MIDDLE, **{axis: value}) for axis, values in AXES.items() for value in values]  # type: ignore[arg-type]
-    return list(dict.fromkeys([MIDDLE, *moved]))
+def variant_configs() -> list[VariantConfig]:
+    """The default, and every config that differs from it in one thing."""
+    moved = [replace(DEFAULT, **{axis: value}) for axis, values in AXES.items() for value in values]  # type: ignore[arg-type]
+    return list(dict.fromkeys([DEFAULT, *moved]))
 
 
-class Variant(Pupil):
-    """An indexer for every layer of a model, made by a recipe."""
+class SweptVariant(IndexerVariant):
+    """An indexer for every layer of a model, of the sizes that a config gives."""
 
-    def __init__(self, model: Transformer, recipe: Recipe, seed: int):
-        super().__init__(model, "relu", recipe.heads, recipe.width, seed, recipe.rate)
-        if recipe.rotary % 2 or not 2 <= recipe.rotary <= recipe.width:
-            raise ValueError(f"rotary={recipe.rotary}: it must be even and lie in 2 ... {recipe.width}, the width")
-        self.recipe, self.theta = recipe, model.config.rope_theta
+    def __init__(self, model: Transformer, config: VariantConfig, seed: int):
+        super().__init__(model, "relu", config.heads, config.width, seed, config.rate)
+        if config.rotary % 2 or not 2 <= config.rotary <= config.width:
+            raise ValueError(f"rotary={config.rotary}: it must be even and lie in 2 ... {config.width}, the width")
+        self.config, self.theta = config, model.config.rope_theta
         with torch.no_grad():
             for p in self.parameters():
-                if p.ndim == 2:
-                    p.mul_(recipe.first)
-        for indexer in self.indexers:
+                if p.ndim == 2:  # the matrices; LayerNorm's gain and bias start as they are
+                    p.mul_(config.first)
+        for indexer in self.indexers:  # built with the model's own rotary width, the only one a checkpoint can have
             assert isinstance(indexer, Indexer)
-            indexer.rotary = recipe.rotary
+            indexer.rotary = config.rotary
 
     def rope(self, length: int) -> Rope:
         """The angles of ``length`` positions for this variant's rotary width."""
-        angles = torch.arange(length)[:, None] * frequencies(self.recipe.rotary, self.theta, None)  # (T, R/2)
+        angles = torch.arange(length)[:, None] * frequencies(self.config.rotary, self.theta, None)  # (T, R/2)
         return Rope(angles.cos(), angles.sin())
 
-    def forward(self, taught: list[Lesson]) -> list[Tensor]:
-        """Score every layer's keys: -> (B, T, T) for each lesson."""
-        rope = self.rope(taught[0].x.shape[1])
-        return super().forward([replace(lesson, rope=rope) for lesson in taught])
+    def forward(self, teacher: list[TeacherBatch]) -> list[Tensor]:
+        """Score every layer's keys: -> (B, T, T) for each."""
+        rope = self.rope(teacher[0].x.shape[1])
+        return super().forward([replace(layer, rope=rope) for layer in teacher])
 
 
 def sweep(
     model: Transformer,
     corpus: texts.Corpus,
-    plan: Sequence[Recipe],
+    plan: Sequence[VariantConfig],
     *,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     length: int = LENGTH,
-    episodes: int = EXAM,
+    episodes: int = EVAL_EPISODES,
 ) -> list[dict[str, Any]]:
-    """Warm up and examine every recipe, once per seed: a list of runs."""
-    exam, runs = list(evaluate.needle_batches(corpus, length, episodes)), []
+    """Warm up and evaluate every config, once per seed: a list of runs."""
+    eval_set, runs = list(evaluate.needle_batches(corpus, length, episodes)), []
     for seed in seeds:
-        variants = [Variant(model, recipe, seed) for recipe in plan]
+        variants = [SweptVariant(model, config, seed) for config in plan]
         activation.warm_up(model, variants, MixedNeedles(corpus, length), steps=steps, seed=seed)
-        for recipe, measures in zip(plan, activation.examine(model, variants, exam), strict=True):
+        for config, measures in zip(plan, activation.evaluate_variants(model, variants, eval_set), strict=True):
             rounded = {name: round(value, 4) for name, value in measures.items()}
-            runs.append({**asdict(recipe), "seed": seed, **rounded})
+            runs.append({**asdict(config), "seed": seed, **rounded})
             print(", ".join(f"{name} {value}" for name, value in runs[-1].items()), flush=True)
     return runs
 
 
-def along(runs: Sequence[dict[str, Any]], axis: str, measure: str) -> dict[float, list[float]]:
-    """One axis of recorded runs: value -> the measure of each seed, all else as in the middle.
+def along_axis(runs: Sequence[dict[str, Any]], axis: str, measure: str) -> dict[float, list[float]]:
+    """One axis of recorded runs: value -> the measure of each seed, all else as in DEFAULT.
 
     Raises ValueError for an axis that was not swept.
     """
     if axis not in AXES:
         raise ValueError(f"axis {axis!r} was not swept: use one of {', '.join(AXES)}")
-    others = {name: value for name, value in asdict(MIDDLE).items() if name != axis}
+    others = {name: value for name, value in asdict(DEFAULT).items() if name != axis}
     found: dict[float, list[float]] = {}
     for run in runs:
         if all(run[name] == value for name, value in others.items()):
@@ -128,7 +128,7 @@ def along(runs: Sequence[dict[str, Any]], axis: str, measure: str) -> dict[float
 def main(argv: Sequence[str] | None = None) -> None:
     """The command ``python -m course.experiments.indexer_sweep``."""
     plan = {"batch": BATCH, "length": LENGTH, "top_k": TOP_K}
-    rows, what = partial(sweep, plan=recipes()), "Move one size of an indexer alone."
+    rows, what = partial(sweep, plan=variant_configs()), "Move one size of an indexer alone."
     experiment.record("course.experiments.indexer_sweep", what, rows, seeds=SEEDS, steps=STEPS, plan=plan, argv=argv)
 
 

@@ -9,9 +9,9 @@ For each seed, from the one model of :mod:`course.experiments.rl_base_model`, sp
 5. what one more stage on a single domain makes the mixed model *forget*, with and without a divergence term.
 
 The mixed stage runs with dense attention too, so that the two curves can be laid on each other. It starts from a dense
-twin: the model has lived with K = 8 for a while, so with dense attention it first reads on for as long
-(:func:`dense_twin`). Every model sits the same exam, sampled at temperature 1 as in training. Each seed's findings are
-kept in ``--work``, from where a stopped run goes on.
+baseline: the model has lived with K = 8 for a while, so with dense attention it first reads on for as long
+(:func:`dense_baseline`). Every model is evaluated on the same problems, sampled at temperature 1 as in training. Each
+seed's findings are kept in ``--work``, from where a stopped run goes on.
 
     python -m course.experiments.post_training data/novice --work runs/post --out data/measurements/post_training.json
 """
@@ -27,7 +27,7 @@ from typing import Any
 from course.experiments.rl_base_model import BATCH, Generated
 from dsa.checkpoint.load import from_pretrained
 from dsa.datasets.rl_domains import DOMAINS
-from dsa.datasets.rl_transcripts import Exercises
+from dsa.datasets.rl_transcripts import Demonstrations
 from dsa.io.files import read_json, write_json
 from dsa.model.transformer import Transformer
 from dsa.record import add_options, check_free, write
@@ -35,7 +35,7 @@ from dsa.training import run_folder, sft
 from dsa.training.grpo import GRPOConfig, grpo
 from dsa.training.indexer import SPARSE_RATE
 from dsa.training.optimizers import main_optimizers
-from dsa.training.pretrain import learn
+from dsa.training.pretrain import lm_objective
 from dsa.training.rollout import accuracy
 from dsa.training.trainer import Phase, Run, train
 
@@ -46,14 +46,14 @@ PROMPTS = {"alone": 16, "together": 32}  # groups a step with one domain, with a
 STEPS = {"specialist": 25, "mixed": 60, "polish": 20, "student": 80, "forget": 25, "dense": 150}
 SAMPLES = {"num_prompts": 128, "num_generations": 4}  # of each specialist
 ALONE, HELD = "maths", 0.1  # the domain trained alone in the end, and the beta that holds the rest
-EXAM = 150  # problems of each domain
+EVAL_PROBLEMS = 150  # problems of each domain
 
 Scores = dict[str, float]
 
 
-def examine(model: Transformer) -> Scores:
+def evaluate_model(model: Transformer) -> Scores:
     """Accuracy in each domain."""
-    return {name: round(score, 4) for name, score in accuracy(model, NAMES, EXAM).items()}
+    return {name: round(score, 4) for name, score in accuracy(model, NAMES, EVAL_PROBLEMS).items()}
 
 
 def curve(run: Run) -> dict[str, list[float]]:
@@ -62,13 +62,13 @@ def curve(run: Run) -> dict[str, list[float]]:
     return {name: [round(row[key], 4) for row in run.rows] for name, key in kept.items()}
 
 
-def dense_twin(base: Transformer) -> Transformer:
+def dense_baseline(base: Transformer) -> Transformer:
     """A copy under dense attention, after as much more reading as the base had under sparse attention."""
-    twin = copy.deepcopy(base).train()
-    twin.attention = "dense"
-    plan = [Phase("dense", STEPS["dense"], learn(Exercises(), BATCH), rates=(1.0, 0.1), warmup=10)]
-    train(twin, main_optimizers("muon", twin, SPARSE_RATE), plan, show=False)
-    return twin.eval()
+    baseline = copy.deepcopy(base).train()
+    baseline.attention = "dense"
+    plan = [Phase("dense", STEPS["dense"], lm_objective(Demonstrations(), BATCH), rates=(1.0, 0.1), warmup=10)]
+    train(baseline, main_optimizers("muon", baseline, SPARSE_RATE), plan, show=False)
+    return baseline.eval()
 
 
 class Study:
@@ -83,11 +83,11 @@ class Study:
     ) -> Transformer:
         """A copy of ``model`` after GRPO on ``names``; its curve is kept under ``name``."""
         settings = replace(CONFIG, beta=beta, num_prompts=PROMPTS["alone" if len(names) == 1 else "together"])
-        pupil = copy.deepcopy(model)
-        run = grpo(pupil, names, steps=steps, config=settings, seed=self.seed, show=False)
+        trained = copy.deepcopy(model)
+        run = grpo(trained, names, steps=steps, config=settings, seed=self.seed, show=False)
         self.curves[name] = curve(run)
         print(f"seed {self.seed}: {name}, {run.processor_seconds:.0f} s", flush=True)
-        return pupil
+        return trained
 
     def specialists(self) -> dict[str, Transformer]:
         """One model for each domain."""
@@ -95,44 +95,44 @@ class Study:
 
     def student(self, specialists: dict[str, Transformer]) -> tuple[Transformer, int]:
         """The base after reading what the specialists got right, and how many samples that was."""
-        written, pupil = sft.collect(specialists, seed=self.seed, **SAMPLES), copy.deepcopy(self.base)
-        sft.sft(pupil, written, steps=STEPS["student"], seed=self.seed, show=False)
-        return pupil, len(written)
+        written, trained = sft.collect(specialists, seed=self.seed, **SAMPLES), copy.deepcopy(self.base)
+        sft.sft(trained, written, steps=STEPS["student"], seed=self.seed, show=False)
+        return trained, len(written)
 
     def sequential(self, first: Transformer) -> list[Scores]:
-        """Exams after each stage; ``first`` has gone through the first already: it is that domain's specialist."""
-        model, exams = first, [examine(first)]
+        """Accuracies after each stage; ``first`` has gone through the first already: it is that domain's specialist."""
+        model, scores = first, [evaluate_model(first)]
         for name in NAMES[1:]:
             model = self.trained(f"sequential {name}", model, [name], STEPS["specialist"])
-            exams.append(examine(model))
-        return exams
+            scores.append(evaluate_model(model))
+        return scores
 
     def run(self) -> dict[str, Any]:
         """Everything, in the order of the module's text."""
         specialists = self.specialists()
-        matrix = {name: examine(model) for name, model in specialists.items()}
-        taught, samples = self.student(specialists)
+        matrix = {name: evaluate_model(model) for name, model in specialists.items()}
+        student, samples = self.student(specialists)
         mixed = self.trained("mixed", self.base, NAMES, STEPS["mixed"])
-        polished = self.trained("student, mixed", taught, NAMES, STEPS["polish"])
+        polished = self.trained("student, mixed", student, NAMES, STEPS["polish"])
         forgot = self.trained("forget", mixed, [ALONE], STEPS["forget"])
         held = self.trained("forget less", mixed, [ALONE], STEPS["forget"], HELD)
-        twin = dense_twin(self.base)
-        densely = self.trained("mixed, dense", twin, NAMES, STEPS["mixed"])
+        baseline = dense_baseline(self.base)
+        densely = self.trained("mixed, dense", baseline, NAMES, STEPS["mixed"])
         models = {
-            "base": self.base, "student": taught, "mixed": mixed, "student, mixed": polished,
-            "forget": forgot, "forget less": held, "base, dense": twin, "mixed, dense": densely,
+            "base": self.base, "student": student, "mixed": mixed, "student, mixed": polished,
+            "forget": forgot, "forget less": held, "base, dense": baseline, "mixed, dense": densely,
         }  # fmt: skip
         return {
             "seed": self.seed,
             "samples": samples,
             "specialists": matrix,
-            "models": {name: examine(model) for name, model in models.items()},
+            "models": {name: evaluate_model(model) for name, model in models.items()},
             "sequential": self.sequential(specialists[NAMES[0]]),
             "curves": self.curves,
         }
 
 
-def studied(base: Transformer, seed: int, work: Path) -> dict[str, Any]:
+def cached_study(base: Transformer, seed: int, work: Path) -> dict[str, Any]:
     """One seed's findings, from ``work`` if they are there."""
     path = work / f"{seed}.json"
     if not path.exists():
@@ -145,14 +145,14 @@ def run(options: argparse.Namespace) -> Path:
     """Make the file that the command line asks for."""
     check_free(options)
     base, started = from_pretrained(options.folder), perf_counter()
-    runs = [studied(base, seed, options.work) for seed in options.seeds]
+    runs = [cached_study(base, seed, options.work) for seed in options.seeds]
     settings = {
         "seeds": options.seeds,
         "steps": STEPS,
         "grpo": asdict(CONFIG),
         "prompts": PROMPTS,
         "samples": SAMPLES,
-        "exam": EXAM,
+        "exam": EVAL_PROBLEMS,
     }
     found = run_folder.provenance(options.command, settings, Generated(), perf_counter() - started)
     found["weights"] = f"the runs start from {options.folder}; what they trained is not kept"

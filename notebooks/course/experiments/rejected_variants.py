@@ -43,7 +43,7 @@ def dense_layer(config: Config, queries: int, keys: int, seed: int = 0) -> cpu_v
     return cpu_variants.Dense(q, k, v)
 
 
-def faults(call: Call) -> int | None:
+def page_faults(call: Call) -> int | None:
     """Page faults of one call; None where the system does not count them."""
     if not find_spec("resource"):
         return None
@@ -63,8 +63,8 @@ def rows(calls: Mapping[str, Call], attention: str, tokens: float, repeats: int)
             "attention": attention,
             "tried": name,
             "seconds": float(f"{seconds[name] / tokens:.4g}"),
-            "times": round(seconds[name] / seconds[cpu_variants.OURS], 2),
-            "faults": faults(call),
+            "times": round(seconds[name] / seconds[cpu_variants.CANDIDATE], 2),
+            "faults": page_faults(call),
         }
         for name, call in calls.items()
     ]

@@ -1,4 +1,4 @@
-"""The whole recipe again with other seeds: is what one model shows a property of the recipe, or of that model?
+"""The whole training again with other seeds: is what one model shows a property of the training, or of that model?
 
 Each seed gets a dense base, a warm-up and a sparse training of its own, in WORK/SEED/{base,warmed,sparse}. Folders that
 are there already are taken as they are, so a run that was stopped goes on with the next one. What was measured is then

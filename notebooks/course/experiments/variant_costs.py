@@ -1,6 +1,6 @@
 """What each design of `course.experiments.attention_variants` would cost, its proxy included, if it were built well.
 
-A sparse design is often advertised by the attention it saves. The bill has other items: the matrices that make a
+A sparse design is often advertised by the attention it saves. The cost has other items: the matrices that make a
 proxy, the products that compare it with every candidate, what is stored for it, and what is read to write one token.
 Here they stand side by side, for one new token in one layer that sees so many `keys`, as decoding has it: latents, MQA
 mode. All designs are set on the same MLA and the same budget; the rules of counting are those of `dsa.analysis.flops`.
@@ -12,7 +12,7 @@ piece. Single components are counted as if memory delivered them as cheaply as w
 
 from dataclasses import dataclass, replace
 
-from course.experiments.attention_variants.choosing import Budget
+from course.experiments.attention_variants.selective_attention import Budget
 from dsa.analysis.flops import active_parameters, index_pair_flops, mqa_pair_flops
 from dsa.model.config import Config
 
@@ -23,7 +23,7 @@ FULL = 1 / 4  # share of layers that keep their attention beside Gated DeltaNet
 
 
 @dataclass(frozen=True)
-class Bill:
+class TokenCost:
     """One token in one layer (for "delta" the mean of four layers).
 
     Attributes:
@@ -56,7 +56,7 @@ class Bill:
         return self.state + length * self.stored
 
 
-def bill(design: str, config: Config, keys: int, budget: Budget = REAL) -> Bill:
+def token_cost(design: str, config: Config, keys: int, budget: Budget = REAL) -> TokenCost:
     """Count one design for a token that sees `keys` tokens, itself included.
 
     Raises ValueError for an unknown design, no keys, or a learned proxy without an indexer in the config.
@@ -83,13 +83,13 @@ def _width(config: Config) -> int:
     return config.kv_lora_rank + config.qk_rope_head_dim
 
 
-def _attend(config: Config, attended: int) -> Bill:
+def _attend(config: Config, attended: int) -> TokenCost:
     """Attend to so many latents, all kept."""
     work = attended * mqa_pair_flops(config)
-    return Bill(attention=work, stored=_width(config), read=attended * _width(config), places=1)
+    return TokenCost(attention=work, stored=_width(config), read=attended * _width(config), places=1)
 
 
-def _by_block(design: str, config: Config, keys: int, budget: Budget, chosen: Bill) -> Bill:
+def _by_block(design: str, config: Config, keys: int, budget: Budget, chosen: TokenCost) -> TokenCost:
     """A summary of each block is compared: its mean, two bounds, or what a network makes of it."""
     blocks, width = keys // budget.block, _width(config)
     vectors = 2 if design == "quest" else 1
@@ -109,7 +109,7 @@ def _by_block(design: str, config: Config, keys: int, budget: Budget, chosen: Bi
     )
 
 
-def _by_token(design: str, config: Config, keys: int, budget: Budget, chosen: Bill) -> Bill:
+def _by_token(design: str, config: Config, keys: int, budget: Budget, chosen: TokenCost) -> TokenCost:
     """Each token is compared: by an index key, or by some components of its latent."""
     scattered = min(keys, budget.keys)
     if design == "sparq":
@@ -130,10 +130,10 @@ def _by_token(design: str, config: Config, keys: int, budget: Budget, chosen: Bi
     )
 
 
-def _delta(config: Config, keys: int) -> Bill:
+def _delta(config: Config, keys: int) -> TokenCost:
     """The mean of three layers with a memory for each head and one with attention to everything."""
     full, memory = _attend(config, keys), config.num_attention_heads * DELTA_WIDTH * config.v_head_dim
-    return Bill(
+    return TokenCost(
         attention=FULL * full.attention + (1 - FULL) * 3 * 2 * memory,  # ask, write, read: 2 FLOP a number each
         stored=FULL * full.stored,
         state=(1 - FULL) * memory,

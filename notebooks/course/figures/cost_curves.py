@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis.flops import PHASES
 from dsa.analysis.published import Curve, crossing
-from dsa.analysis.roofline import DENSE, LAST, SPARSE, Costs, gap
+from dsa.analysis.roofline import DENSE, MAX_POSITION, SPARSE, Curves, relative_error
 
 Drawn = tuple[Figure, str]
-SAID = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}
+QUOTED_PRICES = {"V3.1-Terminus": ((32_000, 0.60), (128_000, 2.30)), "V3.2-Exp": ((32_000, 0.10), (128_000, 0.30))}
 """The article's prices: (tokens, USD per million)."""
-FASTER = ((6.0, 7.0, 0, 6.1, "“6 to 7 times”"), (2.0, 3.0, 7000, 1.3, "“2 to 3 times” above 7,000"))
+QUOTED_SPEEDUPS = ((6.0, 7.0, 0, 6.1, "“6 to 7 times”"), (2.0, 3.0, 7000, 1.3, "“2 to 3 times” above 7,000"))
 """The article's ratios: from, to, above which position, and a label with its height."""
 
 
@@ -39,13 +39,13 @@ def power(curve: Curve, length: int) -> float:
     return math.log2(curve.total(0, length) / curve.total(0, length / 2))
 
 
-def ki(ax: Axes) -> None:
+def ki_axis(ax: Axes) -> None:
     """Label positions in Ki tokens."""
     ax.set_xticks([0, 32_768, 65_536, 98_304, 131_072], ["0", "32", "64", "96", "128"])
     ax.set(xlabel="position, Ki tokens")
 
 
-def draw_said(published: Costs) -> Drawn:
+def draw_quoted(published: Curves) -> Drawn:
     """Both phases' curves with the article's prices on them, and the ratio with the article's ratios."""
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), width_ratios=[1, 1, 1.15])
     for ax, phase in zip(axes[:2], PHASES, strict=True):
@@ -53,62 +53,69 @@ def draw_said(published: Costs) -> Drawn:
             curve = published[phase, model]
             look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("published")}
             ax.plot(curve.positions, curve.dollars, label=model, **look)
-            ax.plot(*zip(*SAID[model], strict=True), "X", color=COLOURS[number], markersize=9, markeredgecolor="black")
-        ki(ax)
+            ax.plot(
+                *zip(*QUOTED_PRICES[model], strict=True),
+                "X",
+                color=COLOURS[number],
+                markersize=9,
+                markeredgecolor="black",
+            )
+        ki_axis(ax)
         ax.set(title=phase, ylim=(0, 2.5), ylabel="$ per million tokens" if phase == "prefill" else "")
     axes[0].legend(title="crosses: as said", loc="upper left", fontsize=8, title_fontsize=8)
     _ratios(axes[2], published)
     return fig, _said_in_words(published)
 
 
-def _ratios(ax: Axes, published: Costs) -> None:
+def _ratios(ax: Axes, published: Curves) -> None:
     """Dense over sparse by position, and the bands of the article's claims."""
-    places = np.linspace(0, LAST, 400)
+    places = np.linspace(0, MAX_POSITION, 400)
     for number, phase in enumerate(PHASES):
         ratio = [published[phase, DENSE].at(p) / published[phase, SPARSE].at(p) for p in places]
         look: dict[str, Any] = {"color": COLOURS[2 + number], "marker": MARKERS[2 + number], "markevery": 60}
         ax.plot(places, ratio, label=phase, **look | provenance("published"))
-    for low, high, start, height, words in FASTER:
-        ax.fill_between([start, LAST], low, high, color="#bbbbbb", alpha=0.5, linewidth=0)
-        ax.text(LAST * 0.99, height, words, ha="right", va="bottom", fontsize=8)
+    for low, high, start, height, words in QUOTED_SPEEDUPS:
+        ax.fill_between([start, MAX_POSITION], low, high, color="#bbbbbb", alpha=0.5, linewidth=0)
+        ax.text(MAX_POSITION * 0.99, height, words, ha="right", va="bottom", fontsize=8)
     ax.axhline(1, color="black", linewidth=0.8)
-    ki(ax)
+    ki_axis(ax)
     ax.set(title="V3.1-Terminus / V3.2-Exp", ylim=(0, 9))
     ax.legend(loc="upper left", fontsize=8)
 
 
-def _said_in_words(published: Costs) -> str:
+def _said_in_words(published: Curves) -> str:
     words = []
     for phase in PHASES:
         dense, sparse = published[phase, DENSE], published[phase, SPARSE]
         known = [f"{times} times from {at_least(dense, sparse, times) / 1000:.0f} thousand" for times in (2, 3)]
-        ends = f"{dense.at(0) / sparse.at(0):.2f} at the start, {dense.at(LAST) / sparse.at(LAST):.2f} at the end"
+        start, end = (dense.at(place) / sparse.at(place) for place in (0, MAX_POSITION))
+        ends = f"{start:.2f} at the start, {end:.2f} at the end"
         words.append(f"{phase} {ends}, 1 from {crossing(dense, sparse) / 1000:.1f} thousand, {', '.join(known)}")
     return f"Published cost of dense over sparse by position: {'; '.join(words)}."
 
 
-def draw_fit(published: Costs, models: Mapping[str, Costs]) -> Drawn:
+def draw_fit(published: Curves, models: Mapping[str, Curves]) -> Drawn:
     """How far each model's curves are off the published ones, in per cent, at every position."""
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 3), sharey=True)
     for ax, phase in zip(axes, PHASES, strict=True):
         lines = [(name, made, model) for name, made in models.items() for model in (DENSE, SPARSE)]
         for number, (name, made, model) in enumerate(lines):
             theirs, ours = published[phase, model], made[phase, model]
-            places = sorted({*ours.positions, *theirs.positions, *range(0, LAST, 4096)})
+            places = sorted({*ours.positions, *theirs.positions, *range(0, MAX_POSITION, 4096)})
             off = [100 * (ours.at(p) / theirs.at(p) - 1) for p in places]
             look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markevery": (number, 8)}
             ax.plot(places, off, label=f"{model}, {name}", **look | provenance("modelled"))
         ax.axhspan(-10, 10, color="#eeeeee", zorder=0)
         ax.set(title=phase, ylim=(-12, 12), ylabel="model against figure, %" if phase == "prefill" else "")
-        ki(ax)
+        ki_axis(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return fig, _fit_in_words(published, models)
 
 
-def _fit_in_words(published: Costs, models: Mapping[str, Costs]) -> str:
+def _fit_in_words(published: Curves, models: Mapping[str, Curves]) -> str:
     words = []
     for name, made in models.items():
-        off = ", ".join(f"{phase} of {model} {gap(made[phase, model], curve):+.1%}"
+        off = ", ".join(f"{phase} of {model} {relative_error(made[phase, model], curve):+.1%}"
                         for (phase, model), curve in published.items())  # fmt: skip
         words.append(f"{name}: {off}")
     return f"Largest distance from the figure at any position. {'. '.join(words)}."

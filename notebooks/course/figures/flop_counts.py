@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from course.ui.style import COLOURS, provenance
 from dsa.analysis import memory
-from dsa.analysis.flops import KINDS, PHASES, crossover, decode_traffic, index_pair_flops, token_work
+from dsa.analysis.flops import ATTENTIONS, PHASES, crossover, decode_traffic, index_pair_flops, token_flops
 from dsa.analysis.published import Curve, crossing
 from dsa.model.config import Config
 
@@ -64,7 +64,7 @@ def draw_parameters(config: Config) -> Drawn:
 def work_lines(ax: Axes, config: Config) -> None:
     """GFLOP of one token over the tokens it sees: dense prefill, dense decode, sparse."""
     for label, attention, phase in CURVES:
-        flops = [token_work(config, n, attention, phase).total / 1e9 for n in LENGTHS]
+        flops = [token_flops(config, n, attention, phase).total / 1e9 for n in LENGTHS]
         ax.plot(LENGTHS, flops, label=label, markevery=4, linestyle=MODELLED)
     length_axis(ax, [100, 1000])
     ax.set(ylabel="GFLOP for one token")
@@ -73,12 +73,12 @@ def work_lines(ax: Axes, config: Config) -> None:
 
 def draw_work(config: Config) -> Drawn:
     """Work of a token by length, beside that of the weights alone."""
-    weights = token_work(config, 1, "dense", "prefill").weights / 1e9
+    weights = token_flops(config, 1, "dense", "prefill").weights / 1e9
     fig, ax = plt.subplots(figsize=(7, 3.2))
     work_lines(ax, config)
     ax.axhline(weights, color="#777777", linewidth=0.8, label="main model's weights")
     ax.legend(loc="upper left", fontsize=8)
-    ends = {label: token_work(config, CONTEXT, *way).total / 1e9 for label, *way in CURVES}
+    ends = {label: token_flops(config, CONTEXT, *way).total / 1e9 for label, *way in CURVES}
     words = "; ".join(f"{label} {end:,.0f}" for label, end in ends.items())
     line = f"The thin line, {weights:.0f}, is the main model's weights."
     return fig, f"GFLOP of a token that sees {CONTEXT:,}: {words}. {line}"
@@ -89,7 +89,8 @@ def draw_gain(config: Config) -> Drawn:
     fig, ax = plt.subplots(figsize=(7, 3))
     words = []
     for phase, place in (("prefill", (1.25, 0.65)), ("decode", (0.75, 1.5))):
-        gain = [_gain(config, n, phase) for n in LENGTHS]
+        works = [[token_flops(config, n, kind, phase).total for kind in ATTENTIONS] for n in LENGTHS]
+        gain = [dense / sparse for dense, sparse in works]
         ax.plot(LENGTHS, gain, label=phase, markevery=4, linestyle=MODELLED)
         meet = crossover(config, phase)
         at = (place[0] * meet, place[1])
@@ -105,7 +106,7 @@ def draw_gain(config: Config) -> Drawn:
 def draw_shares(config: Config) -> Drawn:
     """Shares of sparse work by length: of attention alone, and of the whole token."""
     terms = ("scoring", "attending", "weights")
-    works = [token_work(config, n, "sparse", "decode") for n in (*LENGTHS, CONTEXT)]
+    works = [token_flops(config, n, "sparse", "decode") for n in (*LENGTHS, CONTEXT)]
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), sharey=True)
     found = []
     for ax, shown, title in zip(axes, (terms[:2], terms), ("sparse attention", "the whole token"), strict=True):
@@ -143,7 +144,7 @@ def draw_reads(config: Config) -> Drawn:
     """GB of cache that one decoded token reads, as deployed, by length."""
     fig, ax = plt.subplots(figsize=(7, 2.9))
     words = []
-    for kind in KINDS:
+    for kind in ATTENTIONS:
         reads = [decode_traffic(config, n, kind, "deployed").cache / 1e9 for n in (*LENGTHS, CONTEXT)]
         words.append(f"{kind} {reads.pop():.1f}")
         ax.plot(LENGTHS, reads, label=kind, markevery=4, linestyle=MODELLED)
@@ -172,11 +173,6 @@ def draw_published(costs: Mapping[tuple[str, str], Curve]) -> Drawn:
             f"{phase} curves cross at {crossing(dense, sparse) / 1e3:.1f} thousand, end {apart:.2f} times apart"
         )
     return fig, f"Published costs: {'; '.join(words)}."
-
-
-def _gain(config: Config, keys: int, phase: str) -> float:
-    dense, sparse = (token_work(config, keys, kind, phase).total for kind in KINDS)
-    return dense / sparse
 
 
 def _stacked(ax: Axes, rows: Mapping[str, tuple[int, int]], labels: tuple[str, str], colours: tuple[str, str]) -> None:

@@ -29,7 +29,7 @@ from dsa.model.moe import Gate
 Drawn = tuple[Figure, str]
 PRECISIONS = {"FP8, as published": "deployed", "bf16": "bf16"}
 CONTEXTS = tuple(2**n for n in range(10, 18))  # 1K ... 128K
-RECORD_COMMAND = "python -m dsa.bench.full_width --out data/measurements/true_width.json"
+RECORD_COMMAND = "dsa bench full-width --out data/measurements/true_width.json"
 
 
 def imbalance(load: Tensor) -> float:
@@ -50,7 +50,9 @@ def balance_over_steps(gate: Gate, tokens: Tensor, steps: int, batch: int, speed
     return loads
 
 
-def settle(config: Config, tokens: Tensor, speed: float, steps: int = 200, batch: int = 500) -> list[Tensor]:
+def balance_new_router(
+    config: Config, tokens: Tensor, speed: float, steps: int = 200, batch: int = 500
+) -> list[Tensor]:
     """The loads (E,) of every step of a new router that is balanced at this speed; the same start for every speed."""
     gate = Gate(config)
     generator = torch.Generator().manual_seed(0)
@@ -71,14 +73,14 @@ def draw_balance(history: Mapping[float, Sequence[float]]) -> Drawn:
     return fig, f"Fullest expert against its share, last 20 steps. {words}."
 
 
-def draw_loads(found: Mapping[str, Tensor]) -> Drawn:
+def draw_loads(loads: Mapping[str, Tensor]) -> Drawn:
     """Sorted loads of all experts in fair shares (E,), by name."""
     fig, ax = plt.subplots(figsize=(7, 2.4))
-    for name, load in found.items():
+    for name, load in loads.items():
         ax.plot(load, label=name, markersize=3)
     ax.set(xlabel="experts, by load", ylabel="load / fair share")
     ax.legend()
-    words = "; ".join(f"{name} {float(load.min()):.1f} and {float(load.max()):.1f}" for name, load in found.items())
+    words = "; ".join(f"{name} {float(load.min()):.1f} and {float(load.max()):.1f}" for name, load in loads.items())
     return fig, f"Least and largest load in fair shares: {words}."
 
 
@@ -128,8 +130,8 @@ def draw_speedup(numbers: Sequence[int], times: Mapping[str, Sequence[float]]) -
     return fig, f"Modelled, dense over sparse seconds for the prompt, by GPUs: {words}."
 
 
-def continued(folder: str, prompt: str, processes: int) -> str:
-    """What `python -m dsa.generation.cli` writes on so many processes of this machine."""
+def run_generation(folder: str, prompt: str, processes: int) -> str:
+    """What `dsa generate` writes on so many processes of this machine."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = ["-m", "dsa.generation.cli", folder, "--prompt", prompt, "--max-new-tokens", "16", "--device", "cpu"]
     start = [sys.executable, *(launch if processes > 1 else []), *command]
@@ -162,7 +164,7 @@ def draw_fit(config: Config) -> Draw:
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.9), width_ratios=[1.15, 1])
         _draw_memory(left, sparse)
         for attention, colour, marker in (("dense", COLOURS[1], "s"), ("sparse", COLOURS[0], "o")):
-            rates = [1 / plan(n, attention).step for n in CONTEXTS]
+            rates = [1 / plan(n, attention).decode_seconds for n in CONTEXTS]
             look = {"color": colour, "marker": marker} | provenance("modelled")
             right.plot([n / 1024 for n in CONTEXTS], rates, label=attention, **look)
         right.axvline(context, color="#444444", linewidth=0.8)
@@ -175,16 +177,16 @@ def draw_fit(config: Config) -> Draw:
     return draw
 
 
-def _draw_memory(ax: Axes, found: Fit) -> None:
+def _draw_memory(ax: Axes, plan: Fit) -> None:
     """One GPU's memory as a bar of three parts, and where it ends."""
     start = 0.0
-    parts = (("weights", found.weights), ("cache", found.cache), ("reserve", RESERVE))
+    parts = (("weights", plan.weights), ("cache", plan.cache), ("reserve", RESERVE))
     for number, (name, size) in enumerate(parts):
         ax.barh([0], [size / 1e9], left=start, color=COLOURS[(0, 1, 5)[number]], height=0.5, label=name)
         start += size / 1e9
-    ax.axvline(found.memory / 1e9, ymax=0.6, color="black", linewidth=2, label="the GPU's memory")
-    ax.set(yticks=[], ylim=(-0.5, 1.1), xlabel="GB on each GPU", title="fits" if found.fits else "does not fit")
-    ax.set_xlim(0, 1.08 * max(start, found.memory / 1e9))
+    ax.axvline(plan.memory / 1e9, ymax=0.6, color="black", linewidth=2, label="the GPU's memory")
+    ax.set(yticks=[], ylim=(-0.5, 1.1), xlabel="GB on each GPU", title="fits" if plan.fits else "does not fit")
+    ax.set_xlim(0, 1.08 * max(start, plan.memory / 1e9))
     ax.legend(loc="upper left", ncols=4, fontsize=8, columnspacing=1, handlelength=1.2)
 
 
@@ -196,8 +198,8 @@ def _sentence(machine: str, context: int, sparse: Fit, dense: Fit) -> str:
     return (
         f"{machine}, {sparse.batch} x {context}K tokens: {weights:.0f} GB of weights, {cache:.1f} GB of cache and "
         f"{reserve:.0f} GB of reserve on each, of {memory:.0f}: {verdict}; {room}. By the roofline a sequence gets at "
-        f"most {1 / sparse.step:.0f} tokens/s (dense: {1 / dense.step:.0f}), and reading its prompt takes at least "
-        f"{sparse.prompt:.1f} s (dense: {dense.prompt:.1f} s)."
+        f"most {1 / sparse.decode_seconds:.0f} tokens/s (dense: {1 / dense.decode_seconds:.0f}), "
+        f"and reading its prompt takes at least {sparse.prefill_seconds:.1f} s (dense: {dense.prefill_seconds:.1f} s)."
     )
 
 

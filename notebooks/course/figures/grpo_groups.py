@@ -42,8 +42,9 @@ def group_rewards(size: int, right: str) -> Tensor:
 def gain(advantage: float, epsilon: float, epsilon_high: float, beta: float) -> Tensor:
     """What a token contributes at each of RATIOS, its own sample being the reference: minus its loss."""
     moved = RATIOS.log()[None]
-    losses, _ = grpo.token_losses(moved, torch.zeros_like(moved), torch.tensor([advantage]), epsilon, epsilon_high)
-    return -(losses + beta * grpo.divergence(moved, torch.zeros_like(moved)))[0]
+    start = torch.zeros_like(moved)  # sampler and reference
+    losses, _ = grpo.token_losses(moved, start, torch.tensor([advantage]), epsilon, epsilon_high)
+    return -(losses + beta * grpo.divergence(moved, start, start))[0]
 
 
 def best_ratio(advantage: float, epsilon: float, epsilon_high: float, beta: float) -> float | None:
@@ -123,7 +124,7 @@ def draw_group(models: Mapping[str, Transformer], size: int = 8) -> Draw:
         found, given, advantage = group_of(models[model], domain, level, mode == "think", size)
         words = (
             f"{model}, {domain}, level {level}, {mode}: {int(given.sum())} of {size} answers are right, mean length "
-            f"{sum(len(one.spoken) for one in found) / size:.1f}. The prompt is: {read(found[0].problem.prompt)}."
+            f"{sum(len(one.completion) for one in found) / size:.1f}. The prompt is: {read(found[0].problem.prompt)}."
         )
         return _table(found, given, advantage), words
 
@@ -145,15 +146,15 @@ def _table(found: Sequence[Transcript], given: Tensor, advantage: Tensor) -> Htm
 
 
 def _marked(one: Transcript) -> str:
-    said = zip(one.tokens, one.own, strict=True)
+    said = zip(one.tokens, one.completion_mask, strict=True)
     return " ".join(escape(SYMBOLS[token]) if own else f"<b>⟦{escape(SYMBOLS[token])}⟧</b>" for token, own in said)
 
 
-def averaged(values: Sequence[float], width: int = 5) -> list[float]:
+def block_means(values: Sequence[float], width: int = 5) -> list[float]:
     """Means of ``width`` values each, what is left over dropped."""
     return [sum(values[n : n + width]) / width for n in range(0, len(values) - width + 1, width)]
 
 
-def across(runs: Sequence[Mapping[str, Any]], curve: str, measure: str, width: int = 5) -> Tensor:
+def curves_by_seed(runs: Sequence[Mapping[str, Any]], curve: str, measure: str, width: int = 5) -> Tensor:
     """One recorded curve of every seed in means of ``width`` steps: (seeds, steps / width)."""
-    return torch.tensor([averaged(run["curves"][curve][measure], width) for run in runs])
+    return torch.tensor([block_means(run["curves"][curve][measure], width) for run in runs])

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.experiments.activation import indexers, lessons
+from course.experiments.activation import indexers, teacher_batches
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS
 from dsa.datasets import byte_tokenizer
 from dsa.kernels import ops
@@ -34,14 +34,14 @@ class Factors:
         q: index queries (layers, T, J, W).
         k: index keys (layers, T, W).
         w: signed head weights (layers, T, J).
-        mass: dense attention, all heads together (layers, T, T); rows sum to 1.
+        attention_probs: dense attention, all heads together (layers, T, T); rows sum to 1.
     """
 
     ids: list[int]
     q: Tensor
     k: Tensor
     w: Tensor
-    mass: Tensor
+    attention_probs: Tensor
 
     def products(self, layer: int, t: int) -> Tensor:
         """Each head's q . k for the keys that query t sees: (J, t + 1)."""
@@ -60,13 +60,13 @@ def factors(model: Transformer, ids: Tensor) -> Factors:
     """Read tokens (T,) with dense attention and keep the factors of Eq. 1. ValueError for a model without indexers."""
     if model.config.index_topk is None:
         raise ValueError("this model is dense and has no indexer: load 'warmed' or 'sparse' to look into one")
-    taught = lessons(model, ids[None])
+    teacher = teacher_batches(model, ids[None])
     made = [
-        indexer(lesson.x, lesson.query_latent, lesson.rope)
-        for indexer, lesson in zip(indexers(model), taught, strict=True)
+        indexer(layer.x, layer.query_latent, layer.rope)
+        for indexer, layer in zip(indexers(model), teacher, strict=True)
     ]
     q, k, w = (torch.cat(parts) for parts in zip(*made, strict=True))
-    return Factors(ids.tolist(), q, k, w, torch.cat([lesson.mass for lesson in taught]))
+    return Factors(ids.tolist(), q, k, w, torch.cat([layer.attention_probs for layer in teacher]))
 
 
 def draw_heads(found: Factors, top_k: int = 16) -> Draw:
@@ -76,12 +76,12 @@ def draw_heads(found: Factors, top_k: int = 16) -> Draw:
     layers, T = len(found.q), len(found.ids)
 
     def draw(layer: int, back: int, activation: str) -> tuple[Figure, str]:
-        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
-        checked("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
+        checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        checked_int("token", back, 0, T - 1, f"the text has {T} tokens, the last is 0")
         t = T - 1 - back
-        shares, mass = found.shares(layer, t, activation), found.mass[layer, t, : t + 1]
+        shares, probs = found.shares(layer, t, activation), found.attention_probs[layer, t, : t + 1]
         kept = _chosen(shares.sum(0), top_k)
-        fig = _figure(found.products(layer, t), shares, mass, kept)
+        fig = _figure(found.products(layer, t), shares, probs, kept)
         fig.suptitle(f"Layer {layer}, token {t} ({_piece(found, t)}), activation: {activation}", fontsize=11)
         return fig, _sentence(found, layer, t, shares, kept)
 
@@ -95,10 +95,10 @@ def _chosen(scores: Tensor, top_k: int) -> list[int]:
 
 
 def _piece(found: Factors, t: int) -> str:
-    return byte_tokenizer.pieces([found.ids[t]])[0]
+    return byte_tokenizer.token_labels([found.ids[t]])[0]
 
 
-def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> Figure:
+def _figure(products: Tensor, shares: Tensor, probs: Tensor, kept: list[int]) -> Figure:
     fig = plt.figure(figsize=(6.8, 3.3))
     grid = fig.add_gridspec(3, 2, width_ratios=[1.5, 1])
     rows = [fig.add_subplot(grid[row, 0]) for row in range(3)]
@@ -106,7 +106,7 @@ def _figure(products: Tensor, shares: Tensor, mass: Tensor, kept: list[int]) -> 
     _draw_heads(rows[1], shares, "w·act(q·k)")
     rows[0].legend(ncols=8, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderpad=0)
     _draw_score(rows[2], shares.sum(0), kept)
-    _draw_agreement(fig.add_subplot(grid[:, 1]), shares.sum(0), mass, kept)
+    _draw_agreement(fig.add_subplot(grid[:, 1]), shares.sum(0), probs, kept)
     for ax in rows[:2]:
         ax.tick_params(labelbottom=False)
     return fig
@@ -127,10 +127,10 @@ def _draw_score(ax: Axes, scores: Tensor, kept: list[int]) -> None:
     ax.set(ylabel="score I", xlabel="key position", xlim=(-1, len(scores)))
 
 
-def _draw_agreement(ax: Axes, scores: Tensor, mass: Tensor, kept: list[int]) -> None:
+def _draw_agreement(ax: Axes, scores: Tensor, probs: Tensor, kept: list[int]) -> None:
     dropped = sorted({*range(len(scores))} - {*kept})
-    ax.plot(scores[dropped], mass[dropped], "o", color="#8a8a8a", mfc="none", markersize=3.5, label="dropped")
-    ax.plot(scores[kept], mass[kept], "s", color=COLOURS[3], markersize=4.5, label="kept")
+    ax.plot(scores[dropped], probs[dropped], "o", color="#8a8a8a", mfc="none", markersize=3.5, label="dropped")
+    ax.plot(scores[kept], probs[kept], "s", color=COLOURS[3], markersize=4.5, label="kept")
     ax.set_yscale("symlog", linthresh=1e-3)
     ax.set(xlabel="index score I", ylabel="attention", ylim=(-2e-4, 1.5))
     ax.set_title("Does it rank like attention?", fontsize=10)
@@ -139,14 +139,14 @@ def _draw_agreement(ax: Axes, scores: Tensor, mass: Tensor, kept: list[int]) -> 
 
 def _sentence(found: Factors, layer: int, t: int, shares: Tensor, kept: list[int]) -> str:
     """What the picture shows, in words."""
-    scores, mass = shares.sum(0), found.mass[layer, t, : t + 1]
+    scores, probs = shares.sum(0), found.attention_probs[layer, t, : t + 1]
     weights = ", ".join(f"{float(w):+.2f}" for w in found.w[layer, t])
     cut = float((found.products(layer, t) < 0).float().mean())
-    first, most = int(scores.argmax()), int(mass.argmax())
-    best = baselines.attention_recall(mass[None, None], torch.tensor([[_chosen(mass, len(kept))]]))
+    first, most = int(scores.argmax()), int(probs.argmax())
+    best = baselines.attention_recall(probs[None, None], torch.tensor([[_chosen(probs, len(kept))]]))
     return (
         f"Token {t} ({_piece(found, t)}) gives its heads in layer {layer} the weights {weights}; {cut:.0%} of the "
         f"products are negative. Highest score: token {first} ({_piece(found, first)}); most attention: token {most} "
-        f"({_piece(found, most)}), {float(mass[most]):.0%}. The {len(kept)} kept hold {float(mass[kept].sum()):.0%} "
+        f"({_piece(found, most)}), {float(probs[most]):.0%}. The {len(kept)} kept hold {float(probs[kept].sum()):.0%} "
         f"of the attention, the best {len(kept)} would hold {float(best):.0%}."
     )

@@ -1,7 +1,7 @@
 """The pictures of chapter 05: a teacher of several heads, who is served badly by it, how the divergence falls, a sweep.
 
 Each function draws what it is given and returns the figure with the sentence that describes it, ready for `show`. The
-film of the training, which is the chapter's panel, is in `teaching`.
+film of the training, which is the chapter's panel, is in `warmup_film`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.experiments.indexer_sweep import AXES, along
+from course.experiments.indexer_sweep import AXES, along_axis
 from course.ui.style import COLOURS, MARKERS, provenance
 
 Drawn = tuple[Figure, str]
@@ -72,7 +72,7 @@ def draw_axes(runs: Sequence[dict[str, Any]], measure: str = "kl") -> Drawn:
     fig, axes = plt.subplots(1, len(AXES), figsize=(9, 2.5), sharey=True)
     words = []
     for ax, axis, label in zip(axes, AXES, LABELS, strict=True):
-        found = along(runs, axis, measure)
+        found = along_axis(runs, axis, measure)
         for seed, line in enumerate(zip(*found.values(), strict=True)):
             look: dict[str, Any] = {"color": COLOURS[seed], "marker": MARKERS[seed], "label": f"seed {seed}"}
             ax.plot(range(len(line)), line, **look, **provenance("recorded"))

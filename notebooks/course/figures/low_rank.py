@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.datasets.recall_tasks import Episodes
 from dsa.model.attention import Attention
@@ -48,7 +48,7 @@ class Damage:
     recall: float
 
 
-def places(model: Transformer) -> tuple[str, ...]:
+def layer_choices(model: Transformer) -> tuple[str, ...]:
     """Where the rank can be cut: in all layers, or in one of them."""
     return (ALL, *(f"layer {number}" for number in range(model.config.num_hidden_layers)))
 
@@ -58,7 +58,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Nearest by the sum of squared differences (Eckart and Young 1936).
     """
-    checked("rank", rank, 1, min(weight.shape), f"the matrix is {weight.shape[0]} x {weight.shape[1]}")
+    checked_int("rank", rank, 1, min(weight.shape), f"the matrix is {weight.shape[0]} x {weight.shape[1]}")
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     return u[:, :rank] * s[:rank], v[:rank]
 
@@ -66,8 +66,8 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def low_rank(model: Transformer, rank: int, where: str = ALL) -> Transformer:
     """Copy a model, with `kv_b_proj` of one layer or of all cut to a rank; the original is not changed."""
-    if where not in places(model):
-        raise ValueError(f"place {where!r} is unknown: use one of {', '.join(places(model))}")
+    if where not in layer_choices(model):
+        raise ValueError(f"place {where!r} is unknown: use one of {', '.join(layer_choices(model))}")
     changed = copy.deepcopy(model)
     for attention in changed.modules():
         if isinstance(attention, Attention) and where in (ALL, f"layer {attention.layer}"):
@@ -92,6 +92,7 @@ def damage(model: Transformer, tokens: Tensor, episodes: Episodes) -> Callable[[
     @torch.no_grad()
     def compare(changed: Transformer) -> Damage:
         logits, now = changed(tokens, trace=True)
+        # half the absolute difference: what leaves one key arrives at another and would count twice
         moved = [float((a.mass - b.mass).abs().sum(-1).mean()) / 2 for a, b in zip(was, now, strict=True)]
         spent, size = bits_per_byte(logits, tokens)
         recall = float(episodes.correct(changed(episodes.tokens)).float().mean())
@@ -115,7 +116,7 @@ def draw_rank(model: Transformer, tokens: Tensor, episodes: Episodes, steps: int
         return compare(low_rank(model, rank, where))
 
     def draw(rank: int, where: str = ALL) -> tuple[Figure, str]:
-        checked("rank", rank, 1, C, f"the latent has {C} numbers, so that is the full rank")
+        checked_int("rank", rank, 1, C, f"the latent has {C} numbers, so that is the full rank")
         here = measured(rank, where)
         curve = {each: measured(each, where) for each in ranks}
         fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9))

@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.datasets import byte_tokenizer
-from dsa.datasets.recall_tasks import Hidden, hide
+from dsa.datasets.recall_tasks import Haystack, insert_needle
 from dsa.model.transformer import Transformer
 
 RUNS = {"dense": "dense", "indexer": "sparse", "window": "window", "random": "random"}
@@ -34,7 +34,7 @@ class Answer:
 
 
 @torch.no_grad()
-def ask(model: Transformer, hidden: Hidden, top_k: int) -> dict[str, Answer]:
+def ask(model: Transformer, hidden: Haystack, top_k: int) -> dict[str, Answer]:
     """Ask for the needle once in each of RUNS; the model's settings are restored."""
     before = model.attention, model.top_k
     try:
@@ -44,13 +44,14 @@ def ask(model: Transformer, hidden: Hidden, top_k: int) -> dict[str, Answer]:
         model.attention, model.top_k = before
 
 
-def _ask(model: Transformer, hidden: Hidden, attention: str) -> Answer:
+def _ask(model: Transformer, hidden: Haystack, attention: str) -> Answer:
     model.attention = attention
     logits, trace = model(hidden.tokens[None], trace=True)
     chances = logits[0, hidden.query].softmax(-1)
     said = int(chances.argmax())
     found = attention == "dense" or any((layer.selected[0, hidden.query] == hidden.value).any() for layer in trace)
-    return Answer(bool(found), said == hidden.answer, float(chances[hidden.answer]), byte_tokenizer.pieces([said])[0])
+    label = byte_tokenizer.token_labels([said])[0]
+    return Answer(bool(found), said == hidden.answer, float(chances[hidden.answer]), label)
 
 
 def draw_needle(model: Transformer, text: str) -> Draw:
@@ -58,9 +59,9 @@ def draw_needle(model: Transformer, text: str) -> Draw:
     longest = model.config.max_position_embeddings
 
     def draw(depth: int, top_k: int) -> tuple[Figure, str]:
-        checked("depth", depth, 0, 100, "0 is the beginning of the text, 100 its end")
-        checked("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
-        hidden = hide(text, length=longest, depth=depth / 100, key=KEY, value=VALUE)
+        checked_int("depth", depth, 0, 100, "0 is the beginning of the text, 100 its end")
+        checked_int("top-k", top_k, 1, longest, f"the model reads at most {longest} tokens")
+        hidden = insert_needle(text, length=longest, depth=depth / 100, key=KEY, value=VALUE)
         answers = ask(model, hidden, top_k)
         back = hidden.query - hidden.value
         return _figure(answers, back, top_k), _sentence(answers, back, top_k)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from course.ui.style import COLOURS, MARKERS, provenance
 from dsa.analysis import roofline
 from dsa.analysis.flops import PHASES
-from dsa.analysis.roofline import DENSE, SPARSE, Costs, Rates
+from dsa.analysis.roofline import DENSE, SPARSE, Curves, Rates
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]
@@ -28,8 +28,8 @@ Seconds = Mapping[int, tuple[float, float]]
 
 def dollars_per_second(seconds: Seconds, dense_slope: float) -> float:
     """The factor that gives measured dense seconds the published slope, by least squares through zero."""
-    along = sum(keys * dense for keys, (dense, _) in seconds.items())
-    return dense_slope * sum(keys * keys for keys in seconds) / along
+    measured = sum(keys * dense for keys, (dense, _) in seconds.items())
+    return dense_slope * sum(keys * keys for keys in seconds) / measured  # published slope / measured slope
 
 
 def meeting(seconds: Seconds) -> float | None:
@@ -41,7 +41,7 @@ def meeting(seconds: Seconds) -> float | None:
     return None
 
 
-def draw_machine(published: Costs, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
+def draw_machine(published: Curves, measured: Mapping[str, Seconds], kind: str = "measured") -> Drawn:
     """Measured (or recorded) seconds of each phase, rescaled onto the published curves."""
     fig, axes = plt.subplots(1, len(measured), figsize=(7.4, 2.6), squeeze=False)
     words: list[str] = []

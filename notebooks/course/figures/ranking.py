@@ -26,17 +26,17 @@ Keyed = Mapping[Key, float]
 Choosers = Callable[[int, int], Mapping[str, Tensor]]
 
 
-def draw_mass(mass: Tensor, answer: int) -> Drawn:
+def draw_attention(probs: Tensor, answer: int) -> Drawn:
     """Attention of one token to the others, layer by layer (layers, T); a line marks where the `answer` stands."""
-    fig, axes = plt.subplots(len(mass), 1, figsize=(6.6, 2.5), sharex=True)
+    fig, axes = plt.subplots(len(probs), 1, figsize=(6.6, 2.5), sharex=True)
     words = []
-    for n, (ax, row) in enumerate(zip(axes, mass, strict=True)):
+    for n, (ax, row) in enumerate(zip(axes, probs, strict=True)):
         ax.plot(row, marker="")
         ax.axvline(answer, color="#888888", linewidth=0.8, marker="")
         ax.set(ylabel=f"layer {n}")
         words.append(f"layer {n}: most, {float(row.max()):.0%}, on token {int(row.argmax())}")
     axes[-1].set(xlabel="key position (the line: where the answer stands)")
-    return fig, f"Attention of the last of {mass.shape[1]} tokens. {'; '.join(words)}."
+    return fig, f"Attention of the last of {probs.shape[1]} tokens. {'; '.join(words)}."
 
 
 def draw_distances(curves: Mapping[str, Sequence[float]], near: int, far: int) -> Drawn:
@@ -119,18 +119,21 @@ def draw_forms(runs: Sequence[Mapping[str, Any]]) -> Drawn:
 
 
 def compare(
-    chosen_by_all: Choosers, masses: Sequence[Tensor], episodes: Episodes, sizes: Sequence[int] = (4, 8, 16, 32, 64)
+    chosen_by_all: Choosers,
+    probs_by_layer: Sequence[Tensor],
+    episodes: Episodes,
+    sizes: Sequence[int] = (4, 8, 16, 32, 64),
 ) -> tuple[dict[Key, float], dict[Key, float]]:
     """Measure choosers by (who, layer, K): the mass that they keep, and their share of the answers over 64 tokens back.
 
-    `chosen_by_all(layer, K)` gives each chooser's selection (B, T, K), `masses` each layer's attention (B, T, S). Mass
+    `chosen_by_all(layer, K)` gives each chooser's selection (B, T, K), `probs_by_layer` holds attention (B, T, S). Mass
     is the mean over the queries from the 64th on, since earlier ones hardly have a choice.
     """
     kept, hits, far = {}, {}, episodes.distance > 64
-    for n, mass in enumerate(masses):
+    for n, probs in enumerate(probs_by_layer):
         for k in sizes:
             for who, chosen in chosen_by_all(n, k).items():
-                at = mass.gather(-1, chosen.clamp(min=0)) * (chosen >= 0)  # (B, T, K)
+                at = probs.gather(-1, chosen.clamp(min=0)) * (chosen >= 0)  # (B, T, K)
                 kept[who, n, k] = float(at.sum(-1)[:, 64:].mean())
                 hits[who, n, k] = float(hit(chosen, episodes)[far].float().mean())
     return kept, hits

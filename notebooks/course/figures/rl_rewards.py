@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from course.figures.grpo_groups import across, averaged
+from course.figures.grpo_groups import block_means, curves_by_seed
 from course.ui.style import COLOURS, MARKERS, provenance
 
 Drawn = tuple[Figure, str]
@@ -27,7 +27,7 @@ COLUMNS = MappingProxyType(
 """Of a training run's table what is worth watching, and what it is called."""
 
 
-def draw_careless(found: Mapping[str, Mapping[str, float]]) -> Drawn:
+def draw_decoding_modes(found: Mapping[str, Mapping[str, float]]) -> Drawn:
     """Bars of right answers by domain, for two ways of taking tokens by name."""
     fig, ax = plt.subplots(figsize=(6.6, 2.5))
     for i, (label, shares) in enumerate(found.items()):
@@ -47,7 +47,7 @@ def draw_run(rows: Sequence[Run], width: int = 5) -> Drawn:
     words = []
     for ax, (column, label) in zip(axes, COLUMNS.items(), strict=True):
         each = [row[column] for row in rows]
-        means = averaged(each, width)
+        means = block_means(each, width)
         ax.plot(each, color="#b0b0b0", marker="")
         ax.plot([width * n + width // 2 for n in range(len(means))], means, color=COLOURS[0])
         ax.set(xlabel="step", title=label, ylim=(0, 1.3 * max(each)))
@@ -71,7 +71,7 @@ def draw_recipes(rows: Mapping[str, Tensor], domains: Sequence[str]) -> Drawn:
     return fig, f"Right answers, mean of domains and seeds, recorded: {words}."
 
 
-def draw_row(stages: Tensor, mixed: Tensor, domains: Sequence[str]) -> Drawn:
+def draw_sequential_stages(stages: Tensor, mixed: Tensor, domains: Sequence[str]) -> Drawn:
     """Right answers while one domain after another has its stage: (seeds, 1 + stages, domains), the base first.
 
     `mixed` (seeds, domains) is what one mixed stage reaches.
@@ -114,7 +114,7 @@ def draw_learning(runs: Sequence[Run], curves: Mapping[str, str], width: int = 5
     words = []
     for ax, measure, top in zip(axes, ("reward", "length"), (1, 8), strict=True):
         for i, (label, curve) in enumerate(curves.items()):
-            found = across(runs, curve, measure, width)  # (seeds, steps / width)
+            found = curves_by_seed(runs, curve, measure, width)  # (seeds, steps / width)
             at = [width * n + width // 2 for n in range(found.shape[1])]
             look = {"color": COLOURS[i], "marker": MARKERS[i], **provenance("recorded")}
             ax.errorbar(at, found.mean(0), found.std(0), capsize=2, label=label, **look)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import checked
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS
 from dsa.kernels import fp8, ops, reference
 from dsa.model.indexer import Indexer
@@ -49,9 +49,9 @@ def _whole(bits: int) -> Format:
 
 FORMATS = MappingProxyType(
     {
-        "bf16": _float(16, 7, -100, 3e38),
+        "bf16": _float(16, 7, -100, 3e38),  # the limits are far from any index vector: only its 7 bits matter
         "int8": _whole(8),
-        "e4m3": _float(8, 3, -6, 448.0),
+        "e4m3": _float(8, 3, -6, 448.0),  # the variant without infinities, whose top exponent is in use
         "e5m2": _float(8, 2, -14, 57344.0),
         "e3m2": _float(6, 2, -2, 28.0),
         "int4": _whole(4),
@@ -73,8 +73,8 @@ def rounded(x: Tensor, name: str, block: tuple[int, int] = (1, ALL)) -> Tensor:
     if form.bits == 16:
         return form.round(x)
     block = min(block[0], x.shape[-2]), min(block[1], x.shape[-1])
-    amax = fp8.largest_of_block(x, block).clamp(min=fp8.LEAST_AMAX)
-    scale = fp8.spread(amax / form.largest, x.shape, block)
+    amax = fp8.block_amax(x, block).clamp(min=fp8.MIN_AMAX)
+    scale = fp8.expand_scale(amax / form.largest, x.shape, block)
     return form.round(x / scale) * scale
 
 
@@ -110,22 +110,23 @@ def index_factors(model: Transformer, tokens: Tensor) -> list[Factors]:
 def overlap(a: Tensor, b: Tensor, first: int = 0) -> float:
     """The share of tokens that two selections (B, T, K) have in common, over the queries from `first` on."""
     S = int(max(a.max(), b.max())) + 1
-    mine, other = (reference.membership(x, S)[:, first:] for x in (a, b))
+    mine, other = (reference.selection_mask(x, S)[:, first:] for x in (a, b))
     return float((mine & other).sum() / mine.sum())
 
 
-def places_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+def ranks_of_newcomers(scores: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
     """Where the chosen tokens (B, T, K) that do not belong stood in the ranking of `scores` (B, T, S): places > K.
 
     A place is one more than the number of larger scores, so equal scores share theirs.
     """
     K, descending = chosen.shape[-1], scores[:, first:].sort(dim=-1, descending=True).values
     mine = scores[:, first:].gather(-1, chosen[:, first:].long())
+    # searchsorted wants rising rows; it finds how many scores are larger
     places = torch.searchsorted((-descending).contiguous(), (-mine).contiguous()) + 1  # (B, T - first, K)
     return places[places > K]
 
 
-def place_of_most(places: Tensor, share: float = 0.95) -> int:
+def rank_quantile(places: Tensor, share: float = 0.95) -> int:
     """The place that `share` of `places` do not exceed."""
     return int(places.float().quantile(share, interpolation="higher"))
 
@@ -159,7 +160,7 @@ def draw_outlier(factors: Factors, top_k: int = 16, first: int = 64) -> Draw:
         return overlap(ops.index_topk(q, k, w, top_k), exact, first)
 
     def draw(outlier: int, block: str, format: str) -> tuple[Figure, str]:
-        checked("outlier", outlier, 0, 12, "the factor is 2 to this power")
+        checked_int("outlier", outlier, 0, 12, "the factor is 2 to this power")
         if block not in BLOCKS or format not in FORMATS:
             raise ValueError(f"{block!r}, {format!r}: use one of {', '.join(BLOCKS)}; and of {', '.join(FORMATS)}")
         fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.9), width_ratios=[1, 1.25])

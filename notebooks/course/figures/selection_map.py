@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from course.ui.panel import Draw
-from course.ui.reading import Reading, checked
+from course.ui.reading import Reading, checked_int
 from course.ui.style import COLOURS, MARKERS
 
 Drawn = tuple[Figure, str]
@@ -25,12 +25,12 @@ Drawn = tuple[Figure, str]
 
 def draw_choices(reading: Reading) -> Draw:
     """Make a panel's callback: draw(top_k, layer, who) -> (figure, sentence)."""
-    T, layers = len(reading.ids), len(reading.mass)
+    T, layers = len(reading.ids), len(reading.attention_probs)
 
     def draw(top_k: int, layer: int, who: str) -> tuple[Figure, str]:
-        checked("top-k", top_k, 1, T, f"the text has {T} tokens")
-        checked("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
-        selected, kept = reading.chosen(who, layer, top_k), reading.kept(who, layer, top_k)
+        checked_int("top-k", top_k, 1, T, f"the text has {T} tokens")
+        checked_int("layer", layer, 0, layers - 1, f"the model has {layers} layers, the first is 0")
+        selected, kept = reading.select(who, layer, top_k), reading.attention_recall(who, layer, top_k)
         fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.7), width_ratios=[1, 1.2])
         _draw_matrix(left, selected, f"{who}, layer {layer}, top-k {top_k}")
         _draw_kept(right, reading, layer, top_k, kept)
@@ -50,7 +50,7 @@ def _draw_matrix(ax: Axes, selected: Tensor, title: str) -> None:
 
 
 def _draw_kept(ax: Axes, reading: Reading, layer: int, top_k: int, kept: Tensor) -> None:
-    best = reading.kept("oracle", layer, top_k)
+    best = reading.attention_recall("oracle", layer, top_k)
     ax.plot(smooth(kept), color=COLOURS[1], marker="", linewidth=2.5, label="this choice")
     ax.plot(smooth(best), color="black", marker="", linewidth=1, linestyle="--", label="oracle")
     ax.set(xlabel="query position (mean of 32)", ylabel="share of attention kept", ylim=(0, 1.04))

@@ -1,4 +1,4 @@
-"""Bills as pictures: who pays for what, what matters most, and a calculator to move.
+"""What serving costs, as pictures: who pays for what, what matters most, and a calculator to move.
 
 Two kinds of bill stand beside each other and must not be mixed: the *list*, what a user pays for tokens, and *GPU
 time*, what it costs to compute them. The list is published; GPU time is modelled (:mod:`dsa.analysis.roofline`), except
@@ -13,12 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from course.figures.cost_curves import ki
-from course.ui.reading import checked
+from course.figures.cost_curves import ki_axis
+from course.ui.reading import checked_int
 from course.ui.style import COLOURS, MARKERS, provenance
-from dsa.analysis.pricing import LIST, Bar, Bill, Call, Prices, Work, computed, costs_of, priced
+from dsa.analysis.pricing import (
+    LIST_PRICES,
+    Bar,
+    Bill,
+    Conversation,
+    Prices,
+    Request,
+    gpu_time_bill,
+    list_price_bill,
+    published_gpu_bills,
+)
 from dsa.analysis.published import crossing
-from dsa.analysis.roofline import DENSE, H800, LAST, SPARSE, Costs, modelled, starts
+from dsa.analysis.roofline import DENSE, H800, MAX_POSITION, SPARSE, Curves, base_costs, modelled_curves
 from dsa.model.config import Config
 
 Drawn = tuple[Figure, str]
@@ -27,12 +37,14 @@ ANSWER = 1000  # tokens that the calculator's request writes
 PARTS = ("fresh", "cached", "written")
 
 
-def draw_bills(published: Costs, works: Mapping[str, Work], prices: Prices = LIST) -> Drawn:
+def draw_serving_costs(
+    published: Curves, conversations: Mapping[str, Conversation], prices: Prices = LIST_PRICES
+) -> Drawn:
     """For each use its bill by the list, and in GPU time by the published figure, dense and sparse."""
-    fig, [axes] = plt.subplots(1, len(works), figsize=(8, 2.7), squeeze=False)
+    fig, [axes] = plt.subplots(1, len(conversations), figsize=(8, 2.7), squeeze=False)
     words = []
-    for ax, (name, work) in zip(axes, works.items(), strict=True):
-        bills = {"list": priced(work, prices), **costs_of(published, work)}
+    for ax, (name, conversation) in zip(axes, conversations.items(), strict=True):
+        bills = {"list": list_price_bill(conversation, prices), **published_gpu_bills(published, conversation)}
         _stacked(ax, {label.replace("-", "\n"): bill for label, bill in bills.items()})
         ax.set(title=name)
         words.append(f"{name} {', '.join(f'{label} {_cents(bill.total)}' for label, bill in bills.items())}")
@@ -83,47 +95,49 @@ def _cents(dollars: float) -> str:
     return f"{100 * dollars:.2g}" if dollars < 1 else f"{100 * dollars:.0f}"
 
 
-def draw_calculator(config: Config, published: Costs) -> Callable[..., Drawn]:
+def draw_calculator(config: Config, published: Curves) -> Callable[..., Drawn]:
     """Make a panel's callback: draw(length, top_k, price, cached) -> (figure, sentence).
 
     One request: a prompt of `length` units of 1,024 tokens, of which the first `cached` per cent are in the cache, and
     1,000 tokens of answer, on GPUs of `price` US cents an hour. Raises ValueError for what cannot be.
     """
-    found = starts(published)
+    found = base_costs(published)
 
     def draw(length: int, top_k: int, price: int, cached: int) -> Drawn:
-        checked("length", length, 1, 127, f"the figure ends at {LAST:,} tokens, and the answer needs {ANSWER:,}")
-        checked("top-k", top_k, 1, LAST, "no more than the context")
-        checked("price", price, 1, 10_000, "US cents for an hour of one GPU")
-        checked("cached", cached, 0, 100, "a share in per cent")
-        curves = modelled(config.replace(index_topk=top_k), found)
-        call, scale = Call(length * UNIT, length * UNIT * cached // 100, ANSWER), price / 100 / H800.dollars_per_hour
-        bills = {m: computed([call], curves["prefill", m], curves["decode", m], scale) for m in (DENSE, SPARSE)}
+        ends = f"the figure ends at {MAX_POSITION:,} tokens, and the answer needs {ANSWER:,}"
+        checked_int("length", length, 1, 127, ends)
+        checked_int("top-k", top_k, 1, MAX_POSITION, "no more than the context")
+        checked_int("price", price, 1, 10_000, "US cents for an hour of one GPU")
+        checked_int("cached", cached, 0, 100, "a share in per cent")
+        curves = modelled_curves(config.replace(index_topk=top_k), found)
+        request = Request(length * UNIT, length * UNIT * cached // 100, ANSWER)
+        scale = price / 100 / H800.dollars_per_hour
+        bills = {m: gpu_time_bill([request], curves["prefill", m], curves["decode", m], scale) for m in (DENSE, SPARSE)}
         fig, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.6), width_ratios=[1.4, 1])
         _curves(left, curves, scale)
         left.axvline(length * UNIT, color="#444444", linewidth=0.8)
-        _stacked(right, {"list": priced([call]), "V3.1": bills[DENSE], "V3.2": bills[SPARSE]})
+        _stacked(right, {"list": list_price_bill([request]), "V3.1": bills[DENSE], "V3.2": bills[SPARSE]})
         right.set(title="the request", ylabel="US cents")
         right.legend(fontsize=7)
-        return fig, _calculated(call, bills, curves, top_k)
+        return fig, _calculated(request, bills, curves, top_k)
 
     return draw
 
 
-def _curves(ax: Axes, curves: Costs, scale: float) -> None:
+def _curves(ax: Axes, curves: Curves, scale: float) -> None:
     """All four curves, dearest on top, on a logarithmic axis."""
     for number, ((phase, model), curve) in enumerate(curves.items()):
         look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], **provenance("modelled")}
-        places = sorted({*curve.positions, *range(0, LAST, 2 * 8192)})
+        places = sorted({*curve.positions, *range(0, MAX_POSITION, 2 * 8192)})
         ax.plot(places, [scale * curve.at(p) for p in places], label=f"{model[:4]}, {phase}", **look)
-    ki(ax)
+    ki_axis(ax)
     lowest = scale * min(curve.dollars[0] for curve in curves.values())
     ax.set(yscale="log", title="a token", ylabel="$ per million tokens", ylim=(lowest / 3, None))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.legend(fontsize=7, ncols=2, loc="lower right", frameon=True, framealpha=1, edgecolor="none")
 
 
-def _calculated(call: Call, bills: Mapping[str, Bill], curves: Costs, top_k: int) -> str:
+def _calculated(request: Request, bills: Mapping[str, Bill], curves: Curves, top_k: int) -> str:
     places = []
     for phase in ("prefill", "decode"):
         try:
@@ -133,7 +147,8 @@ def _calculated(call: Call, bills: Mapping[str, Bill], curves: Costs, top_k: int
         places.append(f"{place} in {phase}")
     dense, sparse = (100 * bills[model].total for model in (DENSE, SPARSE))
     return (
-        f"A prompt of {call.prompt:,} tokens, {call.cached:,} of them cached, and {call.written:,} tokens of answer: "
-        f"by the list {100 * priced([call]).total:.2f} cents; GPU time {dense:.2f} dense and {sparse:.2f} sparse with "
-        f"top-k {top_k:,}, {dense / sparse:.1f} times less. A token is cheaper sparse {' and '.join(places)}."
+        f"A prompt of {request.prompt:,} tokens, {request.cached:,} of them cached, and {request.written:,} tokens of "
+        f"answer: by the list {100 * list_price_bill([request]).total:.2f} cents; "
+        f"GPU time {dense:.2f} dense and {sparse:.2f} sparse with top-k {top_k:,}, {dense / sparse:.1f} times less. "
+        f"A token is cheaper sparse {' and '.join(places)}."
     )

@@ -48,6 +48,7 @@ class Memory:
         found = np.array(self._arrays[name][where])
         self.reads += found.size
         self.most = max(self.most, len(found) if isinstance(where, slice) else 1)
+        # weak references: a tile that the answer lets go drops out of the count by itself
         lent = (*self._lent.get(name, ()), ref(found))
         alive = [held for one in lent if (held := one()) is not None]
         self._lent[name] = [ref(held) for held in alive]

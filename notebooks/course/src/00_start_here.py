@@ -22,10 +22,10 @@
 # %%
 import dsa
 from course.figures.needle import draw_needle
-from course.figures.topk_viewer import draw_kept, explore
+from course.figures.topk_viewer import draw_topk_viewer, topk_viewer
 from course.ui.claims import claim
 from course.ui.environment import environment
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import CHOOSERS, read_file, reader
 from course.ui.style import show, style
@@ -70,7 +70,7 @@ guess = predict("What share of the attention do the 16 hold?", 0.5)
 # those that hold a kept token.
 
 # %%
-explore(model, text)
+topk_viewer(model, text)
 
 # %% [markdown]
 # On the left is the attention that the looking token would pay to each earlier token if it could look everywhere.
@@ -86,9 +86,9 @@ explore(model, text)
 # If you read this without a kernel, here are two positions of the sliders:
 
 # %%
-draw = draw_kept(model)
+draw = draw_topk_viewer(model)
 ends = [{"top_k": 4, "layer": 2}, {"top_k": 64, "layer": 2}]
-twins(draw, [{"text": text, "token": 0, **end} for end in ends])
+static_snapshots(draw, [{"text": text, "token": 0, **end} for end in ends])
 
 # %% [markdown]
 # ## How much survives
@@ -100,7 +100,10 @@ import matplotlib.pyplot as plt
 
 reading = reader(model)(text)
 share = {
-    who: [float(reading.kept(who, n, 16)[64:].mean()) for n in range(3)]
+    who: [
+        float(reading.attention_recall(who, n, 16)[64:].mean())
+        for n in range(3)
+    ]
     for who in CHOOSERS
 }
 fig, ax = plt.subplots(figsize=(7, 2.8))
@@ -184,10 +187,10 @@ panel
 
 # %%
 import torch
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 
 needles = [
-    hide(text, 512, depth, key=7, value=v)
+    insert_needle(text, 512, depth, key=7, value=v)
     for depth in (0.0, 0.25, 0.5, 0.75)
     for v in range(16)
 ]
@@ -232,7 +235,9 @@ claim(
 line = (
     "Die Lampe brennt. Лампа горит. Ο φάρος ανάβει. 灯台の明かりがつく。 "
 )
-twins(draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}])
+static_snapshots(
+    draw, [{"text": line * 2, "top_k": 16, "layer": 2, "token": 0}]
+)
 
 # %% [markdown]
 # ## Where it fails

@@ -27,8 +27,8 @@ import math
 
 import dsa
 import torch
-from course.exercises.latent import check
-from course.figures import latent as mla
+from course.exercises.latent_attention import check
+from course.figures import mla_figures as mla
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
@@ -634,19 +634,19 @@ claim(
 )
 
 # %%
-from course.figures.low_rank import draw_rank, places
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.figures.low_rank import draw_rank, layer_choices
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_rank(small, tokens, episodes)
 panel = Panel(
     draw,
     rank=Slider("rank", 1, 48, 24),
-    where=Choice("cut in", places(small), "all layers"),
+    where=Choice("cut in", layer_choices(small), "all layers"),
 )
 panel
 
 # %%
-twins(draw, [{"rank": n, "where": where} for n, where in (
+static_snapshots(draw, [{"rank": n, "where": where} for n, where in (
     (8, "all layers"), (24, "all layers"), (8, "layer 0"), (8, "layer 2"),
 )])  # fmt: skip
 by_layer = [
@@ -672,19 +672,19 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:latent.my_cache_bytes}
+# {exercise:latent_attention.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:latent.my_scores}
+# {exercise:latent_attention.my_scores}
 
 # %% [markdown]
-# {exercise:latent.my_output}
+# {exercise:latent_attention.my_output}
 
 # %% [markdown]
-# {exercise:latent.my_partners}
+# {exercise:latent_attention.my_partners}
 
 # %% [markdown]
-# {exercise:latent.my_for_halves}
+# {exercise:latent_attention.my_for_halves}
 
 # %% [markdown]
 # ## Where it fails
@@ -706,11 +706,11 @@ claim(
 # pairs. The course keeps such mistakes in a list, to be switched on for a while:
 
 # %%
-from course.bugs.injected import find
+from course.bugs.injected_bugs import find_bug
 
-mistake = find("halves in MLA")
-print(mistake.what)
-with mistake.apply():
+bug = find_bug("halves in MLA")
+print(bug.what)
+with bug.apply():
     wrong = compare(small)
 
 # %%

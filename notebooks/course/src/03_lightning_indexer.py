@@ -30,13 +30,13 @@ from pathlib import Path
 import dsa
 import torch
 import torch.nn.functional as F
-from course.exercises.indexer import check
+from course.exercises.lightning_indexer import check
 from course.figures import ranking
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 from dsa.kernels import loops, ops, reference, tiled
 from torch import Tensor
 
@@ -77,13 +77,13 @@ claim(
 # %%
 model = dsa.from_pretrained("../data/warmed")
 text = read_file("../data/texts/lighthouse.txt").strip()
-needle = hide(text, length=96, depth=0.25, key=7, value=11)
+needle = insert_needle(text, length=96, depth=0.25, key=7, value=11)
 tokens = needle.tokens[None]  # (1, T)
 model.attention = "dense"
 with torch.no_grad():
     _, trace = model(tokens, trace=True)
 mass = torch.stack([layer.mass[0, -1] for layer in trace])  # (layers, T)
-show(*ranking.draw_mass(mass, needle.value))
+show(*ranking.draw_attention(mass, needle.value))
 
 # %% [markdown]
 # Three different targets: spread out (mind its scale), the neighbours, and one far token. Each layer has an indexer
@@ -223,9 +223,11 @@ claim(
 # - The **weights** come from the hidden state (`weights_proj`), times $(J W)^{-1/2}$. Nothing makes them positive.
 
 # %%
-from course.experiments.activation import lessons
+from course.experiments.activation import teacher_batches
 
-seen = lessons(model, tokens)  # of each layer: what its indexer is shown
+seen = teacher_batches(
+    model, tokens
+)  # of each layer: what its indexer is shown
 R, theta = model.config.qk_rope_head_dim, model.config.rope_theta
 freq = theta ** -(torch.arange(0, R, 2) / R)  # (R/2,)
 angle = torch.arange(96)[:, None] * freq  # (T, R/2)
@@ -259,8 +261,8 @@ def my_factors(indexer, x, latent):
 
 # %%
 mine = []
-for lesson, layer in zip(seen, model.model.layers, strict=True):
-    shown = lesson.x[0], lesson.query_latent[0]
+for teacher, layer in zip(seen, model.model.layers, strict=True):
+    shown = teacher.x[0], teacher.query_latent[0]
     mine.append(my_factors(layer.self_attn.indexer, *shown))
 visible = reference.causal_mask(96, 96)
 gaps = [
@@ -438,8 +440,8 @@ claim(
 # to the scores of layer 1, which looks at its neighbours. Each mark is the mean over all pairs of one distance:
 
 # %%
-lesson, indexer = seen[1], model.model.layers[1].self_attn.indexer
-latent, hidden = lesson.query_latent[0], lesson.x[0]
+teacher, indexer = seen[1], model.model.layers[1].self_attn.indexer
+latent, hidden = teacher.query_latent[0], teacher.x[0]
 with torch.no_grad():
     q = (latent @ indexer.wq_b.weight.T).unflatten(-1, (2, 32))
     k = indexer.k_norm(hidden @ indexer.wk.weight.T)
@@ -611,13 +613,14 @@ claim(
 from course.experiments import activation
 
 small = Needles(corpus.load("../data/texts"), length=128)
-pupils = [
-    activation.Pupil(base, form, 2, 32, seed=3) for form in ("relu", "none")
+variants = [
+    activation.IndexerVariant(base, form, 2, 32, seed=3)
+    for form in ("relu", "none")
 ]
-exam = [small.generate(torch.Generator().manual_seed(9), 8)]
-before = activation.examine(base, pupils, exam)
-activation.warm_up(base, pupils, small, steps=50, seed=3)
-after = activation.examine(base, pupils, exam)
+eval_set = [small.generate(torch.Generator().manual_seed(9), 8)]
+before = activation.evaluate_variants(base, variants, eval_set)
+activation.warm_up(base, variants, small, steps=50, seed=3)
+after = activation.evaluate_variants(base, variants, eval_set)
 
 # %%
 claim(
@@ -644,7 +647,7 @@ claim(
 
 # %%
 from course.figures.index_heads import draw_heads, factors
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = draw_heads(factors(model, needle.tokens))
 Panel(
@@ -655,7 +658,7 @@ Panel(
 )
 
 # %%
-twins(draw, [{"layer": 1, "back": 0, "activation": "none"}])
+static_snapshots(draw, [{"layer": 1, "back": 0, "activation": "none"}])
 
 # %% [markdown]
 # In layer 2 at the asking token head 0 rises over the answer, and its positive weight lets it through; head 1 is cut
@@ -671,11 +674,16 @@ twins(draw, [{"layer": 1, "back": 0, "activation": "none"}])
 # K = 128, so that every visible token is chosen: K >= S.
 
 # %%
-from course.bugs.catalogue import EXHIBITS, draw_damage, shrink_keys, tour
-from course.bugs.injected import Mistake, Replacement, find
+from course.bugs.bug_catalogue import (
+    INDEXER_BUGS,
+    bug_effects,
+    draw_bug_effects,
+    shrink_keys,
+)
+from course.bugs.injected_bugs import Bug, Patch, find_bug
 
-for name in EXHIBITS:
-    print(f"{name}. {find(name).what}")
+for name in INDEXER_BUGS:
+    print(f"{name}. {find_bug(name).what}")
 guess = predict(
     "How many of the 11 change a logit when K >= S?",
     5,
@@ -689,11 +697,11 @@ guess = predict(
 
 # %%
 task = Needles(corpus.load("../data/texts"), length=128, pairs=4, queries=4)
-visit = task.generate(torch.Generator().manual_seed(2), 4)
+sample = task.generate(torch.Generator().manual_seed(2), 4)
 exact = dsa.from_pretrained("../data/warmed", dtype=torch.float64)
-tours = {k: tour(exact, visit, k) for k in (128, 16)}
-for k, damage in tours.items():
-    found = damage("neighbours in the indexer")
+effects = {k: bug_effects(exact, sample, k) for k in (128, 16)}
+for k, effect in effects.items():
+    found = effect("neighbours in the indexer")
     print(
         f"K = {k}: largest change of a logit {found.logits:.1f},"
         f" chosen tokens swapped {found.swapped:.0%}"
@@ -713,9 +721,9 @@ def dice(q, k, w, top_k):
     return ops.select(noise.masked_fill(future, float("-inf")), top_k)
 
 
-throw = Replacement(ops, "index_topk", dice)
-thrown = Mistake("dice", "No indexer at all.", "Why not.", "K < S", throw)
-by_dice = tours[128](thrown)
+patch = Patch(ops, "index_topk", dice)
+dice_bug = Bug("dice", "No indexer at all.", "Why not.", "K < S", patch)
+by_dice = effects[128](dice_bug)
 claim(
     "dice-change-nothing",
     by_dice.logits < 1e-3,
@@ -728,8 +736,8 @@ claim(
 
 # %%
 wide, narrow = {}, {}
-for name in EXHIBITS:
-    wide[name], narrow[name] = tours[128](name), tours[16](name)
+for name in INDEXER_BUGS:
+    wide[name], narrow[name] = effects[128](name), effects[16](name)
     print(
         f"{name:27} logits {wide[name].logits:4.1f} |"
         f" {narrow[name].logits:4.1f}, swapped {narrow[name].swapped:5.1%}"
@@ -745,9 +753,9 @@ guess.reveal(
 claim(
     "bugs-invisible-while-all-kept",
     shown == ["fillers not masked again"],
-    f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)} exhibits are"
+    f"{len(INDEXER_BUGS) - len(shown)} of {len(INDEXER_BUGS)} exhibits are"
     " invisible while K >= S",
-    value=f"{len(EXHIBITS) - len(shown)} of {len(EXHIBITS)}",
+    value=f"{len(INDEXER_BUGS) - len(shown)} of {len(INDEXER_BUGS)}",
 )
 
 # %%
@@ -755,9 +763,10 @@ hidden = [name for name, found in narrow.items() if not found.visible]
 claim(
     "bugs-show-when-some-kept",
     hidden == ["LayerNorm with eps 1e-5"],
-    f"with K < S {len(EXHIBITS) - len(hidden)} of {len(EXHIBITS)} show",
+    f"with K < S {len(INDEXER_BUGS) - len(hidden)} of"
+    f" {len(INDEXER_BUGS)} show",
 )
-show(*draw_damage({128: wide, 16: narrow}))
+show(*draw_bug_effects({128: wide, 16: narrow}))
 
 # %% [markdown]
 # One exhibit is still in hiding: an eps of 1e-5, torch's default, instead of 1e-6. It is added to the variance of
@@ -765,7 +774,7 @@ show(*draw_damage({128: wide, 16: narrow}))
 # smaller. (A LayerNorm undoes the factor, but for its eps.)
 
 # %%
-eps = tour(shrink_keys(exact), visit, 16)("LayerNorm with eps 1e-5")
+eps = bug_effects(shrink_keys(exact), sample, 16)("LayerNorm with eps 1e-5")
 print(f"small keys: {eps.logits:.1f}, swapped {eps.swapped:.0%}")
 claim(
     "small-keys-show-the-last",
@@ -783,16 +792,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:indexer.my_index_scores}
+# {exercise:lightning_indexer.my_index_scores}
 
 # %% [markdown]
-# {exercise:indexer.my_index_key}
+# {exercise:lightning_indexer.my_index_key}
 
 # %% [markdown]
-# {exercise:indexer.my_two_heads}
+# {exercise:lightning_indexer.my_two_heads}
 
 # %% [markdown]
-# {exercise:indexer.my_test}
+# {exercise:lightning_indexer.my_test}
 
 # %% [markdown]
 # ## Where it fails
@@ -801,7 +810,7 @@ claim(
 
 # %%
 published = narrow["neighbours in the indexer"]
-by_dice = tours[16](thrown).answered
+by_dice = effects[16](dice_bug).answered
 claim(
     "swapped-tokens-still-answer",
     published.swapped > 0.2 and published.answered > by_dice + 0.3,
@@ -815,13 +824,13 @@ claim(
 # Scored by the second half of its numbers alone, which no convention touches, layer 2 still finds:
 
 # %%
-shown = lessons(model, visit.tokens)[2]
+shown = teacher_batches(model, sample.tokens)[2]
 with torch.no_grad():
     q, k, w = activation.indexers(model)[2](
         shown.x, shown.query_latent, shown.rope
     )
 still = activation.scores("relu", q[..., R:], k[..., R:], w)
-share = float(hit(ops.select(still, 16), visit).float().mean())
+share = float(hit(ops.select(still, 16), sample).float().mean())
 claim(
     "unrotated-half-finds",
     share > 0.8,
@@ -839,7 +848,10 @@ claim(
 found = factors(model, needle.tokens)
 per_query = []
 for t in range(48, 96):
-    mass, score = found.mass[0, t], found.shares(0, t, "ReLU").sum(0)
+    mass, score = (
+        found.attention_probs[0, t],
+        found.shares(0, t, "ReLU").sum(0),
+    )
     kept16 = mass[score.topk(16).indices].sum()
     per_query.append(float(kept16 / mass.topk(16).values.sum()))
 worst, typical = min(per_query), sorted(per_query)[24]

@@ -43,7 +43,8 @@ model = dsa.from_pretrained("../data/sparse")
 text = read_file("../data/texts/lighthouse.txt").strip()
 reading = reader(model)(text)
 count = len(reading.ids)
-print(f"{count} tokens, {len(reading.mass)} layers, K = {model.top_k}")
+layers = len(reading.attention_probs)
+print(f"{count} tokens, {layers} layers, K = {model.top_k}")
 
 # %% [markdown]
 # ## From scores to a set
@@ -223,7 +224,10 @@ guess = predict("In layer 0, what do the best 16 keys keep?", 0.5)
 # %%
 sizes = [1, 2, 4, 8, 16, 32, 64, 128]
 curve = {
-    (who, n): [float(reading.kept(who, n, k)[64:].mean()) for k in sizes]
+    (who, n): [
+        float(reading.attention_recall(who, n, k)[64:].mean())
+        for k in sizes
+    ]
     for who in CHOOSERS
     for n in range(3)
 }
@@ -269,8 +273,8 @@ claim(
 heads = head_weights(model, reading.ids)  # (layers, T, H, T)
 kept = []
 for n in range(3):
-    chosen = reading.chosen("indexer", n, 16)
-    member = reference.membership(chosen[None], len(reading.ids))[0]
+    chosen = reading.select("indexer", n, 16)
+    member = reference.selection_mask(chosen[None], len(reading.ids))[0]
     kept.append((heads[n] * member[:, None]).sum(-1)[64:].mean(0))
 kept = torch.stack(kept)  # (layers, H)
 best = heads.topk(16, dim=-1).values.sum(-1)[:, 64:].mean(1)
@@ -285,7 +289,7 @@ lost = (best - kept).amax(1)
 # %%
 claim(
     "mass-is-mean-of-heads",
-    torch.allclose(heads.mean(2), reading.mass, atol=1e-5),
+    torch.allclose(heads.mean(2), reading.attention_probs, atol=1e-5),
     "attention mass is the mean of the heads' own attentions",
 )
 most = 100 * float(lost.max())
@@ -509,7 +513,7 @@ for name, c in (("here", model.config), ("V3.2-Exp", dsa.Config.v32_exp())):
 # And chance?
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 draw = selection_map.draw_choices(reading)
 panel = Panel(
@@ -524,7 +528,7 @@ panel
 # The same for readers without a kernel:
 
 # %%
-twins(
+static_snapshots(
     draw,
     [
         {"top_k": 16, "layer": 2, "who": "window"},
@@ -543,7 +547,7 @@ twins(
 # {exercise:selection.my_select}
 
 # %% [markdown]
-# {exercise:selection.my_mass_kept}
+# {exercise:selection.my_attention_recall}
 
 # %% [markdown]
 # {exercise:selection.my_sparse_attention}

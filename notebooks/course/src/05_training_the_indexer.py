@@ -28,8 +28,8 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.teaching import check
-from course.figures import adapting, indexer_training
+from course.exercises.indexer_kl import check
+from course.figures import indexer_training, sparse_vs_dense
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -266,10 +266,10 @@ claim(
 
 # %%
 from course.ui.reading import head_weights, read_file
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 
 story = read_file("../data/texts/lighthouse.txt").strip()
-needle = hide(story, length=96, depth=0.25, key=7, value=11)
+needle = insert_needle(story, length=96, depth=0.25, key=7, value=11)
 seen = head_weights(base, needle.tokens.tolist())  # (layers, T, H, T)
 
 
@@ -382,17 +382,19 @@ guess = predict(
 from course.figures.warmup_film import Film, draw_film
 from dsa.training.pretrain import MixedNeedles
 
-pupil = with_indexer(base, seed=0)
-pupil.top_k = 16
-exam = Needles(text, length=256, pairs=8, queries=8)
-exam = [exam.generate(torch.Generator().manual_seed(s), 16) for s in (7, 8)]
-before = evaluate.watch(pupil, exam, "dense", 16)
-film = Film(pupil, needle.tokens, every=5)
+student = with_indexer(base, seed=0)
+student.top_k = 16
+eval_set = Needles(text, length=256, pairs=8, queries=8)
+eval_set = [
+    eval_set.generate(torch.Generator().manual_seed(s), 16) for s in (7, 8)
+]
+before = evaluate.selection_metrics(student, eval_set, "dense", 16)
+film = Film(student, needle.tokens, every=5)
 
 # %%
-lesson = MixedNeedles(text, 256)
-run = warm_up(pupil, lesson, steps=80, size=4, after=film, show=False)
-after = evaluate.watch(pupil, exam, "dense", 16)
+mixture = MixedNeedles(text, 256)
+run = warm_up(student, mixture, steps=80, size=4, after=film, show=False)
+after = evaluate.selection_metrics(student, eval_set, "dense", 16)
 
 # %% tags=["nbval-ignore-output"]
 first, last = run.rows[0], [row["kl"] for row in run.rows[-10:]]
@@ -426,7 +428,7 @@ kept |= {
     "before": before["kept"]["indexer"],
 }
 kept |= {name: after["kept"][name] for name in ("window", "random")}
-show(*adapting.draw_held(kept, "16 keys"))
+show(*sparse_vs_dense.draw_attention_recall(kept, "16 keys"))
 
 # %% tags=["nbval-ignore-output"]
 share = after["of_oracle_mean"]
@@ -456,7 +458,7 @@ claim(
 # And the model itself? Everything but the indexers is what it was, to the last bit:
 
 # %%
-weights = pupil.state_dict()
+weights = student.state_dict()
 same = [torch.equal(x, weights[n]) for n, x in base.state_dict().items()]
 claim(
     "dense-tensors-unchanged",
@@ -497,7 +499,7 @@ if FULL:
     long = with_indexer(base)
     done = warm_up(long, MixedNeedles(library, 512))
     held_out = list(evaluate.needle_batches(library, 512, 32))
-    found = evaluate.watch(long, held_out, "dense", 16)
+    found = evaluate.selection_metrics(long, held_out, "dense", 16)
     print(
         f"{done.seconds:.0f} s, {found['of_oracle_mean']:.1%} of the oracle"
     )
@@ -511,7 +513,7 @@ if FULL:
 # learns something else.
 
 # %% tags=["nbval-ignore-output"]
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 
 draw = draw_film(film)
 Panel(
@@ -526,12 +528,12 @@ Panel(
 
 # %% tags=["nbval-ignore-output"]
 still = [{"step": s, "layer": 2, "back": 0} for s in (0, 10, 20, 80)]
-twins(draw, still, columns=1)
+static_snapshots(draw, still, columns=1)
 
 # %% tags=["nbval-ignore-output"]
 t, place = len(film.ids) - 1, needle.value
 given = [float(one[2, t, place]) for one in film.shares]
-wanted = float(film.mass[2, t, place])
+wanted = float(film.attention_probs[2, t, place])
 claim(
     "answer-by-indexer",
     given[0] < 0.2 and given[-1] > 0.6,
@@ -545,7 +547,7 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 kl = film.kl(2, t)
-kept = [film.kept(n, 2, t, 16)[0] for n in range(len(kl))]
+kept = [film.attention_recall(n, 2, t, 16)[0] for n in range(len(kl))]
 early = [n for n in range(len(kl)) if kept[n] > 0.9 and kl[n] > 0.5 * kl[0]]
 at, rest = early[0], kl[early[0]] / kl[0]
 claim(
@@ -574,15 +576,15 @@ guess = predict(
 )
 
 # %%
-from course.experiments.indexer_sweep import MIDDLE, along
+from course.experiments.indexer_sweep import DEFAULT, along_axis
 
 path = Path("../data/measurements/indexer_sweep.json")
 runs = json.loads(path.read_text())["runs"]
 show(*indexer_training.draw_axes(runs))
 
 # %%
-middle = along(runs, "heads", "kl")[2]
-narrow = along(runs, "rotary", "kl")[2]
+middle = along_axis(runs, "heads", "kl")[2]
+narrow = along_axis(runs, "rotary", "kl")[2]
 guess.reveal(
     sum(narrow) / 2,
     "with one pair of numbers turned by one radian a token, the indexer"
@@ -598,7 +600,7 @@ claim(
 )
 
 # %%
-blind = along(runs, "rotary", "hit")[2]
+blind = along_axis(runs, "rotary", "hit")[2]
 claim(
     "needles-without-rotary",
     min(blind) > 0.95,
@@ -609,21 +611,21 @@ claim(
 
 # %%
 for axis in ("heads", "width", "rate"):
-    for value, found in along(runs, axis, "hit").items():
-        kl = along(runs, axis, "kl")[value]
+    for value, found in along_axis(runs, axis, "hit").items():
+        kl = along_axis(runs, axis, "kl")[value]
         print(f"{axis:5} {value:<6g} KL {kl[0]:.2f} {kl[1]:.2f},",
               f"hits {found[0]:.0%} {found[1]:.0%}")  # fmt: skip
 
 # %%
-one = along(runs, "heads", "hit")[1]
+one = along_axis(runs, "heads", "hit")[1]
 claim(
     "one-head-by-seed",
-    min(one) < 0.5 < 0.9 < min(along(runs, "heads", "hit")[4]),
+    min(one) < 0.5 < 0.9 < min(along_axis(runs, "heads", "hit")[4]),
     f"one head finds the needles with one seed and not with the other:"
     f" {max(one):.0%} and {min(one):.0%}",
     kind="recorded",
 )
-slow = along(runs, "rate", "kl")[1e-3]
+slow = along_axis(runs, "rate", "kl")[1e-3]
 claim(
     "reports-rate-too-slow",
     min(slow) > 1.5 * max(middle),
@@ -644,7 +646,7 @@ claim(
 
 # %%
 real = dsa.Config.v32_exp()
-small = sum(p.numel() for p in pupil.indexer_parameters())
+small = sum(p.numel() for p in student.indexer_parameters())
 J, W, D = real.index_n_heads, real.index_head_dim, real.hidden_size
 each = J * W * real.q_lora_rank + (J + W) * D + 2 * W  # and the norm
 large = real.num_hidden_layers * each
@@ -678,16 +680,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:teaching.my_target}
+# {exercise:indexer_kl.my_target}
 
 # %% [markdown]
-# {exercise:teaching.my_safe_kl}
+# {exercise:indexer_kl.my_safe_kl}
 
 # %% [markdown]
-# {exercise:teaching.my_head_gradient}
+# {exercise:indexer_kl.my_head_gradient}
 
 # %% [markdown]
-# {exercise:teaching.my_sparse_target}
+# {exercise:indexer_kl.my_sparse_target}
 
 # %% [markdown]
 # ## Where it fails
@@ -699,14 +701,17 @@ claim(
 
 # %%
 from course.experiments import activation
-from course.experiments.indexer_sweep import Recipe, Variant
+from course.experiments.indexer_sweep import SweptVariant, VariantConfig
 
-pair = [Variant(base, MIDDLE, 0), Variant(base, Recipe(first=16), 0)]
+pair = [
+    SweptVariant(base, DEFAULT, 0),
+    SweptVariant(base, VariantConfig(first=16), 0),
+]
 activation.warm_up(base, pair, MixedNeedles(text, 128), steps=60)
-taught = activation.lessons(base, exam[0].tokens)
+teacher = activation.teacher_batches(base, eval_set[0].tokens)
 with torch.no_grad():
-    kl = [one.loss(taught) for one in pair]
-    scored = [one(taught) for one in pair]
+    kl = [one.loss(teacher) for one in pair]
+    scored = [one(teacher) for one in pair]
 
 # %% tags=["nbval-ignore-output"]
 worst = int(kl[1].argmax())
@@ -728,7 +733,7 @@ claim(
 # mass of any text. Such an indexer passes a careless test:
 
 # %% tags=["nbval-ignore-output"]
-alive, dead = activation.examine(base, pair, exam)
+alive, dead = activation.evaluate_variants(base, pair, eval_set)
 for name, one in (("alive", alive), ("dead", dead)):
     print(f"{name}: {one['of_oracle']:.0%} of the oracle's mass,",
           f"{one['hit']:.0%} of the needles")  # fmt: skip

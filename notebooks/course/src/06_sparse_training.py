@@ -31,10 +31,10 @@ from statistics import mean, stdev
 
 import dsa
 import torch
-from course.exercises.adapting import check
+from course.exercises.sparse_training import check
 from course.experiments import benchmark_suite
-from course.experiments.matched_runs import train_on
-from course.figures import adapting
+from course.experiments.matched_runs import continue_training
+from course.figures import sparse_vs_dense as figures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -60,14 +60,14 @@ style()
 text = corpus.load()
 print(text)
 warmed = dsa.from_pretrained("../data/warmed")
-exam = list(evaluate.needle_batches(text, 256, 32))
+eval_set = list(evaluate.needle_batches(text, 256, 32))
 
 
 def measure(model, attention, top_k=16):
     """Bits per byte, and recall of needles."""
     with evaluate.set_to(model, attention, top_k):
         bits = evaluate.text_bits(model, text, 256, 32)
-    return bits, evaluate.recall(model, exam, attention, top_k)["all"]
+    return bits, evaluate.recall(model, eval_set, attention, top_k)["all"]
 
 
 # %%
@@ -113,13 +113,13 @@ choosers = {
     "window": ("warmed", "window"),
     "random": ("warmed", "random"),
 }
-show(*adapting.draw_sweep(swept, choosers, (2, 16), most=5))
+show(*figures.draw_sweep(swept, choosers, (2, 16), most=5))
 
 
 # %%
 def seeds_at(model, who, what, k):
     """The recorded values of all seeds, as a tensor."""
-    return torch.tensor(adapting.along(swept, model, who, what)[k])
+    return torch.tensor(figures.recorded_curve(swept, model, who, what)[k])
 
 
 # %%
@@ -169,30 +169,30 @@ claim(
 # hand:
 
 # %%
-pupil = dsa.from_pretrained("../data/warmed")
-pupil.attention, pupil.top_k = "sparse", 2
-lesson = Needles(text, length=128, pairs=4, queries=4)  # chapter 05
-episodes = lesson.generate(torch.Generator().manual_seed(0), 4)
+probe = dsa.from_pretrained("../data/warmed")
+probe.attention, probe.top_k = "sparse", 2
+task = Needles(text, length=128, pairs=4, queries=4)  # chapter 05
+episodes = task.generate(torch.Generator().manual_seed(0), 4)
 
 
 def gradients(loss):
     """What one backward pass leaves: name -> gradient."""
-    pupil.zero_grad(set_to_none=True)
+    probe.zero_grad(set_to_none=True)
     loss.backward()
-    named = pupil.named_parameters()
+    named = probe.named_parameters()
     return {n: p.grad.clone() for n, p in named if p.grad is not None}
 
 
 # %%
-logits, kl = pupil(episodes.tokens, indexer_loss=True)
-counts = episodes.counts[:, 1:]
-right = episodes.tokens[:, 1:][counts]
-log_p = logits[:, :-1][counts].log_softmax(-1)
+logits, kl = probe(episodes.tokens, indexer_loss=True)
+mask = episodes.loss_mask[:, 1:]
+right = episodes.tokens[:, 1:][mask]
+log_p = logits[:, :-1][mask].log_softmax(-1)
 language = -log_p.gather(-1, right[:, None]).mean()
 together = gradients(language + kl.sum())
 
-alone = gradients(language_loss(pupil(episodes.tokens), episodes))
-_, kl = pupil(episodes.tokens, indexer_loss=True)
+alone = gradients(language_loss(probe(episodes.tokens), episodes))
+_, kl = probe(episodes.tokens, indexer_loss=True)
 index_only = gradients(kl.sum())
 print(len(together), "gradients:", len(alone), "+", len(index_only))
 claim(
@@ -217,11 +217,11 @@ claim(
 # measures:
 
 # %%
-print(inspect.getsource(indexer.learn_both))
+print(inspect.getsource(indexer.joint_objective))
 
 # %%
-step = indexer.learn_both(lesson, 4)
-loss, _ = step(pupil, torch.Generator().manual_seed(0))
+step = indexer.joint_objective(task, 4)
+loss, _ = step(probe, torch.Generator().manual_seed(0))
 theirs = gradients(loss)
 claim(
     "joint-step-is-packages",
@@ -238,16 +238,19 @@ claim(
 # right:
 
 # %%
-from course.experiments.ablations import attach, copied
+from course.experiments.ablations import attach_indexer_loss, clone_model
 
-leaking = attach(copied(pupil))
+leaking = attach_indexer_loss(clone_model(probe))
 _, kl = leaking(episodes.tokens, indexer_loss=True)
 kl.sum().backward()
 leaked = {n: p.grad for n, p in leaking.named_parameters()
           if p.grad is not None and n in alone}  # fmt: skip
 
 # %%
-share = float(adapting.norm(leaked, leaked) / adapting.norm(alone, leaked))
+share = float(
+    figures.gradient_norm(leaked, leaked)
+    / figures.gradient_norm(alone, leaked)
+)
 print(f"reaches {len(leaked)} of the model's {len(alone)} tensors,"
       f" {share:.1f} times as strong as the language loss")  # fmt: skip
 claim(
@@ -271,17 +274,19 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 ways = {"dense": "dense", "sparse 16": "sparse", "window 16": "window"}
-twins, curves = {}, {}
+models, curves = {}, {}
 for name, attention in ways.items():
-    twins[name] = dsa.from_pretrained("../data/warmed")
+    models[name] = dsa.from_pretrained("../data/warmed")
     task = MixedNeedles(text, 256)
-    run = train_on(twins[name], task, attention, 16, steps=60, size=4)
+    run = continue_training(
+        models[name], task, attention, 16, steps=60, size=4
+    )
     measured = [row.get("language", row["loss"]) for row in run.rows]
     curves[name] = [mean(measured[n : n + 6]) for n in range(0, 60, 6)]
-show(*adapting.draw_behind(curves, "dense", steps=60))
+show(*figures.draw_loss_gap(curves, "dense", steps=60))
 
 # %% tags=["nbval-ignore-output"]
-after = {name: measure(twins[name], ways[name]) for name in ways}
+after = {name: measure(models[name], ways[name]) for name in ways}
 for name, (bits, right) in after.items():
     print(f"{name:10} {bits:.2f} bits, recall {right:.0%}")
 cost = after["sparse 16"][0] - after["dense"][0]
@@ -314,10 +319,12 @@ guess = predict("What share of the damage does the training repair?", 0.3)
 
 # %% tags=["nbval-ignore-output"]
 few = dsa.from_pretrained("../data/warmed")
-train_on(few, MixedNeedles(text, 256), "sparse", 2, steps=60, size=4)
+continue_training(
+    few, MixedNeedles(text, 256), "sparse", 2, steps=60, size=4
+)
 before2 = measure(warmed, "sparse", 2)
 after2 = measure(few, "sparse", 2)
-control = measure(twins["dense"], "sparse", 2)
+control = measure(models["dense"], "sparse", 2)
 best = [measure(model, "oracle", 2) for model in (warmed, few)]
 rows = {
     "before": before2,
@@ -363,10 +370,12 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 kept = {
-    name: evaluate.watch(model, exam, "sparse", 2)["kept"]["oracle"]
+    name: evaluate.selection_metrics(model, eval_set, "sparse", 2)["kept"][
+        "oracle"
+    ]
     for name, model in (("before", warmed), ("trained with 2", few))
 }
-show(*adapting.draw_held(kept, "best two keys"))
+show(*figures.draw_attention_recall(kept, "best two keys"))
 before, trained = (torch.tensor(shares) for shares in kept.values())
 apart = (before - trained).abs().max()
 claim(
@@ -394,7 +403,7 @@ lines = {
     "trained with 16": ("sparse", "sparse"),
     "trained with 2": ("sparse 2", "sparse"),
 }
-show(*adapting.draw_sweep(swept, lines, (1, 2, 16)))
+show(*figures.draw_sweep(swept, lines, (1, 2, 16)))
 
 # %%
 bits = {}
@@ -483,13 +492,12 @@ claim(
 # then to 16, then change the chooser. Below the panel, for readers without a kernel, it stands still at two places.
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, Text
-from course.ui.panel import twins as side_by_side
+from course.ui.panel import Choice, Panel, Slider, Text, static_snapshots
 from course.ui.reading import read_file
 
 story = read_file("../data/texts/lighthouse.txt").strip()[:700]
-draw = adapting.draw_price(
-    {"not yet": warmed, "with 16": twins["sparse 16"], "with 2": few}
+draw = figures.draw_extra_bits(
+    {"not yet": warmed, "with 16": models["sparse 16"], "with 2": few}
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -497,13 +505,15 @@ Panel(
     draw,
     text=Text("your text, or file:PATH", story),
     top_k=Slider("top-k", 1, 64, 2),
-    who=Choice("chosen by", list(adapting.CHOOSERS), "indexer"),
+    who=Choice("chosen by", list(figures.CHOOSERS), "indexer"),
 )
 
 # %% tags=["nbval-ignore-output"]
-side_by_side(draw, [{"text": story, "top_k": k, "who": who} for k, who in (
-    (2, "indexer"), (16, "window"),
-)], columns=1)  # fmt: skip
+still = [
+    {"text": story, "top_k": 2, "who": "indexer"},
+    {"text": story, "top_k": 16, "who": "window"},
+]
+static_snapshots(draw, still, columns=1)
 
 # %% [markdown]
 # ## As good as dense? The report's fourteen benchmarks
@@ -528,11 +538,11 @@ guess = predict(
 )
 
 # %%
-show(*adapting.draw_published(table))
+show(*figures.draw_published(table))
 
 # %%
-known = [b for b in table if b.chance() is not None]
-outside = [b.name for b in known if abs(b.difference) > b.chance()]
+known = [b for b in table if b.noise_margin() is not None]
+outside = [b.name for b in known if abs(b.difference) > b.noise_margin()]
 guess.reveal(
     len(outside),
     f"none of the {len(known)} whose size is known. The other two cannot be"
@@ -555,7 +565,7 @@ claim(
 )
 
 # %%
-widest = max(b.chance() for b in known)
+widest = max(b.noise_margin() for b in known)
 claim(
     "chance-on-30-questions",
     widest > 15,
@@ -580,7 +590,7 @@ claim(
 # does not notice a window would not notice anything. Every score is a share of right next tokens; these are asked:
 
 # %%
-for one in benchmark_suite.exams(text, sequences=8):
+for one in benchmark_suite.eval_sets(text, sequences=8):
     for name, asked in one.asked.items():
         print(f"{name:20} {one.tokens.shape[1]:4} tokens a sequence,",
               f"{asked.sum() / len(asked):5.1f} asked")  # fmt: skip
@@ -594,7 +604,7 @@ for one in benchmark_suite.exams(text, sequences=8):
 # %%
 ours = benchmark_suite.differences(record["suite"], "sparse")
 theirs = benchmark_suite.differences(record["suite"], "window")
-show(*adapting.draw_suite(ours, theirs))
+show(*figures.draw_benchmark_suite(ours, theirs))
 
 # %%
 quiet = sum(r["noise"] for r in ours)
@@ -685,7 +695,7 @@ claim(
 
 # %%
 scratch = {k: ablation("scratch", k)[0] for k in ("dense", "sparse")}
-show(*adapting.draw_scratch(scratch))
+show(*figures.draw_from_scratch(scratch))
 late = scratch["sparse"]["copy_steps"] / scratch["dense"]["copy_steps"]
 claim(
     "sparse-from-scratch",
@@ -718,7 +728,7 @@ tokens = {
     "sparse, report": 15_000 * 480 * length,
     "sparse, article": 100e9,
 }
-forward = flops.prompt_work(real, length, "sparse").total / length
+forward = flops.prompt_flops(real, length, "sparse").total / length
 for name in ("sparse, report", "sparse, article"):
     hours = 3 * forward * tokens[name] / (990e12 * 0.4) / 3600
     print(
@@ -759,16 +769,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:adapting.my_gpu_hours}
+# {exercise:sparse_training.my_gpu_hours}
 
 # %% [markdown]
-# {exercise:adapting.my_sparse_loss}
+# {exercise:sparse_training.my_sparse_loss}
 
 # %% [markdown]
-# {exercise:adapting.my_interval}
+# {exercise:sparse_training.my_interval}
 
 # %% [markdown]
-# {exercise:adapting.my_longer}
+# {exercise:sparse_training.my_longer}
 
 # %% [markdown]
 # The package has such a copy, too. With it: the training at 512 tokens, the length of the shipped models, and then at
@@ -780,9 +790,11 @@ claim(
 if FULL:
     LENGTH = 512
     for name, attention in {"sparse": "sparse", "dense": "dense"}.items():
-        grown = copied(warmed, LENGTH)
+        grown = clone_model(warmed, LENGTH)
         task = MixedNeedles(text, LENGTH)
-        train_on(grown, task, attention, 16, steps=100, size=8, show=True)
+        continue_training(
+            grown, task, attention, 16, steps=100, size=8, show=True
+        )
         long = list(evaluate.needle_batches(text, LENGTH, 32))
         with evaluate.set_to(grown, attention, 16):
             bits = evaluate.text_bits(grown, text, LENGTH, 32)

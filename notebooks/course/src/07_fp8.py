@@ -24,9 +24,9 @@ import math
 
 import dsa
 import torch
-from course.exercises.fp8 import check
+from course.exercises.fp8_scales import check
+from course.figures import fp8_figures as figures
 from course.figures import rounding
-from course.figures import rounding_figures as figures
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
@@ -181,7 +181,7 @@ claim(
 
 
 # %%
-def quantise(x, rows, columns):
+def quantize(x, rows, columns):
     """Codes of x (M, N) as fp32, and one scale a block."""
     M, N = x.shape
     codes = torch.zeros_like(x)
@@ -201,8 +201,8 @@ weights[:, 150:200] *= 30
 weights[40, 300] = 500.0
 equal = []
 for block in (fp8.GROUP, fp8.BLOCK):
-    mine, my_scale = quantise(weights, *block)
-    theirs, their_scale = fp8.quantise(weights, block)
+    mine, my_scale = quantize(weights, *block)
+    theirs, their_scale = fp8.quantize(weights, block)
     equal.append(torch.equal(mine, theirs.float()))
     equal.append(torch.equal(my_scale, their_scale))
 claim(
@@ -226,10 +226,10 @@ show(*figures.draw_scales(weights))
 
 # %%
 x = torch.randn(64, 400, generator=generator)
-x8, a = fp8.quantise(x)
-w8, b = fp8.quantise(weights, fp8.BLOCK)
+x8, a = fp8.quantize(x)
+w8, b = fp8.quantize(weights, fp8.BLOCK)
 found = fp8.matmul(x8, a, w8, b)
-inputs = fp8.dequantise(x8, a), fp8.dequantise(w8, b, fp8.BLOCK)
+inputs = fp8.dequantize(x8, a), fp8.dequantize(w8, b, fp8.BLOCK)
 rest = rounding.relative_error(found, inputs[0] @ inputs[1].T)
 error = rounding.relative_error(found, x @ weights.T)
 claim(
@@ -260,9 +260,9 @@ w = torch.randn(1, 8, 4, generator=generator)
 
 
 def both_ways(ue8m0):
-    q8, a = fp8.quantise(q, ue8m0=ue8m0)
-    k8, b = fp8.quantise(k, ue8m0=ue8m0)
-    inside = fp8.dequantise(q8, a), fp8.dequantise(k8, b), w
+    q8, a = fp8.quantize(q, ue8m0=ue8m0)
+    k8, b = fp8.quantize(k, ue8m0=ue8m0)
+    inside = fp8.dequantize(q8, a), fp8.dequantize(k8, b), w
     before = ops.index_scores(*inside, backend="reference")
     return before, fp8.index_scores(q8, a, k8, b, w)
 
@@ -398,13 +398,13 @@ claim(
 # %%
 scores = ops.index_scores(*factors[2])
 places = {
-    name: rounding.places_of_newcomers(scores, chosen[name][2], first=64)
+    name: rounding.ranks_of_newcomers(scores, chosen[name][2], first=64)
     for name in ("e4m3", "e2m1", "int2")
 }
 show(*figures.draw_newcomers(places, queries=scores[:, 64:, 0].numel()))
 
 # %%
-place = rounding.place_of_most(places["e4m3"])
+place = rounding.rank_quantile(places["e4m3"])
 claim(
     "newcomers-were-near",
     place <= 24,
@@ -539,7 +539,7 @@ base = torch.randn(2, 512, 128, generator=generator)
 def product_error(by, turn):
     q, k = (base * torch.stack(by)[:, None]).unbind()
     exact = q.double() @ k.double().T
-    q, k = (fp8.dequantise(*fp8.quantise(turn(x))) for x in (q, k))
+    q, k = (fp8.dequantize(*fp8.quantize(turn(x))) for x in (q, k))
     return float(((q @ k.T) - exact).norm() / exact.norm())
 
 
@@ -690,7 +690,7 @@ claim(
 # which format suffers least from an outlier of 1,024? And whom does the Hadamard transform help?
 
 # %%
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 first = tuple(x[:2] for x in factors[2])
 draw = rounding.draw_outlier(first)
@@ -706,7 +706,7 @@ panel
 # The same for readers without a kernel:
 
 # %%
-twins(
+static_snapshots(
     draw,
     [
         {"outlier": 10, "block": "a row", "format": "e4m3"},
@@ -729,16 +729,16 @@ twins(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:fp8.my_scale}
+# {exercise:fp8_scales.my_scale}
 
 # %% [markdown]
-# {exercise:fp8.my_quantise}
+# {exercise:fp8_scales.my_quantize}
 
 # %% [markdown]
-# {exercise:fp8.my_block_matmul}
+# {exercise:fp8_scales.my_block_matmul}
 
 # %% [markdown]
-# {exercise:fp8.my_index_scores}
+# {exercise:fp8_scales.my_index_scores}
 
 # %% [markdown]
 # ## Where it fails

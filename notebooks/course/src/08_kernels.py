@@ -35,12 +35,12 @@ import dsa
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from course.exercises.tiles import check
+from course.exercises.tiled_attention import check
 from course.figures import gpu_targets
 from course.figures.full_model import read_record
 from course.figures.traffic import Memory, draw_tiles, tile_traffic
 from course.ui.claims import claim
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import provenance, show, style
@@ -267,14 +267,20 @@ print(inspect.getsource(cpu_variants.four_lines))
 import json
 from pathlib import Path
 
-from course.figures.rejected_variants import draw_tried, of
+from course.figures.cpu_variant_times import (
+    draw_rejected_variants,
+    rows_by_variant,
+)
 
 text = Path("../data/measurements/cpu_tried.json").read_text()
 record = json.loads(text)
-show(*draw_tried(record))
+show(*draw_rejected_variants(record))
 
 # %%
-sparse, dense = of(record, "sparse"), of(record, "dense")
+sparse, dense = (
+    rows_by_variant(record, "sparse"),
+    rows_by_variant(record, "dense"),
+)
 dearer = sparse["masked"]["seconds"] / dense["ours"]["seconds"]
 claim(
     "masked-takes-longer",
@@ -364,10 +370,10 @@ claim(
 # out.)
 
 # %% [markdown]
-# {exercise:tiles.my_tile_reads}
+# {exercise:tiled_attention.my_tile_reads}
 
 # %% [markdown]
-# {exercise:tiles.my_gather}
+# {exercise:tiled_attention.my_gather}
 
 # %% [markdown]
 # ## Tiles
@@ -383,7 +389,7 @@ Panel(
 )
 
 # %%
-twins(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
+static_snapshots(draw_tiles, [{"heads": 16}, {"heads": 128}], columns=2)
 
 # %%
 short, tall = tile_traffic(2048, 16)[0], tile_traffic(2048, 128)[0]
@@ -399,7 +405,7 @@ claim(
 # as all registers of one of the chip's 132 processors. So our kernel takes 64.
 
 # %% [markdown]
-# {exercise:tiles.my_attention}
+# {exercise:tiled_attention.my_attention}
 
 # %% [markdown]
 # ## Tokens or blocks?
@@ -486,7 +492,7 @@ generator = torch.Generator().manual_seed(0)
 q = torch.randn(1, 24, 8, 128, generator=generator)
 k = torch.randn(1, 80, 128, generator=generator)
 w = torch.randn(1, 24, 8, generator=generator)
-codes = (*fp8.quantise(q), *fp8.quantise(k), w)
+codes = (*fp8.quantize(q), *fp8.quantize(k), w)
 expected = fp8.index_scores(*codes)
 found = index_logits.index_logits_fp8(*codes) if TRITON else expected
 seen = expected > -torch.inf
@@ -549,7 +555,7 @@ from dsa.kernels.triton import compile as aot
 for name, target, choice in {jobs}:
     call = aot.calls(name)[0]
     code = aot.compile_call(*call, target, choice)
-    unit = max(code.matrix, key=code.matrix.get, default="none")
+    unit = max(code.mma, key=code.mma.get, default="none")
     print(target, unit, code.spilled, code.shared // 1024, code.fits)
 """
 
@@ -626,13 +632,13 @@ if TRITON:
 # Half of the instructions need not be half of the time: on a GPU the tuner times both kinds and keeps the faster.
 #
 # Whether all this is fast only a GPU can say. On a machine with one, `make gpu` checks every kernel at full size and
-# times it, beside the strongest that PyTorch has for the job and against goals that were set beforehand; the sizes of
+# times it, beside the strongest that PyTorch has for the job and against targets that were set beforehand; the sizes of
 # tiles that it tried stand in a table. Here is its record, or the sentence that stands in for it. (Rates that others
 # published are in [09 Cost curves](09_cost_curves.ipynb).)
 
 # %%
 record = read_record("../data/measurements/gpu_kernels.json")
-drawn = gpu_targets.draw_goals(record)
+drawn = gpu_targets.draw_targets(record)
 if record is None:
     print(drawn)
 else:
@@ -660,15 +666,15 @@ else:
 # chosen for another memory. We have not tried.
 #
 # Processors differ as much. Narrow numbers are several times as fast as fp32 on one and slower on the next, and a name
-# does not tell. So the backend `cpu` multiplies once in each kind when it first meets it (`dsa/kernels/cpu/machine.py`).
-# A kind that is right and clearly faster is used as it is; any other is widened to fp32, with the same scores. Yours:
+# does not tell. So the backend `cpu` multiplies once in each kind when it first meets it
+# (`dsa/kernels/cpu/matmul_speed.py`). A kind that is right and clearly faster is used as it is; any other is widened to fp32, with the same scores. Yours:
 
 # %% tags=["nbval-ignore-output"]
-from dsa.kernels.cpu.machine import SIDE, fast, seconds
+from dsa.kernels.cpu.matmul_speed import SIDE, is_fast, matmul_seconds
 
 for kind in (torch.float32, torch.bfloat16, torch.int8):
-    rate = 2 * SIDE**3 / seconds(kind) / 1e9
-    print(f"{kind}: {rate:.0f} billion a second, fast: {fast(kind)}")
+    rate = 2 * SIDE**3 / matmul_seconds(kind) / 1e9
+    print(f"{kind}: {rate:.0f} billion a second, fast: {is_fast(kind)}")
 
 # %% [markdown]
 # Whatever the device, a backend says what it cannot do, and who can:

@@ -65,7 +65,7 @@ guess = predict(
 )
 
 # %%
-show(*cost_curves.draw_said(published))
+show(*cost_curves.draw_quoted(published))
 old = {p: published[p, DENSE] for p in flops.PHASES}
 new = {p: published[p, SPARSE] for p in flops.PHASES}
 last = {p: old[p].at(131071) / new[p].at(131071) for p in old}
@@ -107,7 +107,7 @@ claim(
 # sparse price lies far below its decode curve (prefill is 0.12 there), and nearly all of the "6 times" comes from it:
 
 # %%
-for model, said in cost_curves.SAID.items():
+for model, said in cost_curves.QUOTED_PRICES.items():
     for n, dollars in said:
         there = published["decode", model].at(n)
         print(f"{model:13} at {n:,}: said {dollars:.2f}, is {there:.2f}")
@@ -250,9 +250,12 @@ for name, value in vars(H800).items():
 # weights, communication and whatever else does not depend on its position. Slopes, knees and crossovers follow.
 
 # %%
-starts = roofline.starts(published)
-kernels = roofline.modelled(real, starts)
-off = {key: roofline.gap(kernels[key], published[key]) for key in kernels}
+starts = roofline.base_costs(published)
+kernels = roofline.modelled_curves(real, starts)
+off = {
+    key: roofline.relative_error(kernels[key], published[key])
+    for key in kernels
+}
 for (phase, model), gap in off.items():
     print(f"{phase:7} {model:13} at worst {gap:+.1%}")
 most = max(abs(gap) for gap in off.values())
@@ -270,7 +273,7 @@ claim(
 # read in masked MHA mode, and that hands over to selected keys where these become cheaper.
 
 # %%
-knee = roofline.hand_over(real, "prefill")
+knee = roofline.knee_position(real, "prefill")
 ours = {p: crossing(kernels[p, DENSE], kernels[p, SPARSE]) for p in old}
 claim(
     "knee-and-crossovers",
@@ -291,7 +294,7 @@ names = ("mha", "mqa", "sparse_prefill", "sparse_decode", "bandwidth")
 names += ("index_prefill", "index_decode", "logit_bytes", "accepted")
 ranges = {}
 for name in names:
-    low, high = roofline.range_that_fits(real, published, name)
+    low, high = roofline.acceptable_range(real, published, name)
     ranges[name] = (low, getattr(H800, name), high)
 show(*cost_curves.draw_ranges(ranges))
 low, _, high = ranges["mha"]
@@ -315,16 +318,16 @@ claim(
 # memory can deliver, since each index key must be read for each token:
 
 # %%
-alone = roofline.modelled(real, starts, roofline.NO_MTP)["decode", SPARSE]
+without = roofline.modelled_curves(real, starts, roofline.NO_MTP)
+error = roofline.relative_error(without["decode", SPARSE], new["decode"])
 keys = 61 * (128 + 4)  # bytes of one token's index keys, FP8 with scales
 per_token = roofline.seconds_per_position(new["decode"])
 needed = keys / per_token / H800.bandwidth
 claim(
     "two-tokens-a-pass",
-    roofline.gap(alone, new["decode"]) > 0.25 and needed > 1.5,
-    "with one token a pass the model is"
-    f" {roofline.gap(alone, new['decode']):.0%} too high, and the figure's"
-    f" slope would need {needed:.0%} of the memory's bandwidth",
+    error > 0.25 and needed > 1.5,
+    f"with one token a pass the model is {error:.0%} too high, and the"
+    f" figure's slope would need {needed:.0%} of the memory's bandwidth",
 )
 
 # %% [markdown]
@@ -332,7 +335,7 @@ claim(
 # dense prefill: divide FLOP by time, one token a pass, nothing else, and compare with the machine's peak.
 
 # %%
-shares = roofline.shares_of_peak(real, published)
+shares = roofline.implied_utilization(real, published)
 for part, share in shares.items():
     print(f"{part:22} {100 * share:6.2f} % of the peak")
 near = [abs(100 * s - 5 * round(20 * s)) < 0.05 for s in shares.values()]
@@ -351,17 +354,18 @@ claim(
 # bandwidth or bytes:
 
 # %%
-rounded = roofline.modelled(real, starts, roofline.SHARES)
+rounded = roofline.modelled_curves(real, starts, roofline.PEAK_SHARES)
 show(
     *cost_curves.draw_fit(
         published, {"kernel rates": kernels, "shares of peak": rounded}
     )
 )
+error = roofline.max_relative_error(real, published, roofline.PEAK_SHARES)
 claim(
     "flop-shares-reproduce",
-    roofline.worst(real, published, roofline.SHARES) < 0.03,
+    error < 0.03,
     "FLOP at constant shares of the peak reproduce every curve within"
-    f" {roofline.worst(real, published, roofline.SHARES):.1%}",
+    f" {error:.1%}",
 )
 
 # %% [markdown]
@@ -374,8 +378,10 @@ claim(
 # %%
 batches = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 decode = {m: starts["decode", m] for m in (DENSE, SPARSE)}
-efficient = {m: [roofline.efficiency(real, start, n) for n in batches]
-             for m, start in decode.items()}  # fmt: skip
+efficient = {
+    m: [roofline.required_utilization(real, start, n) for n in batches]
+    for m, start in decode.items()
+}
 print("sequences, and the share of the FP8 peak that explains the start")
 print("(above 100 %: impossible; inf: reading alone takes too long)")
 for n, dense, sparse in zip(batches, *efficient.values(), strict=True):
@@ -430,7 +436,7 @@ dense_bytes = kv.numel() * 4
 sparse_bytes = 4 * (ik.numel() + K * kv.shape[-1])
 by_count = [
     flops.decode_traffic(real, S, kind, "fp32").cache // 61
-    for kind in flops.KINDS
+    for kind in flops.ATTENTIONS
 ]
 claim(
     "cache-bytes-read",
@@ -530,7 +536,7 @@ claim(
 # (The count says 4.0 and 13.4. More than the count means that a FLOP of dense attention took longer here than one of
 # sparse: the library's kernel pads values of 128 numbers to the 192 of the keys, a fifth more work that counts for
 # nothing. Less means that choosing and fetching rows took their time. With index vectors in eight bits the gain is
-# larger: `python -m dsa.bench.cpu` shows both.)
+# larger: `dsa bench cpu` shows both.)
 #
 # The law is the same on a laptop and in a data centre, because it is a law of the shape: where the lines cross
 # depends on 5 to 1 and 17 to 1, on K, and less on who multiplies. (In decoding they cross here at half the figure's
@@ -595,7 +601,7 @@ by_hand = [fresh * 0.28e-6, cached * 0.028e-6, written * 0.42e-6]
 print(f"{fresh:,} fresh, {cached:,} cached, {written:,} written")
 
 # %%
-bill = pricing.priced(pricing.CHAT)
+bill = pricing.list_price_bill(pricing.CHAT)
 theirs = [bill.fresh, bill.cached, bill.written]
 claim(
     "chat-bill",
@@ -622,9 +628,10 @@ uses = {
     "a long chat": pricing.CHAT,
     "a repository": pricing.REPOSITORY,
 }
-show(*serving_cost.draw_bills(published, uses))
+show(*serving_cost.draw_serving_costs(published, uses))
 gpu = {
-    name: pricing.costs_of(published, work) for name, work in uses.items()
+    name: pricing.published_gpu_bills(published, work)
+    for name, work in uses.items()
 }
 saved = {n: b[DENSE].total / b[SPARSE].total for n, b in gpu.items()}
 words = ", ".join(f"{name} {x:.1f}" for name, x in saved.items())
@@ -665,13 +672,13 @@ claim(
 
 # %%
 def gpu_time(case):
-    return pricing.modelled_bill(real, starts, case).total
+    return pricing.modelled_gpu_bill(real, starts, case).total
 
 
 charts = {}
 for name, work in uses.items():
     moves = {
-        "hit": (0.5, 1.0),
+        "hit_rate": (0.5, 1.0),
         "model": (DENSE, SPARSE),
         "turns": (work.turns // 2, work.turns),
         "opening": (work.opening // 2, work.opening),
@@ -679,7 +686,7 @@ for name, work in uses.items():
         "top_k": (1024, 4096),
         "index_heads": (32, 128),
     }
-    case = pricing.Case(work)
+    case = pricing.Scenario(work)
     charts[name] = gpu_time(case), pricing.tornado(gpu_time, case, moves)
 
 # %%
@@ -687,7 +694,7 @@ show(*serving_cost.draw_tornado(charts))
 first = [[bar.name for bar in bars[:2]] for _, bars in charts.values()]
 claim(
     "hit-rate-matters",
-    all(names == ["hit", "model"] for names in first),
+    all(names == ["hit_rate", "model"] for names in first),
     "moved so, the cache's hit rate matters most in all three uses, and"
     " which model it is comes second",
 )
@@ -704,7 +711,7 @@ claim(
 # less?
 
 # %%
-from course.ui.panel import Panel, Slider, twins
+from course.ui.panel import Panel, Slider, static_snapshots
 
 draw = serving_cost.draw_calculator(real, published)
 Panel(
@@ -720,14 +727,14 @@ Panel(
 
 # %%
 base = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
-twins(draw, [base | {"cached": 90}])
+static_snapshots(draw, [base | {"cached": 90}])
 
 
 def gained(cached):
     """Dense over sparse GPU time of the request at 64 Ki."""
-    call = pricing.Call(65_536, 65_536 * cached // 100, 1000)
+    call = pricing.Request(65_536, 65_536 * cached // 100, 1000)
     both = [
-        pricing.computed(
+        pricing.gpu_time_bill(
             [call], kernels["prefill", m], kernels["decode", m]
         )
         for m in (DENSE, SPARSE)
@@ -767,7 +774,9 @@ claim(
 # **Many short requests.** A prompt of 2,000 tokens and 500 of answer, as many requests are:
 
 # %%
-short = pricing.costs_of(published, pricing.Work(2000, 0, 500, 1))
+short = pricing.published_gpu_bills(
+    published, pricing.Conversation(2000, 0, 500, 1)
+)
 more = short[SPARSE].total / short[DENSE].total - 1
 claim(
     "short-use-costs-more",

@@ -32,7 +32,7 @@ from itertools import product
 
 import dsa
 import torch
-from course.exercises.roofline import check
+from course.exercises.attention_flops import check
 from course.figures import flop_counts
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -241,10 +241,10 @@ def my_token(keys, attention, phase):
 
 
 # %%
-ways = list(product(flops.KINDS, flops.PHASES))
+ways = list(product(flops.ATTENTIONS, flops.PHASES))
 equal = [
     math.isclose(
-        my_token(S, *way), flops.token_work(real, S, *way).total / 1e9
+        my_token(S, *way), flops.token_flops(real, S, *way).total / 1e9
     )
     for S, way in product((1, 2047, 2048, 2049, 131072), ways)
 ]
@@ -311,7 +311,7 @@ claim(
 
 # %%
 whole = [flops.crossover(real, phase) for phase in flops.PHASES]
-both = [[my_token(S, kind, p) for kind in flops.KINDS]
+both = [[my_token(S, kind, p) for kind in flops.ATTENTIONS]
         for S, p in zip(whole, flops.PHASES, strict=True)]  # fmt: skip
 claim(
     "crossing-with-indexer-weights",
@@ -333,8 +333,8 @@ guess.reveal(
 # %%
 L = round(whole[0] + math.sqrt(whole[0] ** 2 - 4.25 * K**2))
 lengths = (1, 2048, 9130, L - 2, L + 2, 131072)
-prompts = [[flops.prompt_work(real, n, kind).total
-            for kind in flops.KINDS] for n in lengths]  # fmt: skip
+prompts = [[flops.prompt_flops(real, n, kind).total
+            for kind in flops.ATTENTIONS] for n in lengths]  # fmt: skip
 around = [sparse < dense for dense, sparse in prompts]
 claim(
     "whole-prompt-crosses",
@@ -358,7 +358,7 @@ guess = predict(
 
 # %%
 show(*flop_counts.draw_shares(real))
-work = flops.token_work(real, 131072, "sparse", "decode")
+work = flops.token_flops(real, 131072, "sparse", "decode")
 scoring, attending = work.scoring, work.attention
 of_attention = scoring / (scoring + attending)
 print(f"{scoring / 1e9:.0f} GFLOP scoring, {attending / 1e9:.0f} attending")
@@ -410,7 +410,7 @@ claim(
 
 # %%
 power = {}
-for kind in flops.KINDS:
+for kind in flops.ATTENTIONS:
     near, far = (my_token(S, kind, "prefill") for S in (131072, 131073))
     power[kind] = math.log(far / near) / math.log(131073 / 131072)
 claim(
@@ -422,9 +422,9 @@ claim(
 )
 
 # %%
-more = {kind: flops.prompt_work(real, 131072, kind).total
-              / flops.prompt_work(real, 65536, kind).total
-        for kind in flops.KINDS}  # fmt: skip
+more = {kind: flops.prompt_flops(real, 131072, kind).total
+              / flops.prompt_flops(real, 65536, kind).total
+        for kind in flops.ATTENTIONS}  # fmt: skip
 claim(
     "twice-the-prompt",
     3.3 < more["dense"] < 3.5 and 2.4 < more["sparse"] < 2.6,
@@ -491,7 +491,7 @@ claim(
 show(*flop_counts.draw_reads(real))
 dense, sparse = (
     flops.decode_traffic(real, 131072, kind, "deployed").cache
-    for kind in flops.KINDS
+    for kind in flops.ATTENTIONS
 )
 claim(
     "cache-read-ratio",
@@ -535,7 +535,7 @@ tokens = torch.arange(256)[None]  # (1, 256); what they are costs nothing
 seen = machine(tokens, "dense")
 claim(
     "pytorch-counts-dense",
-    seen == flops.prompt_work(small, 256, "dense").weights,
+    seen == flops.prompt_flops(small, 256, "dense").weights,
     f"for a dense pass PyTorch counts {seen:,}, our count of weights alone",
 )
 
@@ -547,10 +547,10 @@ claim(
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ran, ours = {}, {}
-for kind in flops.KINDS:
+for kind in flops.ATTENTIONS:
     with sdpa_kernel(SDPBackend.MATH):
         ran[kind] = machine(tokens, kind)
-    ours[kind] = flops.prompt_work(small, 256, kind).total
+    ours[kind] = flops.prompt_flops(small, 256, kind).total
     print(f"{kind}: counted {ours[kind]:,}, ran {ran[kind]:,}")
 
 # %% [markdown]
@@ -602,7 +602,7 @@ for kind, extra in extras.items():
     with sdpa_kernel(SDPBackend.MATH):
         machine(tokens[:, : T - 1], kind, cache)
         one = machine(tokens[:, T - 1 :], kind, cache)
-    by_count = flops.token_work(small, T, kind, "decode").total
+    by_count = flops.token_flops(small, T, kind, "decode").total
     exact.append(one == by_count + n * extra)
 claim(
     "decode-to-the-digit",
@@ -693,10 +693,10 @@ claim(
 # the model has 16 heads instead of 128?
 
 # %%
-from course.figures.length import draw_length, token_gain
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.figures.context_cost import draw_context_cost, token_gain
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
-draw = draw_length(real)
+draw = draw_context_cost(real)
 panel = Panel(
     draw,
     length=Slider("length in Ki tokens", 1, 160, 128),
@@ -708,7 +708,9 @@ panel
 
 # %%
 base = {"length": 128, "top_k": 2048, "heads": 128, "precision": "deployed"}
-twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
+static_snapshots(
+    draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1
+)
 
 # %% [markdown]
 # ## Exercises
@@ -716,16 +718,16 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:roofline.my_pairs}
+# {exercise:attention_flops.my_pairs}
 
 # %% [markdown]
-# {exercise:roofline.my_cache_bytes}
+# {exercise:attention_flops.my_cache_bytes}
 
 # %% [markdown]
-# {exercise:roofline.my_crossover}
+# {exercise:attention_flops.my_crossover}
 
 # %% [markdown]
-# {exercise:roofline.my_growth}
+# {exercise:attention_flops.my_growth}
 
 # %% [markdown]
 # ## Where it fails
@@ -734,8 +736,8 @@ twins(draw, [base | {"heads": 16}, base | {"top_k": 8192}], columns=1)
 # {claim:whole-prompt-crosses} tokens.
 
 # %%
-works = {kind: flops.token_work(real, 2048, kind, "prefill").total
-         for kind in flops.KINDS}  # fmt: skip
+works = {kind: flops.token_flops(real, 2048, kind, "prefill").total
+         for kind in flops.ATTENTIONS}  # fmt: skip
 loss = works["sparse"] / works["dense"] - 1
 claim(
     "sparse-dearer-at-2048",

@@ -26,16 +26,16 @@ from pathlib import Path
 
 import dsa
 import torch
-from course.exercises.full_model import check
+from course.exercises.moe_parallelism import check
 from course.figures import full_model
 from course.ui.claims import claim
-from course.ui.panel import Choice, Panel, twins
+from course.ui.panel import Choice, Panel, static_snapshots
 from course.ui.predict import predict
 from course.ui.reading import read_file
 from course.ui.style import show, style
 from dsa.analysis.serving_fit import GPUS, fit
 from dsa.bench import full_width
-from dsa.checkpoint.inspect import look, report
+from dsa.checkpoint.inspect import inspect_folder, report
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.distributed import tensor_parallel
 from dsa.generation.chat import open_chat
@@ -115,7 +115,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_route}
+# {exercise:moe_parallelism.my_route}
 
 # %% [markdown]
 # ## The bias that keeps 256 experts busy
@@ -144,7 +144,7 @@ guess = predict(
 )
 
 # %%
-unmoved = full_model.settle(config, tokens, speed=0.0)
+unmoved = full_model.balance_new_router(config, tokens, speed=0.0)
 first = full_model.imbalance(unmoved[0])
 idle = int((unmoved[0] < unmoved[0].double().mean() / 4).sum())
 guess.reveal(first, "what all tokens have in common, some experts like.")
@@ -166,7 +166,9 @@ print(inspect.getsource(Gate.balance))
 
 # %%
 speeds = (0.0, 0.001, 0.01, 0.1)
-loads = {v: full_model.settle(config, tokens, v) for v in speeds}
+loads = {
+    v: full_model.balance_new_router(config, tokens, v) for v in speeds
+}
 history = {
     v: [full_model.imbalance(load) for load in steps]
     for v, steps in loads.items()
@@ -195,9 +197,9 @@ show(*full_model.draw_loads(final))
 # A bias changes which experts a token gets, and nothing else: a token that keeps its experts keeps their weights.
 
 # %%
-chance = torch.Generator().manual_seed(1)
-logits = torch.randn(100, 64, generator=chance)
-bias = 0.02 * torch.randn(64, generator=chance)
+rng = torch.Generator().manual_seed(1)
+logits = torch.randn(100, 64, generator=rng)
+bias = 0.02 * torch.randn(64, generator=rng)
 before, plain = route(logits, torch.zeros(64), config)
 after, moved = route(logits, bias, config)
 before, order = before.sort(-1)
@@ -212,7 +214,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_balance}
+# {exercise:moe_parallelism.my_balance}
 
 # %% [markdown]
 # And in a model that was trained so? The course's own has 8 experts in two of its layers, of which a token takes 2.
@@ -438,11 +440,13 @@ from dsa.training.losses import multi_token_loss
 base = dsa.from_pretrained("../data/base").requires_grad_(False)
 mtp = MTP(base.config).tie_embeddings(base)
 mtp.reset_parameters(seed=0)
-lessons = PlainText(corpus.load(), length=128)
-chance = torch.Generator().manual_seed(0)
+training_text = PlainText(corpus.load(), length=128)
+rng = torch.Generator().manual_seed(0)
 optimizer = torch.optim.AdamW(mtp.own_parameters(), lr=0.01)
 for _ in range(40):
-    loss, extra = multi_token_loss(base, mtp, lessons.generate(chance, 8))
+    loss, extra = multi_token_loss(
+        base, mtp, training_text.generate(rng, 8)
+    )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -528,7 +532,7 @@ claim(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_partial}
+# {exercise:moe_parallelism.my_partial}
 
 # %% [markdown]
 # In the package this is a table: which part of a layer is cut by columns (each GPU has some outputs), and which by
@@ -551,7 +555,8 @@ for name, how in tensor_parallel.plan(layer).items():
 # %%
 if FULL:
     once, twice = (
-        full_model.continued("../data/sparse", "def ", n) for n in (1, 2)
+        full_model.run_generation("../data/sparse", "def ", n)
+        for n in (1, 2)
     )
     print(once == twice, twice)
 
@@ -623,7 +628,7 @@ Panel(
 
 # %%
 at = {"context": 128, "batch": 1, "precision": "FP8, as published"}
-twins(
+static_snapshots(
     draw,
     [
         {"gpu": "H100 80 GB", "ranks": 8, **at},
@@ -634,7 +639,7 @@ twins(
 )
 
 # %% [markdown]
-# {exercise:full_model.my_bytes}
+# {exercise:moe_parallelism.my_bytes}
 
 # %% [markdown]
 # ## The real weights, step by step
@@ -650,12 +655,12 @@ twins(
 # ```
 #
 # **3. Look** before you load. From the headers alone this says what is in a folder, what it will take, and whether it
-# will load; it finds missing files and cut-off shards in seconds: `python -m dsa.checkpoint.save inspect v32`.
+# will load; it finds missing files and cut-off shards in seconds: `dsa inspect v32`.
 # Here it is for a folder of this course:
 
 # %%
-looked = look(Path("../data/sparse"))
-print("\n".join(report(looked)))
+summary = inspect_folder(Path("../data/sparse"))
+print("\n".join(report(summary)))
 
 # %% [markdown]
 # The published weights are FP8: one byte each, and a scale for every block of 128 x 128. They may stay so in memory,
@@ -683,8 +688,8 @@ claim(
 # codes stay FP8:
 #
 # ```sh
-# torchrun --nproc-per-node 8 -m dsa.generation.cli v32 --keep-fp8 --prompt "Sparse attention is"
-# torchrun --nproc-per-node 8 -m dsa.generation.chat v32 --keep-fp8
+# torchrun --nproc-per-node 8 -m dsa generate v32 --keep-fp8 --prompt "Sparse attention is"
+# torchrun --nproc-per-node 8 -m dsa chat v32 --keep-fp8
 # ```
 #
 # | what | on each of 8 GPUs |
@@ -718,7 +723,7 @@ for piece in chat.say("def main(self):\n        return self."):
     print(piece, end="")
 
 # %% [markdown]
-# Give it another folder, or type `python -m dsa.generation.chat FOLDER` in a terminal. Every turn reads the whole
+# Give it another folder, or type `dsa chat FOLDER` in a terminal. Every turn reads the whole
 # conversation again; what no longer fits is forgotten, oldest turn first.
 #
 # ## Where it fails
@@ -730,7 +735,7 @@ for piece in chat.say("def main(self):\n        return self."):
 many = [1, 2, 4, 8, 16]
 times = {
     kind: [
-        fit(real, h200, n, 131_072, 1, "deployed", kind).prompt
+        fit(real, h200, n, 131_072, 1, "deployed", kind).prefill_seconds
         for n in many
     ]
     for kind in ("dense", "sparse")

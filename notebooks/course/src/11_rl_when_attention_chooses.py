@@ -32,16 +32,16 @@ from random import Random
 
 import dsa
 import torch
-from course.exercises.post_training import check
+from course.exercises.policy_gradient import check
 from course.figures import rl_rewards
-from course.figures.grpo_groups import across, averaged
+from course.figures.grpo_groups import block_means, curves_by_seed
 from course.ui.claims import claim
 from course.ui.predict import predict
 from course.ui.style import show, style
 from dsa.datasets import rl_domains, rl_transcripts
 from dsa.datasets.rl_domains import DOMAINS, LEVELS, generate, solve
 from dsa.datasets.rl_symbols import VOCAB, read, write
-from dsa.datasets.rl_transcripts import play, worked
+from dsa.datasets.rl_transcripts import demonstration, run_with_tool
 from dsa.training import grpo, rewards, rollout, sft
 from dsa.training.grpo import GRPOConfig
 from torch import Tensor
@@ -58,11 +58,11 @@ style()
 # its domain, then says whether to think first (T) or to answer directly (D). A symbol is a token; there are 48.
 
 # %%
-chance = Random(0)
+rng = Random(0)
 for name in DOMAINS:
     for thinking in (False, True):
-        problem = generate(chance, name, 2, thinking)
-        written = read(worked(problem).tokens)
+        problem = generate(rng, name, 2, thinking)
+        written = read(demonstration(problem).tokens)
         print(f"{name:9} {read(problem.prompt):38} -> {written}")
 
 # %% [markdown]
@@ -81,8 +81,8 @@ broken = dict(zip(write("b a"), write("2 1"), strict=True))
 prompt = write("✎ D a 1 b 2 c 3")
 problem = rl_domains.Problem("repair", 2, False, prompt, broken)
 for said in ("▸ 2 1 .", "▸ 2 7 ."):
-    one = play(problem, write(said))
-    spoken = zip(one.tokens, one.own, strict=True)
+    one = run_with_tool(problem, write(said))
+    spoken = zip(one.tokens, one.completion_mask, strict=True)
     line = " ".join(
         read([t]) if own else f"[{read([t])}]" for t, own in spoken
     )
@@ -97,7 +97,7 @@ for said in ("▸ 2 1 .", "▸ 2 7 ."):
 accepted, refused, fooled = 0, 0, 0
 for name in DOMAINS:
     for level in LEVELS:
-        problem = generate(chance, name, level, thinking=False)
+        problem = generate(rng, name, level, thinking=False)
         right = solve(problem)
         accepted += rl_domains.correct(problem, right)
         for place in range(len(right)):
@@ -134,7 +134,7 @@ sampled = rollout.accuracy(base, names, 120, temperature=1.0)
 
 # %% tags=["nbval-ignore-output"]
 ways = {"likeliest tokens": greedy, "sampled": sampled}
-show(*rl_rewards.draw_careless(ways))
+show(*rl_rewards.draw_decoding_modes(ways))
 best, drawn = (sum(found.values()) / 5 for found in ways.values())
 guess.reveal(drawn, "it imitates the mistakes as faithfully as the rest.")
 claim(
@@ -283,12 +283,15 @@ print(inspect.getsource(grpo.token_losses))
 # %% [markdown]
 # What does one update do to a group? The left figure shows the advantages of a group of G answers, the right one
 # what a token gains when its probability moves, with the free range in grey. `beta` is the weight of one term more,
-# the divergence (KL) from the model at the start. Look for: a group in which all are right; one right among
-# sixteen; a large `beta`. Below the panel are three of its positions, for readers without a kernel.
+# the divergence KL(now || start) from the model at the start. It is estimated from the sampled tokens, and because
+# these were drawn from the very distribution that is differentiated, a right *value* does not yet make a right
+# *gradient*. Both are right if the estimate is multiplied by $\rho$, as DeepSeek-V3.2 does; the last exercise is
+# about this. Look for: a group in which all are right; one right among sixteen; a large `beta`. Below the panel are
+# three of its positions, for readers without a kernel.
 
 # %%
 from course.figures.grpo_groups import RIGHT, draw_objective
-from course.ui.panel import Choice, Panel, twins
+from course.ui.panel import Choice, Panel, static_snapshots
 
 Panel(
     draw_objective,
@@ -300,7 +303,7 @@ Panel(
 
 # %%
 base_case = {"size": 8, "right": "half", "high": 0.28, "beta": 0.0}
-twins(
+static_snapshots(
     draw_objective,
     [base_case, base_case | {"right": "one"}, base_case | {"beta": 2.0}],
     columns=1,
@@ -315,12 +318,13 @@ twins(
 # the same operations. How often do they choose the same eight keys?
 
 # %%
-problems = rl_transcripts.draw(generator, names, 40)
+problems = rl_transcripts.sample_problems(generator, names, 40)
 written = rollout.sample(base, problems, generator)
-same = rollout.selections_agree(base, written.tokens)
+same = rollout.selection_agreement(base, written.tokens)
+mismatch = rollout.train_infer_mismatch
 claim(
     "sampler-agrees",
-    same > 0.999 and rollout.gap(base, written)["logprob"] < 1e-3,
+    same > 0.999 and mismatch(base, written)["logprob"] < 1e-3,
     "token by token and all at once, more than 99.9% of the queries choose"
     " the same keys, and log-probabilities agree to 0.001",
 )
@@ -330,12 +334,12 @@ claim(
 # of $|\rho - 1|$, which should be 0:
 
 # %% tags=["nbval-ignore-output"]
-gaps = {"same": rollout.gap(base, written)["ratio"]}
+gaps = {"same": mismatch(base, written)["ratio"]}
 for K in (7, 6, 4):
     base.top_k = K
-    gaps[f"K = {K}"] = rollout.gap(base, written)["ratio"]
+    gaps[f"K = {K}"] = mismatch(base, written)["ratio"]
 base.top_k, base.attention = 8, "dense"
-gaps["dense"] = rollout.gap(base, written)["ratio"]
+gaps["dense"] = mismatch(base, written)["ratio"]
 base.attention = "sparse"
 print({name: round(gap, 3) for name, gap in gaps.items()})
 claim(
@@ -421,7 +425,9 @@ Panel(
 
 # %% tags=["nbval-ignore-output"]
 at = {"domain": "repair", "level": 2, "mode": "direct"}
-twins(draw, [{"model": who, **at} for who in ("before", "after")])
+static_snapshots(
+    draw, [{"model": who, **at} for who in ("before", "after")]
+)
 
 # %% [markdown]
 # ## Rewards that are not 0 or 1
@@ -437,7 +443,7 @@ problem = rl_domains.Problem("sorting", 1, False, write("↓ D 4 8 2"), {})
 rubric, penalty = rewards.SORTING_RUBRIC, rewards.LengthPenalty(free=5)
 print(f"{'answer':18} right rubric mode length")
 for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
-    one = play(problem, write(said))
+    one = run_with_tool(problem, write(said))
     print(
         f"{said:18} {rewards.verified(one):5.0f} {rubric(one):6.2f}"
         f" {rewards.mode_kept(one):4.0f} {penalty(one) + 0:6.2f}"
@@ -457,20 +463,22 @@ for said in ("= 2 4 8 .", "= 4 2 8 .", "= 2 8 .", "4 : 2 8 = 2 4 8 ."):
 # First live, with the model above as the teacher; then recorded.
 
 # %%
-lessons = sft.rejection_sample(
+samples = sft.rejection_sample(
     trained, three, num_prompts=192, num_generations=2
 )
 claim(
     "student-reads-right",
-    all(one.correct for one in lessons) and len(lessons) > 150,
+    all(one.correct for one in samples) and len(samples) > 150,
     "what the student reads is right, all of it",
 )
-pupil = copy.deepcopy(base)
-read_on = sft.sft(pupil, lessons, steps=40, learning_rate=1e-3, show=False)
+student = copy.deepcopy(base)
+read_on = sft.sft(
+    student, samples, steps=40, learning_rate=1e-3, show=False
+)
 
 # %% tags=["nbval-ignore-output"]
-learned = rollout.accuracy(pupil, three, 120)
-print(f"{len(lessons)} texts")
+learned = rollout.accuracy(student, three, 120)
+print(f"{len(samples)} texts")
 for name in three:
     print(
         f"{name:8} teacher {after[name]:.0%}, student {learned[name]:.0%}"
@@ -565,7 +573,11 @@ stages = torch.stack(
         *(of(lambda r, n=n: r["sequential"][n]) for n in range(5)),
     ]
 )  # (1 + stages, seeds, domains)
-show(*rl_rewards.draw_row(stages.transpose(0, 1), rows["mixed"], names))
+show(
+    *rl_rewards.draw_sequential_stages(
+        stages.transpose(0, 1), rows["mixed"], names
+    )
+)
 
 # %%
 gained = (rows["mixed"] - rows["base"]).mean(1)  # by seed
@@ -617,8 +629,9 @@ claim(
 # ## What is forgotten
 #
 # A model with much to lose should show it better. The mixed model is better than the base at everything; now 25
-# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which holds
-# it near what it was:
+# more steps on `maths` alone, as if a customer had asked for it. Once freely, once with `beta = 0.1`, which is to hold
+# it near what it was. (The three models below were recorded anew on {source:post_training.renewed.date}, when the KL
+# term was put right.)
 
 # %%
 found = {
@@ -627,16 +640,34 @@ found = {
     "the same, beta 0.1": of(lambda r: r["models"]["forget less"]),
 }
 show(*rl_rewards.draw_domains(found, names))
-lost = (found["mixed"] - found["then maths alone"])[:, 1:].mean()
+moved = [100 * (found[name] - found["mixed"]) for name in list(found)[1:]]
+free, held = (-each[:, 1:].mean() for each in moved)
 claim(
     "maths-alone-costs",
-    abs(lost) < 0.05,
-    f"25 steps on maths alone cost the other four domains {100 * lost:.1f}"
-    " points on average: nothing that could be told from chance",
+    abs(free) < 5 and abs(held) < 5,
+    f"25 steps on maths alone cost the other four domains {free:.1f} points"
+    f" on average, with beta 0.1 {held:z.1f}: nothing that could be told"
+    " from chance",
     kind="recorded",
 )
 
+# %%
+freely, with_beta = (
+    ", ".join(f"{x:+.0f}" for x in each[:, 0].tolist()) for each in moved
+)
+claim(
+    "maths-itself",
+    all(each[:, 0].mean().abs() < 5 for each in moved),
+    f"maths itself moves by {freely} points, with beta {with_beta} (seeds)",
+    kind="recorded",
+    value=f"{freely} points, with beta {with_beta}",
+)
+
 # %% [markdown]
+# So these runs cannot show what the KL term is good for: nothing is lost that it could hold, and whether its gradient
+# is the right one makes no difference that could be seen. Not even `maths` gains for certain: seed by seed it moves by
+# {claim:maths-itself}; with 150 problems chance alone is good for five.
+#
 # Reinforcement learning moves weight among texts that the model writes anyway, and only as far as rewards differ.
 # At our rate, 0.001, that is gentle. In imitation the texts come from elsewhere, and every token of them counts.
 # Live: the model that we trained above on three domains reads right answers to `maths` alone, 40 steps, once at a
@@ -676,7 +707,9 @@ claim(
 # %%
 both = {"sparse, K = 8": "mixed", "dense": "mixed, dense"}
 show(*rl_rewards.draw_learning(runs, both))
-sparse, dense = (across(runs, name, "reward") for name in both.values())
+sparse, dense = (
+    curves_by_seed(runs, name, "reward") for name in both.values()
+)
 apart = (sparse - dense).abs().max()  # of (seeds, 12)
 claim(
     "dense-sparse-rewards",
@@ -691,16 +724,16 @@ claim(
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:post_training.my_advantages}
+# {exercise:policy_gradient.my_advantages}
 
 # %% [markdown]
-# {exercise:post_training.my_gain}
+# {exercise:policy_gradient.my_gain}
 
 # %% [markdown]
-# {exercise:post_training.my_checker}
+# {exercise:policy_gradient.my_checker}
 
 # %% [markdown]
-# {exercise:post_training.my_divergence}
+# {exercise:policy_gradient.my_divergence}
 
 # %% [markdown]
 # ## Where it fails
@@ -720,7 +753,7 @@ hack = grpo.grpo(hacked, ["brackets"], steps=25, config=config,
 # %% tags=["nbval-ignore-output"]
 from course.figures.grpo_groups import group_of
 
-paid = averaged([row["reward"] for row in hack.rows])
+paid = block_means([row["reward"] for row in hack.rows])
 honest = rollout.accuracy(hacked, ["brackets"], 150)["brackets"]
 guess.reveal(honest, "it did what it was paid for.")
 claim(
@@ -733,7 +766,7 @@ found, _, _ = group_of(hacked, "brackets", 2, False)
 print("prompt", read(found[0].problem.prompt))
 for one in found[:5]:
     pay = rewards.nothing_closed_wrongly(one)
-    print(f"paid {pay:.0f}, right {one.correct:d}:", read(one.spoken))
+    print(f"paid {pay:.0f}, right {one.correct:d}:", read(one.completion))
 
 # %% [markdown]
 # Who stops early closes nothing wrongly, and neither does an opening bracket. So it stops early and writes opening
@@ -789,9 +822,16 @@ claim(
 # **What the report does not say, and what we chose.** Group size, clip, divergence, rates: 8, 0.2 and 0.28, none,
 # and 0.001 falling to a tenth. Updates from one batch of samples: one, so that the clip never acts. Whether
 # advantages are divided by the deviation: yes, as in DeepSeek's first paper on GRPO. Whether the indexers go on
-# learning in this phase, and from what: we train them on, by Eq. 4. How many samples a specialist gives: what is
-# right of 128 prompts with four answers each, one for each prompt. What we could not show: that stages in a row
-# collapse. At this size they lose {claim:domain-loses-after}.
+# learning in this phase, and from what: we train them on, by Eq. 4 (`train_indexer=False` freezes them, as prime-rl
+# and NeMo RL do). How many samples a specialist gives: what is right of 128 prompts with four answers each, one for
+# each prompt. What we could not show: that stages in a row collapse. At this size they lose
+# {claim:domain-loses-after}.
+#
+# **What its successor says.** The report on V3.2, two months younger, fills some of the gaps. Advantages are *not*
+# divided by the deviation. The KL term is the one above, k3 times $\rho$; TRL 1.10 has it by default
+# (`use_bias_correction_kl=True`). An answer worse than its group's mean pushes no more once the policy has left it
+# (`off_policy_mask_threshold`). And what the sampler chose, training repeats: the experts (`keep_routing`) and the
+# tokens that top-p left over (`keep_sampling_mask`). All are settings of `GRPOConfig`.
 #
 # **Five questions**
 # 1. A prompt is so hard that one answer in a hundred is right. What does GRPO learn from it with G = 8, what with G

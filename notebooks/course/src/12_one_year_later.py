@@ -28,10 +28,10 @@ from pathlib import Path
 import dsa
 import matplotlib.pyplot as plt
 import torch
-from course.exercises.alternatives import check
+from course.exercises.sparse_variants import check
 from course.experiments import variant_bench as bench
 from course.experiments.attention_variants import blocks, delta
-from course.experiments.attention_variants.choosing import Budget
+from course.experiments.attention_variants.selective_attention import Budget
 from course.figures import attention_variants as pictures
 from course.ui.claims import claim
 from course.ui.predict import predict
@@ -207,7 +207,7 @@ warmed = dsa.from_pretrained("../data/warmed")
 text = corpus.load("../data/texts")
 task = Needles(text, length=256, pairs=8, queries=8)
 episodes = task.generate(torch.Generator().manual_seed(1), 6)
-layers = pictures.layers_of(warmed, episodes.tokens)
+layers = pictures.read_layers(warmed, episodes.tokens)
 print(pictures.CHOOSERS)
 
 # %%
@@ -220,7 +220,7 @@ draw = pictures.draw_choices(layers, episodes)
 show(*draw(keys=32, block=8, layer=2))
 
 # %% tags=["nbval-ignore-output"]
-judge = pictures.judged
+judge = pictures.evaluate_chooser
 found = {
     who: judge(layers[2], episodes, who, Budget())
     for who in pictures.CHOOSERS
@@ -283,7 +283,7 @@ claim(
 # Move the controls. In which layer does no design do well, not even the best possible choice?
 
 # %% tags=["nbval-ignore-output"]
-from course.ui.panel import Choice, Panel, Slider, twins
+from course.ui.panel import Choice, Panel, Slider, static_snapshots
 
 Panel(
     draw,
@@ -296,7 +296,7 @@ Panel(
 # The same for readers without a kernel:
 
 # %% tags=["nbval-ignore-output"]
-twins(
+static_snapshots(
     draw,
     [
         {"keys": 32, "block": 4, "layer": 2},
@@ -307,8 +307,10 @@ twins(
 )
 
 # %%
-oracle = baselines.oracle(layers[0].mass, 32)
-kept = baselines.attention_recall(layers[0].mass, oracle)[:, 32:].mean()
+oracle = baselines.oracle(layers[0].attention_probs, 32)
+kept = baselines.attention_recall(layers[0].attention_probs, oracle)[
+    :, 32:
+].mean()
 claim(
     "layer-0-is-diffuse",
     kept < 0.7,
@@ -450,13 +452,15 @@ claim(
 
 # %% tags=["nbval-ignore-output"]
 short = Needles(text, length=128, pairs=4, queries=4)
-exam = short.generate(torch.Generator().manual_seed(5), 16)
+eval_set = short.generate(torch.Generator().manual_seed(5), 16)
 
 
 def recall(model):
     """The share of questions answered right."""
     with torch.no_grad():
-        return float(exam.correct(model(exam.tokens)).float().mean())
+        return float(
+            eval_set.correct(model(eval_set.tokens)).float().mean()
+        )
 
 
 grown = bench.hybrid(warmed, short, steps=0).eval()
@@ -502,9 +506,9 @@ show(*pictures.draw_distances(runs, length, steps))
 # %%
 print(f"{'':20}recall       before  bits")
 for design in bench.DESIGNS:
-    now = bench.of(runs, design, "recall", steps)
-    first = bench.of(runs, design, "recall", 0)
-    bits = bench.of(runs, design, "bits", steps)
+    now = bench.measure_by_seed(runs, design, "recall", steps)
+    first = bench.measure_by_seed(runs, design, "recall", 0)
+    bits = bench.measure_by_seed(runs, design, "bits", steps)
     print(
         f"{pictures.NAMES[design]:18}",
         f"{min(now):.2f}-{max(now):.2f}",
@@ -513,8 +517,14 @@ for design in bench.DESIGNS:
     )
 
 # %%
-least = {d: min(bench.of(runs, d, "recall", steps)) for d in bench.DESIGNS}
-most = {d: max(bench.of(runs, d, "recall", steps)) for d in bench.DESIGNS}
+least = {
+    d: min(bench.measure_by_seed(runs, d, "recall", steps))
+    for d in bench.DESIGNS
+}
+most = {
+    d: max(bench.measure_by_seed(runs, d, "recall", steps))
+    for d in bench.DESIGNS
+}
 claim(
     "recall-by-design",
     min(least[d] for d in ("dense", "dsa", "sparq", "msa")) > 0.95,
@@ -550,7 +560,7 @@ claim(
 # %%
 def mean_bits(design):
     """Mean over seeds of bits per byte after training."""
-    found = bench.of(runs, design, "bits", steps)
+    found = bench.measure_by_seed(runs, design, "bits", steps)
     return sum(found) / len(found)
 
 
@@ -583,14 +593,14 @@ claim(
 # every layer has in some form, and whatever a kernel does besides.
 
 # %%
-from course.experiments.variant_costs import bill
+from course.experiments.variant_costs import token_cost
 from dsa.analysis import flops
 
 real = dsa.Config.v32_exp()
 show(*pictures.draw_split(real, 131_072))
 
 # %%
-long = {d: bill(d, real, 131_072) for d in bench.DESIGNS}
+long = {d: token_cost(d, real, 131_072) for d in bench.DESIGNS}
 share = long["dsa"].scoring / (long["dsa"].scoring + long["dsa"].attention)
 claim(
     "choosing-share",
@@ -647,14 +657,17 @@ guess = predict(
 )
 
 # %%
-show(*pictures.draw_bills(real))
+show(*pictures.draw_token_costs(real))
 
 
 # %%
 def first_below(cheap, dear):
     """The first length, in steps of 64, at which one costs less."""
     for keys in range(64, 2**20, 64):
-        if bill(cheap, real, keys).flops < bill(dear, real, keys).flops:
+        if (
+            token_cost(cheap, real, keys).flops
+            < token_cost(dear, real, keys).flops
+        ):
             return keys
     return None
 
@@ -693,7 +706,9 @@ claim(
 # %%
 def slope(design):
     """FLOP for one more visible token, beyond K."""
-    here, there = (bill(design, real, n).flops for n in (2**16, 2**17))
+    here, there = (
+        token_cost(design, real, n).flops for n in (2**16, 2**17)
+    )
     return (there - here) / 2**16
 
 
@@ -728,8 +743,8 @@ far = f"to {length}"
 lengths = f"{'8 Ki':>6} {'128 Ki':>6} {'1 Mi':>7}"
 print(f"{'':18}  far  bits  stored  {lengths} proxy")
 for design in bench.DESIGNS:
-    found = bench.of(runs, design, far, steps)
-    three = [bill(design, real, n) for n in (2**13, 2**17, 2**20)]
+    found = bench.measure_by_seed(runs, design, far, steps)
+    three = [token_cost(design, real, n) for n in (2**13, 2**17, 2**20)]
     work = [f"{one.flops / 1e6:,.0f}" for one in three]
     choosing = 1 - three[-1].attention / three[-1].flops
     print(
@@ -744,16 +759,16 @@ for design in bench.DESIGNS:
 # Write the function, run its cell and the check below it. Nothing happens if you skip one.
 
 # %% [markdown]
-# {exercise:alternatives.my_bound}
+# {exercise:sparse_variants.my_bound}
 
 # %% [markdown]
-# {exercise:alternatives.my_blocks}
+# {exercise:sparse_variants.my_blocks}
 
 # %% [markdown]
-# {exercise:alternatives.my_step}
+# {exercise:sparse_variants.my_step}
 
 # %% [markdown]
-# {exercise:alternatives.my_meeting}
+# {exercise:sparse_variants.my_meeting}
 
 # %% [markdown]
 # ## Where DSA loses
@@ -761,7 +776,7 @@ for design in bench.DESIGNS:
 # **In short texts.** Below K there is nothing to leave out, and the indexer has been paid for:
 
 # %%
-short_text = {d: bill(d, real, 1024).flops for d in bench.DESIGNS}
+short_text = {d: token_cost(d, real, 1024).flops for d in bench.DESIGNS}
 more = short_text["dsa"] / short_text["dense"] - 1
 claim(
     "dearer-at-1024",
@@ -775,7 +790,7 @@ claim(
 # below:
 
 # %%
-million = {d: bill(d, real, 2**20) for d in bench.DESIGNS}
+million = {d: token_cost(d, real, 2**20) for d in bench.DESIGNS}
 asking = million["dsa"].scoring / million["dsa"].flops
 claim(
     "million-scoring",
@@ -840,9 +855,11 @@ more = longer["options"]["steps"]
 print(f"{'recall':8}   0 steps   {steps} steps   {more} steps")
 ends = {}
 for design in ("moba", "quest", "nsa"):
-    first = bench.of(runs, design, "recall", 0)[0]
-    now = bench.of(runs, design, "recall", steps)
-    ends[design] = bench.of(longer["runs"], design, "recall", more)
+    first = bench.measure_by_seed(runs, design, "recall", 0)[0]
+    now = bench.measure_by_seed(runs, design, "recall", steps)
+    ends[design] = bench.measure_by_seed(
+        longer["runs"], design, "recall", more
+    )
     print(
         f"{pictures.NAMES[design]:8} {first:7.2f}",
         f"    {min(now):.2f}-{max(now):.2f}",
@@ -856,7 +873,10 @@ claim(
 )
 
 # %%
-read = {d: sum(bench.of(longer["runs"], d, "bits", more)) / 3 for d in ends}
+read = {
+    d: sum(bench.measure_by_seed(longer["runs"], d, "bits", more)) / 3
+    for d in ends
+}
 claim(
     "longer-prose",
     all(read[d] < mean_bits(d) for d in ends),

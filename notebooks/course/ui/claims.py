@@ -31,15 +31,6 @@ def claim(name: str, condition: Any, words: str, kind: Kind = "live", value: str
     of `words` that `{claim:NAME}` stands for in prose (all of them when it is not given). Raises AssertionError with
     name and words when the condition is false, ClaimError when the claim is badly put.
     """
-    _well_put(name, words, kind, value)
-    if not _truth(name, condition):
-        raise AssertionError(f"{name} does not hold: {words}")
-    record = {"name": name, "kind": kind, "words": words, "value": words if value is None else value}
-    publish({"text/plain": f"✓ [{kind}] {words}"}, metadata={"claim": record})
-
-
-def _well_put(name: str, words: str, kind: str, value: str | None) -> None:
-    """Refuse a claim that the builder or the reader could not use."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ClaimError(f"claim name {name!r} is not words joined by hyphens: write for example 'kept-by-16'")
     if not isinstance(words, str) or not words.strip() or "\n" in words:
@@ -48,14 +39,19 @@ def _well_put(name: str, words: str, kind: str, value: str | None) -> None:
         raise ClaimError(f"{name}: kind {kind!r} is unknown: use 'live' or 'recorded'")
     if value is not None and (not value or value not in words):
         raise ClaimError(f"{name}: the value {value!r} must be part of the words, {words!r}, which tests compare")
+    if not _strict_bool(name, condition):
+        raise AssertionError(f"{name} does not hold: {words}")
+    record = {"name": name, "kind": kind, "words": words, "value": words if value is None else value}
+    # the record travels in the output's metadata: nbval compares the text alone, the builder reads both
+    publish({"text/plain": f"✓ [{kind}] {words}"}, metadata={"claim": record})
 
 
-def _truth(name: str, condition: Any) -> bool:
+def _strict_bool(name: str, condition: Any) -> bool:
     """One truth value, and nothing that merely counts as true: a string would make every claim hold."""
-    found = condition
+    truth = condition
     if hasattr(condition, "item"):  # a tensor or NumPy value
         with suppress(RuntimeError, ValueError):  # more than one element
-            found = condition.item()
-    if not isinstance(found, bool):
+            truth = condition.item()
+    if not isinstance(truth, bool):
         raise ClaimError(f"{name}: its condition is of type {type(condition).__name__}, and must be one truth value")
-    return found
+    return truth

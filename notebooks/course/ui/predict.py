@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 
-from course.ui.style import wrapped
+from course.ui.style import wrap_lines
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Guess:
         """Print guess, answer, the error between them, and the reason `why`, which must not be empty."""
         if not why.strip():
             raise ValueError("reveal needs the reason why the answer is what it is: it is the point of guessing")
-        said, true = self._say(self.value), self._say(answer)
-        error = "spot on" if said == true else self._error(float(answer))
-        print(f"You guessed {said}; it is {true}: {error}.")
-        print(wrapped(f"Why: {why}"))
+        guessed, measured = self._format(self.value), self._format(answer)
+        if guessed == measured:  # as printed: nobody is told off for digits that are not shown
+            error = "spot on"
+        else:
+            gap = abs(self.value - float(answer))
+            # shares differ in percentage points: "10 % too low" could mean a tenth of the answer
+            far = f"{100 * gap:.0f} percentage points" if self.form.endswith("%") else self._format(gap)
+            error = f"{far} too {'low' if self.value < answer else 'high'}"
+        print(f"You guessed {guessed}; it is {measured}: {error}.")
+        print(wrap_lines(f"Why: {why}"))
 
-    def _error(self, answer: float) -> str:
-        """How far off, and in which direction: shares differ in percentage points, everything else in its unit."""
-        gap = abs(self.value - answer)
-        far = f"{100 * gap:.0f} percentage points" if self.form.endswith("%") else self._say(gap)
-        return f"{far} too {'low' if self.value < answer else 'high'}"
-
-    def _say(self, number: float) -> str:
+    def _format(self, number: float) -> str:
         text = format(float(number), self.form)
         return f"{text} {self.unit}".strip()
 
@@ -56,5 +56,5 @@ def predict(
     if not low <= guess <= high:
         raise ValueError(f"your guess {guess:g} is out of range: write a number between {low:g} and {high:g}")
     committed = Guess(question, float(guess), form, unit)
-    print(f"{question} Your guess: {committed._say(committed.value)}")
+    print(f"{question} Your guess: {committed._format(committed.value)}")
     return committed

@@ -29,22 +29,22 @@ class Reading:
 
     Attributes:
         ids: its T tokens.
-        left_out: tokens cut away at the front because the model was trained for shorter texts.
-        mass: attention that each token pays to each, all heads together (layers, T, T); rows sum to 1.
+        truncated: tokens cut away at the front because the model was trained for shorter texts.
+        attention_probs: attention that each token pays to each, mean of all heads (layers, T, T); rows sum to 1.
         scores: what the indexer thinks each is worth (layers, T, T), -inf in the future.
     """
 
     ids: list[int]
-    left_out: int
-    mass: Tensor
+    truncated: int
+    attention_probs: Tensor
     scores: Tensor
 
-    def chosen(self, who: str, layer: int, top_k: int) -> Tensor:
+    def select(self, who: str, layer: int, top_k: int) -> Tensor:
         """Let one of CHOOSERS choose for every token: -> (T, min(K, T)), -1 in empty slots."""
-        mass, T = self.mass[layer][None], len(self.ids)
+        probs, T = self.attention_probs[layer][None], len(self.ids)
         match who:
             case "oracle":
-                return baselines.oracle(mass, top_k)[0]
+                return baselines.oracle(probs, top_k)[0]
             case "indexer":
                 return ops.select(self.scores[layer][None], top_k)[0]
             case "window":
@@ -53,14 +53,15 @@ class Reading:
                 return baselines.random(1, T, T, top_k)[0]
         raise ValueError(f"chooser {who!r} is unknown: use one of {', '.join(CHOOSERS)}")
 
-    def kept(self, who: str, layer: int, top_k: int) -> Tensor:
+    def attention_recall(self, who: str, layer: int, top_k: int) -> Tensor:
         """The share of its attention that each token keeps under one chooser: (T,) in 0 ... 1.
 
         For "random" it is the expectation, K of the visible tokens, rather than one draw.
         """
         if who == "random":
+            # one draw would make the panel's curve jump with the seed; its mean is known exactly
             return (top_k / torch.arange(1, len(self.ids) + 1)).clamp(max=1)
-        return baselines.attention_recall(self.mass[layer][None], self.chosen(who, layer, top_k)[None])[0]
+        return baselines.attention_recall(self.attention_probs[layer][None], self.select(who, layer, top_k)[None])[0]
 
 
 def reader(model: Transformer) -> Callable[[str], Reading]:
@@ -73,23 +74,24 @@ def reader(model: Transformer) -> Callable[[str], Reading]:
 
     @lru_cache(maxsize=8)
     def read(text: str) -> Reading:
-        ids = readable(text)
+        ids = tokenize(text)
         last = byte_tokenizer.last_tokens(ids, model.config.max_position_embeddings)
-        return read_ids(model, last, left_out=len(ids) - len(last))
+        return read_ids(model, last, truncated=len(ids) - len(last))
 
     return read
 
 
 @torch.no_grad()
-def read_ids(model: Transformer, ids: list[int], left_out: int = 0) -> Reading:
+def read_ids(model: Transformer, ids: list[int], truncated: int = 0) -> Reading:
     """Read tokens with dense attention, whatever the model is set to; its setting is restored."""
+    # dense, so that every chooser is judged on the same hidden states and against the same attention
     before, model.attention = model.attention, "dense"
     try:
         _, trace = model(torch.tensor([ids]), trace=True)
     finally:
         model.attention = before
-    masses = torch.cat([layer.mass for layer in trace])
-    return Reading(ids, left_out, masses, torch.cat([layer.scores for layer in trace]))
+    probs = torch.cat([layer.mass for layer in trace])
+    return Reading(ids, truncated, probs, torch.cat([layer.scores for layer in trace]))
 
 
 @torch.no_grad()
@@ -118,12 +120,13 @@ def head_weights(model: Transformer, ids: list[int]) -> Tensor:
     return torch.stack(found)
 
 
-def readable(text: str) -> list[int]:
+def tokenize(text: str) -> list[int]:
     """Turn the reader's text into tokens, or say what is wrong with it."""
     if not isinstance(text, str):
         raise ValueError(f"the text is a {type(text).__name__}: give a string")
     if text.strip().startswith(FILE_PREFIX):
         text = read_file(text.strip().removeprefix(FILE_PREFIX).strip())
+    # a pasted PNG or a UTF-16 file would be read as bytes without a complaint, and mean nothing
     controls = [place for place, sign in enumerate(text) if ord(sign) < 32 and sign not in "\t\n\r\f"]
     if controls:
         raise ValueError(
@@ -152,7 +155,7 @@ def read_file(path: str | Path) -> str:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}; give a text file") from None
 
 
-def checked(name: str, value: object, low: int, high: int, remedy: str) -> int:
+def checked_int(name: str, value: object, low: int, high: int, remedy: str) -> int:
     """A whole number in low ... high, or a ValueError that says value, limit and remedy."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} = {value!r} is not a whole number: choose one from {low} to {high}")

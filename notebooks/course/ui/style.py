@@ -68,17 +68,18 @@ def show(fig: Figure, words: str) -> None:
 
 def show_png(picture: bytes, words: str) -> None:
     """The same for a picture that is PNG bytes already."""
-    alt = {"image/png": {"alt": described(words)}}
+    alt = {"image/png": {"alt": require_description(words)}}
+    # the plain text is constant: nbval cannot compare pictures, so it compares the words printed below
     publish({"image/png": base64.b64encode(picture).decode(), "text/plain": "[figure]"}, metadata=alt)
-    print(wrapped(words))
+    print(wrap_lines(words))
 
 
-def wrapped(words: str, width: int = 96) -> str:
+def wrap_lines(words: str, width: int = 96) -> str:
     """Lines short enough that no page breaks them in the middle of a word."""
     return "\n".join(fill(line, width) for line in words.splitlines())
 
 
-def described(words: Any) -> str:
+def require_description(words: Any) -> str:
     """`words` if they can serve as a description; a figure without one is an error."""
     if not isinstance(words, str) or len(words.split()) < 3:
         raise ValueError(f"a figure needs a sentence that says what it shows, computed from its data; got {words!r}")
@@ -89,10 +90,10 @@ def png(fig: Figure) -> bytes:
     """The figure as PNG: the same bytes for the same figure, in at most 256 colours, a third of the usual size."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI)
-    return _encoded(Image.open(buffer))
+    return _encode_png(Image.open(buffer))
 
 
-def tiled(pictures: Sequence[bytes], columns: int = 1) -> bytes:
+def tile_pngs(pictures: Sequence[bytes], columns: int = 1) -> bytes:
     """Several PNGs as one, row by row on white, each at the upper left of a tile that fits the largest."""
     images = [Image.open(io.BytesIO(picture)) for picture in pictures]
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
@@ -101,7 +102,7 @@ def tiled(pictures: Sequence[bytes], columns: int = 1) -> bytes:
     for number, row in enumerate(rows):
         for column, image in enumerate(row):
             whole.paste(image.convert("RGB"), (column * width, sum(heights[:number])))
-    return _encoded(whole)
+    return _encode_png(whole)
 
 
 def caption(words: str, width: int) -> bytes:
@@ -112,12 +113,13 @@ def caption(words: str, width: int) -> bytes:
     return png(fig)
 
 
-def size_of(picture: bytes) -> tuple[int, int]:
+def png_size(picture: bytes) -> tuple[int, int]:
     """Width and height of a PNG in pixels."""
     return Image.open(io.BytesIO(picture)).size
 
 
-def _encoded(image: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
+    # no dithering: it would speckle flat areas, which PNG then compresses badly
     image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from course.builder.book import body, build_book, framed, title
+from course.builder.book import body, build_book, page_html, title
 from project import NOTEBOOKS
 
 FOLDER = NOTEBOOKS
@@ -56,7 +56,7 @@ def test_a_link_to_a_cell_finds_it_on_its_page(pages):
 
 def small(*cells):
     notebook = new_notebook(cells=[new_markdown_cell("# A *short* page\n\nIt costs $a^2$."), *cells])
-    return BeautifulSoup(framed(title(notebook), body(notebook, FOLDER), [("x.html", "On & on")]), "html.parser")
+    return BeautifulSoup(page_html(title(notebook), body(notebook, FOLDER), [("x.html", "On & on")]), "html.parser")
 
 
 def test_formulas_become_mathml_and_titles_plain_words():

@@ -8,7 +8,7 @@ import pytest
 
 from course.builder import build
 from course.builder.build import BuildError, Course
-from course.builder.source import drafted
+from course.builder.source import parse_source
 from sample_exercise import SAMPLE
 
 SOURCE = """\
@@ -57,7 +57,7 @@ Panel(draw, k=Slider("k", 1, 4, 2))
 
 @pytest.fixture(autouse=True)
 def known_exercise(monkeypatch):
-    monkeypatch.setattr("course.builder.source.find", lambda place: {"sample.largest": SAMPLE}[place])
+    monkeypatch.setattr("course.builder.source.find_exercise", lambda place: {"sample.largest": SAMPLE}[place])
 
 
 def course_at(folder, source=SOURCE, **other):
@@ -81,12 +81,12 @@ def built(tmp_path_factory):
 def copy(built, tmp_path):
     """A course of one's own to spoil, with the notebook that was built."""
     course = course_at(tmp_path)
-    course.target("00_sample").write_text(built.target("00_sample").read_text())
+    course.notebook_path("00_sample").write_text(built.notebook_path("00_sample").read_text())
     return course
 
 
 def notebook(course):
-    return nbformat.read(course.target("00_sample"), as_version=4)
+    return nbformat.read(course.notebook_path("00_sample"), as_version=4)
 
 
 def cell(found, id):
@@ -96,7 +96,7 @@ def cell(found, id):
 def draft(tmp_path, source):
     path = tmp_path / "source.py"
     path.write_text(source)
-    return drafted(path)
+    return parse_source(path)
 
 
 # From source to cells
@@ -157,7 +157,7 @@ def test_an_exercise_nobody_wrote_is_an_error(tmp_path, monkeypatch):
     def unknown(place):
         raise ValueError(f"there is no exercise {place!r}")
 
-    monkeypatch.setattr("course.builder.source.find", unknown)
+    monkeypatch.setattr("course.builder.source.find_exercise", unknown)
     with pytest.raises(BuildError, match=r"sample\.least.*no exercise"):
         draft(tmp_path, "# %% [markdown]\n# {exercise:sample.least}\n")
 
@@ -175,7 +175,7 @@ def test_cells_ran_in_order(built):
 
 
 def test_nothing_of_the_machine_or_of_live_widgets_is_stored(built):
-    text = built.target("00_sample").read_text()
+    text = built.notebook_path("00_sample").read_text()
     assert str(build.ROOT) not in text
     assert "widget" not in text
     assert "jupytext" not in text
@@ -189,14 +189,14 @@ def test_the_panel_leaves_a_picture(built):
 
 
 def test_building_the_layout_anew_gives_the_same_bytes(copy, built):
-    before = copy.target("00_sample").read_bytes()
+    before = copy.notebook_path("00_sample").read_bytes()
     assert copy.build("00_sample", run=False) == []
-    assert copy.target("00_sample").read_bytes() == before
+    assert copy.notebook_path("00_sample").read_bytes() == before
 
 
 def test_outputs_can_be_kept_while_prose_changes(copy):
     before = cell(notebook(copy), "how-a-sample-works_1").outputs
-    source = copy.source("00_sample")
+    source = copy.source_path("00_sample")
     source.write_text(source.read_text().replace("## A figure", "## One figure"))
     assert copy.build("00_sample", keep=True) == []
     assert cell(notebook(copy), "how-a-sample-works_1").outputs == before
@@ -205,7 +205,7 @@ def test_outputs_can_be_kept_while_prose_changes(copy):
 
 def test_outputs_are_not_kept_when_code_changes(copy):
     before = cell(notebook(copy), "how-a-sample-works_1").outputs
-    source = copy.source("00_sample")
+    source = copy.source_path("00_sample")
     source.write_text(source.read_text().replace("1 / 0", "2 / 0"))
     assert copy.build("00_sample", keep=True) == []
     assert cell(notebook(copy), "how-a-sample-works_1").outputs != before
@@ -216,7 +216,7 @@ def test_equal_cells_keep_their_own_outputs():
         return [nbformat.v4.new_code_cell("next(numbers)", execution_count=count) for count in counts]
 
     old, new = nbformat.v4.new_notebook(cells=cells(1, 2)), nbformat.v4.new_notebook(cells=cells(None, None))
-    assert build.graft(new, old)
+    assert build.reuse_outputs(new, old)
     assert [cell.execution_count for cell in new.cells] == [1, 2]
 
 
@@ -224,7 +224,7 @@ def test_a_cell_that_fails_is_named(tmp_path):
     course = course_at(tmp_path, "# %% [markdown]\n# # Broken\n\n# %%\n1\n\n# %%\nint('x')\n")
     with pytest.raises(BuildError, match=r"^cell broken_2: ValueError: invalid literal"):
         course.build("00_sample")
-    assert not course.target("00_sample").exists()
+    assert not course.notebook_path("00_sample").exists()
 
 
 def test_one_thread_in_the_folder_of_the_notebooks(tmp_path):
@@ -245,14 +245,14 @@ def test_one_thread_in_the_folder_of_the_notebooks(tmp_path):
     ],
 )
 def test_a_number_nothing_stands_behind_is_an_error(copy, placeholder, complaint):
-    source = copy.source("00_sample")
+    source = copy.source_path("00_sample")
     source.write_text(source.read_text().replace("{claim:kept}", placeholder))
     [found] = copy.build("00_sample", run=False)
     assert complaint in found
 
 
 def test_plain_values_need_no_entry(copy):
-    source = copy.source("00_sample")
+    source = copy.source_path("00_sample")
     source.write_text(source.read_text().replace("{source:report.tokens}", "{source:report.k}"))
     assert copy.build("00_sample", run=False) == []
     assert "of 2048 tokens" in notebook(copy).cells[0].source
@@ -261,15 +261,15 @@ def test_plain_values_need_no_entry(copy):
 def test_tables_are_drawn_anew_after_every_build_and_outputs_stay(copy, monkeypatch):
     drawn = iter(["first", "first", "second", "second"])
     monkeypatch.setattr(build, "table", lambda name, root: next(drawn))
-    source = copy.source("00_sample")
+    source = copy.source_path("00_sample")
     source.write_text(source.read_text().replace("{claim:kept}", "{table:sky}"))
     assert copy.build("00_sample", keep=True) == []
     before = cell(notebook(copy), "how-a-sample-works_1").outputs
-    copy.renew_tables()
+    copy.redraw_tables()
     assert "keep second, of" in notebook(copy).cells[0].source
     assert cell(notebook(copy), "how-a-sample-works_1").outputs == before
     source.write_text(source.read_text().replace("1 / 0", "2 / 0"))
-    copy.renew_tables()
+    copy.redraw_tables()
     assert "1 / 0" in cell(notebook(copy), "where-it-fails_1").source, "code that changed must be executed"
 
 
@@ -278,7 +278,7 @@ def test_tables_are_drawn_anew_after_every_build_and_outputs_stay(copy, monkeypa
 
 def test_a_built_notebook_has_nothing_to_complain_about(built):
     assert list(built.check("00_sample")) == []
-    assert built.strays() == []
+    assert built.orphans() == []
 
 
 def wide(found):
@@ -380,20 +380,20 @@ def repeated(found):
 def test_a_spoilt_notebook_is_noticed(copy, spoil, complaint):
     found = notebook(copy)
     spoil(found)
-    copy.target("00_sample").write_text(build.written(found))
+    copy.notebook_path("00_sample").write_text(build.serialized(found))
     assert any(complaint in said for said in copy.check("00_sample")), list(copy.check("00_sample"))
 
 
 def test_another_layout_of_the_file_is_noticed(copy):
-    found = json.loads(copy.target("00_sample").read_text())
-    copy.target("00_sample").write_text(json.dumps(found))
+    found = json.loads(copy.notebook_path("00_sample").read_text())
+    copy.notebook_path("00_sample").write_text(json.dumps(found))
     assert "layout" in " ".join(copy.check("00_sample"))
 
 
 def test_notebooks_without_source_and_sources_without_notebook_are_noticed(tmp_path):
     course = course_at(tmp_path)
     (course.folder / "99_stray.ipynb").write_text("{}")
-    assert course.strays() == ["99_stray.ipynb"]
+    assert course.orphans() == ["99_stray.ipynb"]
     assert list(course.check("00_sample")) == ["it was never built"]
 
 
@@ -401,7 +401,7 @@ def test_the_command_reports_in_lines_and_fails(copy, monkeypatch, capsys):
     monkeypatch.setattr(build, "ROOT", copy.folder.parent)
     assert build.main(["--check"]) == 0
     assert capsys.readouterr().out == "00_sample: fine\n"
-    copy.source("00_sample").write_text("# %%\n1\n")
+    copy.source_path("00_sample").write_text("# %%\n1\n")
     assert build.main(["--check", "00_sample"]) == 1
     said = capsys.readouterr()
     assert re.fullmatch(r"00_sample: [1-9] complaints\n", said.out)

@@ -1,4 +1,4 @@
-"""Every committed notebook is what its source gives and keeps the course's manners.
+"""Every committed notebook is what its source gives and passes lint.
 
 This looks at files only; `make test` also runs each notebook and compares its outputs (nbval), and what a notebook
 lets a reader move is tested in a file of its own.
@@ -24,22 +24,22 @@ each = pytest.mark.parametrize("name", COURSE.names())
 
 
 def prose(name):
-    notebook = nbformat.read(COURSE.target(name), as_version=4)
+    notebook = nbformat.read(COURSE.notebook_path(name), as_version=4)
     return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
 @each
-def test_it_is_built_and_well_mannered(name):
+def test_it_is_built_and_passes_lint(name):
     assert list(COURSE.check(name)) == []
 
 
 def test_every_notebook_has_a_source():
-    assert COURSE.strays() == []
+    assert COURSE.orphans() == []
 
 
 @each
 def test_it_imports_only_what_the_course_is_about(name):
-    tree = ast.parse(COURSE.source(name).read_text("utf-8"))
+    tree = ast.parse(COURSE.source_path(name).read_text("utf-8"))
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in found} <= ALLOWED | set(sys.stdlib_module_names)

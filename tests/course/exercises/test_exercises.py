@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 
-from course.exercises import catalogue
-from course.exercises.core import checker, judge
-from dsa.kernels.reference import membership
+from course.exercises import registry
+from course.exercises.exercise import checker, judge
+from dsa.kernels.reference import selection_mask
 from project import NOTEBOOKS
 from sample_exercise import SAMPLE, largest, smallest, unsorted
 
-EXERCISES = [SAMPLE, *catalogue.all_exercises()]
+EXERCISES = [SAMPLE, *registry.all_exercises()]
 
 
 def defined(exercise, source):
@@ -49,20 +49,20 @@ class TestEveryExercise:
             assert max(map(len, source.splitlines())) <= 76
 
 
-def test_the_catalogue_has_every_module_and_no_function_twice_in_one():
+def test_the_registry_has_every_module_and_no_function_twice_in_one():
     folder = NOTEBOOKS / "course/exercises"
     modules = [path.stem for path in folder.glob("*.py") if "\ncheck = " in path.read_text("utf-8")]
-    assert sorted(modules) == sorted(catalogue.CHAPTERS)
+    assert sorted(modules) == sorted(registry.CHAPTERS)
     for module in modules:
-        names = [exercise.name for exercise in catalogue.chapter(module)]
+        names = [exercise.name for exercise in registry.chapter_exercises(module)]
         assert len(names) == len(set(names))
-        assert catalogue.find(f"{module}.{names[-1]}").name == names[-1]
+        assert registry.find_exercise(f"{module}.{names[-1]}").name == names[-1]
 
 
 @pytest.mark.parametrize("named", ["selection.my_choice", "elsewhere.my_select", "my_select", ""])
 def test_an_unknown_exercise_is_named(named):
     with pytest.raises(ValueError, match=rf"no exercise '{named}'; these are known: (selection\.|modules latent)"):
-        catalogue.find(named)
+        registry.find_exercise(named)
 
 
 def test_the_stub_shows_signature_and_docstring_and_nothing_of_the_solution():
@@ -131,7 +131,7 @@ def test_an_exercise_that_misses_something_is_refused(change, says):
 
 
 def verdict(place, answer):
-    return judge(catalogue.find(place), answer)
+    return judge(registry.find(place), answer)
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 0.0])
@@ -143,7 +143,7 @@ def test_a_test_of_logits_is_refused_and_told_what_it_cannot_see(tolerance, top_
                 return False
         return True
 
-    found = verdict("indexer.my_test", my_test)
+    found = verdict("indexer_tests.my_test", my_test)
     assert found.state == "refused"
     if tolerance:  # otherwise it refuses a right model, which rounds differently
         assert "mask with 0, in the last layer only" in found.words
@@ -162,11 +162,11 @@ def test_tests_of_the_selection_are_accepted_however_they_compare(top_k):
         model.top_k = top_k
         logits, trace = model(tokens, trace=True)
         wanted = [[[s in keys for s in range(40)] for keys in layer] for layer in golden[top_k].sets]
-        same = torch.equal(torch.cat([membership(layer.selected, 40) for layer in trace]), torch.tensor(wanted))
+        same = torch.equal(torch.cat([selection_mask(layer.selected, 40) for layer in trace]), torch.tensor(wanted))
         return same and torch.allclose(logits, golden[top_k].logits, atol=1e-4)
 
     for answer in (by_sets, by_masks_and_logits):
-        assert verdict("indexer.my_test", answer).state == "right"
+        assert verdict("indexer_tests.my_test", answer).state == "right"
 
 
 def log_q(scores):
@@ -209,7 +209,7 @@ RIGHT = [by_kl_div, by_kl_div_of_shares, by_xlogy, by_entr, by_nan_to_num, by_lo
 
 @pytest.mark.parametrize("answer", RIGHT, ids=lambda answer: answer.__name__)
 def test_a_divergence_may_be_written_in_many_ways(answer):
-    found = verdict("teaching.my_safe_kl", answer)
+    found = verdict("indexer_kl.my_safe_kl", answer)
     assert found.state == "right", found.words
 
 
@@ -226,8 +226,8 @@ def test_a_clipped_logarithm_is_refused_with_what_it_costs(clip, least):
         return torch.special.xlogy(p, p).sum() - (p * clip(scores.softmax(-1), least).log()).sum()
 
     for answer in (both, of_q):
-        assert "the divergence is 101.1, yours is" in verdict("teaching.my_safe_kl", answer).words
-    assert "the divergence is 0, yours is" in verdict("teaching.my_safe_kl", of_p).words
+        assert "the divergence is 101.1, yours is" in verdict("indexer_kl.my_safe_kl", answer).words
+    assert "the divergence is 0, yours is" in verdict("indexer_kl.my_safe_kl", of_p).words
 
 
 def test_a_checker_that_accepts_everything_would_be_found_out():

@@ -22,7 +22,7 @@ def reached(model):
 
 
 def test_attached_says_the_same_and_leaks():
-    plain, leaking = tiny(), ablations.attach(tiny())
+    plain, leaking = tiny(), ablations.attach_indexer_loss(tiny())
     tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(2))
     assert torch.equal(plain(tokens), leaking(tokens))
     for model in (plain, leaking):
@@ -34,7 +34,7 @@ def test_attached_says_the_same_and_leaks():
 def test_a_copy_is_its_own_and_reads_further():
     model = tiny()
     model.attention, model.top_k = "window", 3
-    longer = ablations.copied(model, 1024)
+    longer = ablations.clone_model(model, 1024)
     assert (longer.attention, longer.top_k, longer.config.max_position_embeddings) == ("window", 3, 1024)
     assert not longer.training, "its routers keep their biases"
     tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(2))
@@ -73,23 +73,25 @@ def test_from_scratch_both_kinds_start_alike(text, kind, monkeypatch):
 
 
 def test_only_the_attached_pupil_is_attached_and_both_are_copies(text, monkeypatch):
-    model, pupils = tiny(), []
+    model, trained_models = tiny(), []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(ablations, "LENGTH", 64)
-    monkeypatch.setattr(ablations, "measured", lambda pupil, *_: pupils.append(pupil) or {})
+    monkeypatch.setattr(ablations, "evaluate_model", lambda trained, *_: trained_models.append(trained) or {})
     for kind in ("attached", "detached"):
         assert ablations.detached_or_not(model, text, kind, seed=1, steps=1)["kl"] > 0
-        pupil = pupils[-1]
-        pupil.zero_grad(set_to_none=True)
-        assert bool(reached(pupil)) == (kind == "attached") and pupil is not model
+        trained = trained_models[-1]
+        trained.zero_grad(set_to_none=True)
+        assert bool(reached(trained)) == (kind == "attached") and trained is not model
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_longer_pupil_reads_the_longer_text(text, monkeypatch):
     model, seen = tiny(), []
     longest = 2 * model.config.max_position_embeddings
-    monkeypatch.setattr(ablations, "measured", lambda pupil, corpus, kind, length: seen.append((kind, length)) or {})
-    monkeypatch.setattr(ablations, "train_sparse", lambda pupil, task, **given: seen.append(pupil))
+    monkeypatch.setattr(
+        ablations, "evaluate_model", lambda trained, corpus, kind, length: seen.append((kind, length)) or {}
+    )
+    monkeypatch.setattr(ablations, "train_sparse", lambda trained, task, **given: seen.append(trained))
     ablations.longer(model, text, seed=1, steps=1, length=longest)
     assert seen[:2] + seen[3:] == [("dense", longest), ("sparse", longest), ("sparse", longest)]
     assert seen[2] is not model and seen[2].config.max_position_embeddings == longest

@@ -41,9 +41,9 @@ def test_a_pupil_of_the_published_form_learns_as_the_model_itself_would():
     model, tokens = tiny(), torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(1))
     model.attention = "dense"
     _, expected = model(tokens, indexer_loss=True)
-    pupil = activation.Pupil(model, "relu", model.config.index_n_heads, model.config.index_head_dim, seed=0)
-    pupil.indexers = torch.nn.ModuleList(activation.indexers(model))
-    assert torch.allclose(pupil.loss(activation.lessons(model, tokens)), expected, atol=1e-5)
+    variant = activation.IndexerVariant(model, "relu", model.config.index_n_heads, model.config.index_head_dim, seed=0)
+    variant.indexers = torch.nn.ModuleList(activation.indexers(model))
+    assert torch.allclose(variant.loss(activation.teacher_batches(model, tokens)), expected, atol=1e-5)
     assert model.attention == "dense"
 
 
@@ -53,9 +53,9 @@ def test_variants_learn_apart_and_the_model_stays(text):
     task = Needles(text, 64, 4, 4)
 
     def learned(forms):
-        pupils = [activation.Pupil(model, form, 2, 16, seed=0) for form in forms]
-        activation.warm_up(model, pupils, task, steps=5, size=2)
-        return pupils
+        variants = [activation.IndexerVariant(model, form, 2, 16, seed=0) for form in forms]
+        activation.warm_up(model, variants, task, steps=5, size=2)
+        return variants
 
     together, alone = learned(("relu", "none")), learned(("relu",))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -65,7 +65,7 @@ def test_variants_learn_apart_and_the_model_stays(text):
 
 def test_the_command_writes_a_whole_record(tmp_path, text, monkeypatch):
     monkeypatch.setattr(activation, "LENGTH", 128)
-    monkeypatch.setattr(activation, "EXAM", 2)
+    monkeypatch.setattr(activation, "EVAL_EPISODES", 2)
     source, out = tmp_path / "a.txt", tmp_path / "record.json"
     source.write_text(small.LINES)
     command = [str(DATA / "base"), "--out", str(out), "--corpus", str(source), "--seeds", "5", "--steps", "2"]
@@ -92,11 +92,11 @@ def test_the_record_says_where_it_comes_from_and_holds_every_run():
 def test_a_short_run_sees_the_same_again(text):
     """Spot check: after 40 steps each form follows attention, and none is far ahead."""
     model, task = dsa.from_pretrained(DATA / "base"), Needles(text, 128)
-    exam = list(evaluate.needle_batches(text, 128, 8))
-    pupils = [activation.Pupil(model, form, 2, 32, seed=0) for form in activation.FORMS]
-    before = activation.examine(model, pupils, exam)
-    activation.warm_up(model, pupils, task, steps=40)
-    after = activation.examine(model, pupils, exam)
+    eval_set = list(evaluate.needle_batches(text, 128, 8))
+    variants = [activation.IndexerVariant(model, form, 2, 32, seed=0) for form in activation.FORMS]
+    before = activation.evaluate_variants(model, variants, eval_set)
+    activation.warm_up(model, variants, task, steps=40)
+    after = activation.evaluate_variants(model, variants, eval_set)
     assert max(found["kl"] for found in after) < 0.6 * min(found["kl"] for found in before)
     kept = [found["of_oracle"] for found in after]
     assert max(kept) - min(kept) < 0.1

@@ -8,7 +8,7 @@ import torch
 import dsa
 import small
 from course.experiments.attention_variants import blocks, delta, moba, msa, nsa, quest, sinks, sparq
-from course.experiments.attention_variants.choosing import Budget, convert
+from course.experiments.attention_variants.selective_attention import Budget, convert
 from dsa.kernels import reference
 from dsa.model.transformer import Transformer
 

@@ -6,32 +6,36 @@ import pytest
 import torch
 
 from course.experiments import benchmark_suite
-from course.experiments.benchmark_suite import Exam
+from course.experiments.benchmark_suite import EvalSet
 from dsa.datasets import byte_tokenizer
 from tiny_training import tiny
 
 
 @pytest.fixture(scope="module")
-def exams(text):
-    return {name: (exam, mask) for exam in benchmark_suite.exams(text, 256, 4) for name, mask in exam.asked.items()}
+def eval_sets(text):
+    return {
+        name: (eval_set, mask)
+        for eval_set in benchmark_suite.eval_sets(text, 256, 4)
+        for name, mask in eval_set.asked.items()
+    }
 
 
-def test_there_are_fourteen_and_each_asks_something(exams):
-    assert len(exams) == 14
-    for name, (exam, mask) in exams.items():
-        assert mask.shape == exam.tokens.shape and not mask[:, 0].any(), name
+def test_there_are_fourteen_and_each_asks_something(eval_sets):
+    assert len(eval_sets) == 14
+    for name, (eval_set, mask) in eval_sets.items():
+        assert mask.shape == eval_set.tokens.shape and not mask[:, 0].any(), name
         assert mask.any() == (name != "needle over 256 back"), name  # 256 tokens have no such distance
 
 
-def test_needles_are_asked_at_their_distance(exams):
+def test_needles_are_asked_at_their_distance(eval_sets):
     for name, (least, most) in benchmark_suite.DISTANCES.items():
-        exam, mask = exams[f"needle {name} back"]
+        eval_set, mask = eval_sets[f"needle {name} back"]
         for row, place in mask.nonzero().tolist():
-            before = exam.tokens[row, : place - 1]
-            (first,) = (before == exam.tokens[row, place - 1]).nonzero()
+            before = eval_set.tokens[row, : place - 1]
+            (first,) = (before == eval_set.tokens[row, place - 1]).nonzero()
             assert least <= place - 1 - (int(first) + 1) <= most  # from the question back to the value
-            assert exam.tokens[row, first + 1] == exam.tokens[row, place]
-    asked = sum(exams[f"needle {name} back"][1] for name in benchmark_suite.DISTANCES)
+            assert eval_set.tokens[row, first + 1] == eval_set.tokens[row, place]
+    asked = sum(eval_sets[f"needle {name} back"][1] for name in benchmark_suite.DISTANCES)
     assert asked.sum(1).tolist() == [8] * 8
 
 
@@ -41,26 +45,26 @@ def test_every_distance_is_asked_once(text, monkeypatch):
     edges = torch.tensor([1, 64, 65, 128, 129, 256, 257, 300])
     edge = replace(found, source=found.query - edges)
     monkeypatch.setattr(benchmark_suite.Needles, "generate", lambda *_: edge)
-    (exam,) = benchmark_suite._distances(text, 256, 4, torch.Generator())
-    assert [int(mask.sum()) for mask in exam.asked.values()] == [8, 8, 8, 8]
+    (eval_set,) = benchmark_suite._distances(text, 256, 4, torch.Generator())
+    assert [int(mask.sum()) for mask in eval_set.asked.values()] == [8, 8, 8, 8]
 
 
-def test_loads_ask_for_every_pair(exams):
+def test_loads_ask_for_every_pair(eval_sets):
     for pairs in benchmark_suite.LOADS:
-        exam, mask = exams[f"{pairs} needles"]
+        eval_set, mask = eval_sets[f"{pairs} needles"]
         assert mask.sum(1).tolist() == [pairs] * 4
-        assert (exam.tokens[mask] >= byte_tokenizer.FIRST_VALUE).all()
+        assert (eval_set.tokens[mask] >= byte_tokenizer.FIRST_VALUE).all()
 
 
-def test_what_is_repeated_has_stood_there(exams):
+def test_what_is_repeated_has_stood_there(eval_sets):
     for name in ("text, again at once", "text, again far on", "random bytes, again"):
-        exam, mask = exams[name]
-        back = exam.tokens.shape[1] - 32  # a passage is an eighth of 256
+        eval_set, mask = eval_sets[name]
+        back = eval_set.tokens.shape[1] - 32  # a passage is an eighth of 256
         assert mask.sum(1).tolist() == [32 - 8] * 4
-        assert torch.equal(exam.tokens[:, back:], exam.tokens[:, :32])
+        assert torch.equal(eval_set.tokens[:, back:], eval_set.tokens[:, :32])
         assert not mask[:, : back + 8].any()
         between = {"text, again far on": 128}.get(name, 0)
-        assert exam.tokens.shape[1] == 2 * 32 + between
+        assert eval_set.tokens.shape[1] == 2 * 32 + between
 
 
 def test_shares_are_counted_by_sequence():
@@ -68,7 +72,7 @@ def test_shares_are_counted_by_sequence():
     tokens = torch.randint(256, (3, 40), generator=torch.Generator().manual_seed(1))
     asked = torch.zeros(3, 40, dtype=torch.bool)
     asked[0, 5:9] = asked[1, 39] = True
-    found = benchmark_suite.sit(model, [Exam(tokens, {"some": asked})], "dense", 8)["some"]
+    found = benchmark_suite.evaluate_suite(model, [EvalSet(tokens, {"some": asked})], "dense", 8)["some"]
     model.attention = "dense"
     with torch.no_grad():
         says = model(tokens).argmax(-1)
@@ -84,9 +88,9 @@ def test_the_attention_that_is_asked_for_is_used():
         model.attention, model.top_k = kind, 1
         with torch.no_grad():
             right = model(tokens)[:, :-1].argmax(-1)
-        own = Exam(torch.cat([tokens[:, :1], right], 1), {"all": asked})  # what it says to another text, as an exam
+        own = EvalSet(torch.cat([tokens[:, :1], right], 1), {"all": asked})  # what it says to another text, as an exam
         model.attention = "dense"
-        found = benchmark_suite.sit(model, [own], kind, 1)["all"]
+        found = benchmark_suite.evaluate_suite(model, [own], kind, 1)["all"]
         with torch.no_grad():
             model.attention = kind
             wanted = (model(own.tokens)[:, :-1].argmax(-1) == own.tokens[:, 1:]).float().sum(1) / 59
@@ -115,4 +119,4 @@ def test_intervals_run_over_seeds():
 
 def test_a_length_without_room_is_refused(text):
     with pytest.raises(ValueError, match="length=128: the needles of the suite need 256"):
-        benchmark_suite.exams(text, 128)
+        benchmark_suite.eval_sets(text, 128)

@@ -26,7 +26,7 @@ def weights(model):
 def test_the_sparse_way_is_the_sparse_stage(text):
     one, two = tiny(), tiny()
     two.top_k = 4
-    found = matched_runs.train_on(one, Needles(text, 64, 4, 4), "sparse", 4, steps=3, size=2)
+    found = matched_runs.continue_training(one, Needles(text, 64, 4, 4), "sparse", 4, steps=3, size=2)
     wanted = train_sparse(two, Needles(text, 64, 4, 4), steps=3, size=2, show=False)
     assert found.rows == wanted.rows
     assert all(torch.equal(one.state_dict()[name], tensor) for name, tensor in weights(two).items())
@@ -36,7 +36,7 @@ def test_the_sparse_way_is_the_sparse_stage(text):
 def test_another_way_leaves_the_indexers_and_moves_the_rest(text, kind):
     model = tiny()
     before = weights(model)
-    run = matched_runs.train_on(model, Needles(text, 64, 4, 4), kind, 4, steps=2, size=2)
+    run = matched_runs.continue_training(model, Needles(text, 64, 4, 4), kind, 4, steps=2, size=2)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and not any(".indexer." in name for name in moved)
     assert (model.attention, model.top_k, model.training) == (kind, 4, False) and len(run.rows) == 2
@@ -52,7 +52,7 @@ def test_all_ways_read_the_same_batches(text):
             return episodes
 
     for kind in ("sparse", "dense", "window"):
-        matched_runs.train_on(tiny(), Spy(text, 64), kind, 4, steps=2, size=2, seed=5)
+        matched_runs.continue_training(tiny(), Spy(text, 64), kind, 4, steps=2, size=2, seed=5)
     for kind in ("dense", "window"):
         assert all(torch.equal(a, b) for a, b in zip(seen["sparse"], seen[kind], strict=True))
 
@@ -60,15 +60,15 @@ def test_all_ways_read_the_same_batches(text):
 def test_what_is_there_is_kept_and_what_is_missing_is_made(tmp_path, text, monkeypatch):
     monkeypatch.setattr(matched_runs.seed_study, "make", lambda work, seed: None)
     plan = matched_runs.Plan(steps=1, size=2, length=64)
-    there = plan.place(tmp_path, 0, "window")
-    assert there.parts[-2:] == ("twins of 1 x 2 x 64", "window")
-    for place in (plan.place(tmp_path, 0, "warmed"), there):
-        save_pretrained(tiny(), place)
+    there = plan.folder(tmp_path, 0, "window")
+    assert there.parts[-2:] == ("matched runs of 1 x 2 x 64", "window")
+    for folder in (plan.folder(tmp_path, 0, "warmed"), there):
+        save_pretrained(tiny(), folder)
     stamp = (there / "model.safetensors").stat().st_mtime_ns
     matched_runs.make(tmp_path, 0, text, plan)
-    assert {path.name for path in there.parent.iterdir()} == set(matched_runs.WAYS)
+    assert {path.name for path in there.parent.iterdir()} == set(matched_runs.TRAINED_WITH)
     assert (there / "model.safetensors").stat().st_mtime_ns == stamp
-    few = dsa.from_pretrained(plan.place(tmp_path, 0, "sparse 2"))
+    few = dsa.from_pretrained(plan.folder(tmp_path, 0, "sparse 2"))
     assert (few.attention, few.top_k) == ("sparse", 2)
 
 
@@ -90,7 +90,8 @@ def test_the_record_is_whole():
     assert (
         len(cells)
         == len(record["sweep"])
-        == len(seeds) * sum(1 + len(choosers) * len(matched_runs.SWEPT) for choosers in matched_runs.SWEEPS.values())
+        == len(seeds)
+        * sum(1 + len(choosers) * len(matched_runs.SWEPT_TOP_K) for choosers in matched_runs.SWEPT_ATTENTION.values())
     )
     for model in ("dense", "sparse", "window"):
         assert [row["seed"] for row in record["text"] if row["model"] == model] == seeds

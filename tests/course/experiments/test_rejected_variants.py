@@ -10,10 +10,10 @@ import torch
 
 from course.experiments import cpu_variants as ideas
 from course.experiments import rejected_variants
-from course.figures import rejected_variants as show
+from course.figures import cpu_variant_times
 from dsa.bench import cpu
 from dsa.kernels import ops, reference
-from dsa.kernels.fp8 import Codes, quantise_int8
+from dsa.kernels.fp8 import QuantizedTensor, quantize_int8
 from dsa.record import as_of_today
 from project import DATA
 
@@ -39,7 +39,7 @@ def test_sparse_ideas_compute_the_reference(given, name):
 
 
 def test_eight_bits_compute_the_reference_of_what_the_codes_stand_for(given):
-    q, k = (Codes(*quantise_int8(x)).expand() for x in (given.index_q, given.index_k))
+    q, k = (QuantizedTensor(*quantize_int8(x)).dequantize() for x in (given.index_q, given.index_k))
     found, right = ideas.in_int8(given), expected(given, q, k, given.w)
     assert ((found - right).flatten(2).norm(dim=-1) < 1e-3).float().mean() > 0.9  # a near-tie may fall otherwise
 
@@ -47,7 +47,7 @@ def test_eight_bits_compute_the_reference_of_what_the_codes_stand_for(given):
 def test_bf16_chooses_nearly_the_same(given, monkeypatch):
     chosen = []
     monkeypatch.setattr(ideas.Sparse, "attended", lambda given, selected, backend=None: chosen.append(selected))
-    ideas.in_bf16(given), ideas.ours(given)
+    ideas.in_bf16(given), ideas.candidate(given)
     shared = [len(set(a) & set(b)) for a, b in zip(*(c[0].tolist() for c in chosen), strict=True)]
     assert min(shared) > 0.9 * given.top_k
 
@@ -71,7 +71,7 @@ def test_the_ideas_differ_in_how_they_do_it(given, monkeypatch):
     assert widths == {"whole scores, plain topk": S, "whole scores, neighbours": S // 8}
     calls = []
     monkeypatch.setattr(ops, "sparse_attention", lambda *a, backend=None: calls.append(backend) or given.q)
-    ideas.masked(given), ideas.ours(given)
+    ideas.masked(given), ideas.candidate(given)
     assert calls == ["reference", None]
 
 
@@ -100,9 +100,9 @@ def test_the_record_says_what_the_course_tells():
     found = json.loads((DATA / "measurements/cpu_tried.json").read_text("utf-8"))
     times = {(row["attention"], row["tried"]): row["times"] for row in found["rows"]}
     assert list(times) == [("sparse", name) for name in ideas.SPARSE] + [("dense", name) for name in ideas.DENSE]
-    ours = found["rows"][0]["seconds"]
+    candidate = found["rows"][0]["seconds"]
     dense = next(row["seconds"] for row in found["rows"] if row["attention"] == "dense" and row["tried"] == "ours")
-    assert times["sparse", "masked"] * ours > 2 * dense  # dearer than attending to everything
+    assert times["sparse", "masked"] * candidate > 2 * dense  # dearer than attending to everything
     assert times["sparse", "four lines"] > 2 and times["sparse", "fresh tensors"] > 1
     assert times["dense", "mask of a chunk"] > 1.3 and times["dense", "values unpadded"] > 2
     assert max(times[("sparse", name)] for name in NARROW) < 1
@@ -115,14 +115,14 @@ def test_the_record_says_what_the_course_tells():
 
 def test_the_picture_has_a_bar_for_each_idea_and_tells_its_faults():
     rows = [
-        {"attention": kind, "tried": name, "seconds": 1.0, "times": times, "faults": faults}
-        for kind, name, times, faults in (
+        {"attention": kind, "tried": name, "seconds": 1.0, "times": times, "faults": page_faults}
+        for kind, name, times, page_faults in (
             ("sparse", "ours", 1.0, 0), ("sparse", "masked", 18.0, 1234), ("dense", "ours", 1.0, None),
         )
     ]  # fmt: skip
-    fig, words = show.draw_tried({"rows": rows})
+    fig, words = cpu_variant_times.draw_rejected_variants({"rows": rows})
     assert [len(ax.patches) for ax in fig.axes] == [2, 1] and "masked 18.00 times ours" in words
     assert [text.get_text() for text in fig.axes[0].texts] == ["1.00", "18.00, 1,234 page faults"]
     plt.close(fig)
     with pytest.raises(ValueError, match="no rows for attention='dense'"):
-        show.draw_tried({"rows": rows[:2]})
+        cpu_variant_times.draw_rejected_variants({"rows": rows[:2]})

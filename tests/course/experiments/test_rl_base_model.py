@@ -1,4 +1,4 @@
-"""The careless model is small, says where it comes from and is as careless as it says; its recipe runs and resumes."""
+"""The base model is small, says where it comes from and errs as often as it says; its training runs and resumes."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import dsa
 from course.experiments import post_training, rl_base_model
-from course.figures.grpo_groups import across
+from course.figures.grpo_groups import curves_by_seed
 from dsa.datasets.rl_domains import DOMAINS
 from dsa.record import as_of_today
 from dsa.training import grpo, rollout, sft
@@ -43,7 +43,7 @@ def test_the_folder_is_small_whole_and_in_bf16():
     assert phases == {"copy", "solutions", "warm-up", "sparse"}
 
 
-def test_it_knows_the_domains_and_is_careless(model):
+def test_it_knows_the_domains_and_its_samples_err(model):
     assert model.attention == "sparse" and model.top_k == rl_base_model.TOP_K == 8
     recorded = json.loads((FOLDER / "provenance.json").read_text())["measures"]
     for name, temperature in (("sparse sampled", 1.0), ("sparse greedy", 0.0)):
@@ -54,10 +54,10 @@ def test_it_knows_the_domains_and_is_careless(model):
 
 
 def test_sampling_and_training_select_the_same(model):
-    problems = grpo.rl_transcripts.draw(torch.Generator().manual_seed(1), tuple(DOMAINS), 40)
+    problems = grpo.rl_transcripts.sample_problems(torch.Generator().manual_seed(1), tuple(DOMAINS), 40)
     found = rollout.sample(model, problems, torch.Generator().manual_seed(2))
-    assert rollout.gap(model, found)["logprob"] < 1e-3
-    assert rollout.selections_agree(model, found.tokens) > 0.999
+    assert rollout.train_infer_mismatch(model, found)["logprob"] < 1e-3
+    assert rollout.selection_agreement(model, found.tokens) > 0.999
 
 
 def test_rejection_keeps_the_right_ones_only(model):
@@ -69,7 +69,14 @@ def test_rejection_keeps_the_right_ones_only(model):
 
 
 def test_the_recipe_runs_and_goes_on(tmp_path, monkeypatch):
-    for name, value in {"COPY_CAP": 3, "STEPS": 3, "WARM_STEPS": 2, "SPARSE_STEPS": 2, "BATCH": 8, "EXAM": 5}.items():
+    for name, value in {
+        "COPY_CAP": 3,
+        "STEPS": 3,
+        "WARM_STEPS": 2,
+        "SPARSE_STEPS": 2,
+        "BATCH": 8,
+        "EVAL_PROBLEMS": 5,
+    }.items():
         monkeypatch.setattr(rl_base_model, name, value)
     rl_base_model.main(["--out", str(tmp_path / "made")])
     made = dsa.from_pretrained(tmp_path / "made")
@@ -83,7 +90,7 @@ def test_a_study_is_whole_and_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr(post_training, "STEPS", steps)
     monkeypatch.setattr(post_training, "CONFIG", GRPOConfig(num_generations=2))
     monkeypatch.setattr(post_training, "PROMPTS", {"alone": 2, "together": 2})
-    monkeypatch.setattr(post_training, "EXAM", 4)
+    monkeypatch.setattr(post_training, "EVAL_PROBLEMS", 4)
     monkeypatch.setattr(post_training, "SAMPLES", {"num_prompts": 4, "num_generations": 2})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     command = [str(FOLDER), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "a.json"), "--seeds", "5"]
@@ -112,5 +119,5 @@ def test_the_record_holds_what_the_chapter_says():
     own = [sum(run["specialists"][name][name] for name in DOMAINS) / 5 for run in runs]
     assert sum(mean["mixed"]) - sum(mean["base"]) > 0.2 * 3, "mixed GRPO raises its base by more than 0.2"
     assert sum(mean["student"]) - sum(own) > -0.05 * 3, "the student is within 0.05 of the specialists"
-    sparse, dense = (across(runs, name, "reward").mean(0) for name in ("mixed", "mixed, dense"))
+    sparse, dense = (curves_by_seed(runs, name, "reward").mean(0) for name in ("mixed", "mixed, dense"))
     assert (sparse - dense).abs().max() < 0.15 and len(sparse) == options["steps"]["mixed"] // 5

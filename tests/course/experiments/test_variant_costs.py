@@ -11,9 +11,9 @@ import dsa
 import small
 from course.experiments import variant_costs
 from course.experiments.attention_variants import delta, moba, nsa, quest
-from course.experiments.attention_variants.choosing import Budget
-from course.experiments.variant_costs import DESIGNS, REAL, bill
-from dsa.analysis.flops import decode_traffic, token_work
+from course.experiments.attention_variants.selective_attention import Budget
+from course.experiments.variant_costs import DESIGNS, REAL, token_cost
+from dsa.analysis.flops import decode_traffic, token_flops
 from dsa.analysis.memory import cache_bytes
 
 TINY, KEYS = Budget(keys=12, block=4, sinks=2, components=5), 24
@@ -28,15 +28,17 @@ def counted(function, *arguments):
 
 def test_dsa_is_billed_as_in_the_roofline():
     for keys in (1, 100, 2048, 50_000):
-        work = token_work(REAL_SIZES, keys, "sparse", "decode")
-        layers, found = REAL_SIZES.num_hidden_layers, bill("dsa", REAL_SIZES, keys)
+        work = token_flops(REAL_SIZES, keys, "sparse", "decode")
+        layers, found = REAL_SIZES.num_hidden_layers, token_cost("dsa", REAL_SIZES, keys)
         assert found.flops * layers == work.indexer_weights + work.scoring + work.attention
-        dense = token_work(REAL_SIZES, keys, "dense", "decode")
-        assert bill("dense", REAL_SIZES, keys).flops * layers == dense.attention
+        dense = token_flops(REAL_SIZES, keys, "dense", "decode")
+        assert token_cost("dense", REAL_SIZES, keys).flops * layers == dense.attention
         for name, kind in (("dense", "dense"), ("dsa", "sparse")):
             traffic = decode_traffic(REAL_SIZES, keys, kind, "bf16")
-            assert 2 * bill(name, REAL_SIZES, keys).read * layers == traffic.cache
-            assert 2 * bill(name, REAL_SIZES, keys).stored * layers == cache_bytes(REAL_SIZES, "bf16", kind == "sparse")
+            assert 2 * token_cost(name, REAL_SIZES, keys).read * layers == traffic.cache
+            assert 2 * token_cost(name, REAL_SIZES, keys).stored * layers == cache_bytes(
+                REAL_SIZES, "bf16", kind == "sparse"
+            )
 
 
 def test_the_proxies_are_billed_as_their_code_computes_them():
@@ -44,15 +46,15 @@ def test_the_proxies_are_billed_as_their_code_computes_them():
     H, width = config.num_attention_heads, config.kv_lora_rank + config.qk_rope_head_dim
     q, kv = torch.randn(1, 1, H, width), torch.randn(1, KEYS, width)
     for name, scores in (("moba", moba.mean_logits), ("quest", quest.bounds)):
-        assert counted(scores, q, kv, 4, 1.0) == bill(name, config, KEYS, TINY).scoring
+        assert counted(scores, q, kv, 4, 1.0) == token_cost(name, config, KEYS, TINY).scoring
     layer = nsa.Nsa(config, 0, TINY)
     attended = counted(
         layer.compressed, q, torch.cat([kv, kv[:, :1]], 1)
     )  # 25 tokens: six whole blocks and a begun one
-    per_block = bill("nsa", config, KEYS, TINY).scoring / 6
+    per_block = token_cost("nsa", config, KEYS, TINY).scoring / 6
     network = 2 * (TINY.block + 1) * width**2
     assert attended == 7 * (per_block + network)
-    assert bill("nsa", config, KEYS, TINY).projections * TINY.block == network
+    assert token_cost("nsa", config, KEYS, TINY).projections * TINY.block == network
 
 
 def test_gated_deltanet_is_billed_as_its_recurrence_computes_it():
@@ -60,26 +62,26 @@ def test_gated_deltanet_is_billed_as_its_recurrence_computes_it():
     config = small.config(v_head_dim=V)
     q = torch.randn(1, 1, H, W)
     flops = counted(delta.recurrent, q, q, torch.randn(1, 1, H, V), torch.zeros(1, 1, H), torch.ones(1, 1, H))
-    full = bill("dense", config, KEYS)
+    full = token_cost("dense", config, KEYS)
     write = 2 * H * W * V  # an outer product, which the counter does not see
-    assert bill("delta", config, KEYS).flops == 0.25 * full.flops + 0.75 * (flops + write)
-    assert bill("delta", config, KEYS).state == 0.75 * H * W * V
+    assert token_cost("delta", config, KEYS).flops == 0.25 * full.flops + 0.75 * (flops + write)
+    assert token_cost("delta", config, KEYS).state == 0.75 * H * W * V
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_longer_text_costs_more_or_the_same(design):
-    bills = [bill(design, REAL_SIZES, keys) for keys in (1, 500, 2048, 10_000, 10**6)]
-    assert all(a.flops <= b.flops and a.read <= b.read for a, b in pairwise(bills))
-    assert all(math.isfinite(one.memory(10**6)) and one.flops > 0 for one in bills)
+    costs = [token_cost(design, REAL_SIZES, keys) for keys in (1, 500, 2048, 10_000, 10**6)]
+    assert all(a.flops <= b.flops and a.read <= b.read for a, b in pairwise(costs))
+    assert all(math.isfinite(one.memory(10**6)) and one.flops > 0 for one in costs)
 
 
 def test_who_wins_at_128k_and_who_below_the_budget():
-    long = {design: bill(design, REAL_SIZES, 131_072) for design in DESIGNS}
+    long = {design: token_cost(design, REAL_SIZES, 131_072) for design in DESIGNS}
     assert long["window"].flops < long["moba"].flops < long["nsa"].flops < long["quest"].flops < long["dsa"].flops
     assert long["dsa"].flops < long["delta"].flops < long["dense"].flops
     assert long["dsa"].flops == long["msa"].flops and long["msa"].candidates * REAL.block == long["dsa"].candidates
     assert long["dsa"].scoring == long["sparq"].scoring  # 64 heads of 128 are 128 heads of 64 components
-    short = {design: bill(design, REAL_SIZES, 2048) for design in DESIGNS}
+    short = {design: token_cost(design, REAL_SIZES, 2048) for design in DESIGNS}
     assert short["dsa"].flops > short["dense"].flops
     assert max(DESIGNS, key=lambda design: long[design].memory(131_072)) in ("dsa", "msa")
 
@@ -89,9 +91,9 @@ def test_who_wins_at_128k_and_who_below_the_budget():
 )
 def test_what_cannot_be_billed_is_refused(design, keys, message):
     with pytest.raises(ValueError, match=message):
-        bill(design, REAL_SIZES, keys)
+        token_cost(design, REAL_SIZES, keys)
 
 
 def test_a_learned_proxy_needs_an_indexer():
     with pytest.raises(ValueError, match="this config is dense and has no indexer"):
-        bill("dsa", small.config(**small.DENSE), 9)
+        token_cost("dsa", small.config(**small.DENSE), 9)

@@ -8,8 +8,8 @@ import torch
 
 import dsa
 from course.experiments import variant_bench as bench
-from course.experiments.attention_variants.choosing import Budget
-from course.experiments.variant_costs import DESIGNS, bill
+from course.experiments.attention_variants.selective_attention import Budget
+from course.experiments.variant_costs import DESIGNS, token_cost
 from course.figures import attention_variants as pictures
 from course.ui.panel import Choice, Panel, Slider
 from dsa.datasets import corpus
@@ -32,7 +32,7 @@ def episodes():
 
 @pytest.fixture(scope="module")
 def layers(warmed, episodes):
-    return pictures.layers_of(warmed, episodes.tokens)
+    return pictures.read_layers(warmed, episodes.tokens)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_each_chooser_says_what_the_model_with_this_design_reads(warmed, layers,
 
 def test_hits_and_mass_by_hand(layers, episodes):
     budget = Budget(keys=32, block=8)
-    hits, kept = pictures.judged(layers[2], episodes, "moba", budget)
+    hits, kept = pictures.evaluate_chooser(layers[2], episodes, "moba", budget)
     chosen = [[set(keys) for keys in row] for row in layers[2].chosen("moba", budget).tolist()]
     found, shares = [], []
     for b in range(len(episodes.tokens)):
@@ -84,7 +84,7 @@ def test_hits_and_mass_by_hand(layers, episodes):
             if query - source > 64:
                 found.append(source in chosen[b][query])
         for t in range(32, 160):
-            shares.append(sum(float(layers[2].mass[b, t, s]) for s in chosen[b][t] if s >= 0))
+            shares.append(sum(float(layers[2].attention_probs[b, t, s]) for s in chosen[b][t] if s >= 0))
     assert hits == pytest.approx(sum(found) / len(found)) and kept == pytest.approx(sum(shares) / len(shares), abs=1e-5)
 
 
@@ -105,10 +105,10 @@ def test_the_distances_show_every_design_once():
 
 def test_the_bills_say_what_the_counts_say():
     _, words = pictures.draw_split(REAL, 4096)
-    one = bill("dsa", REAL, 4096)
+    one = token_cost("dsa", REAL, 4096)
     assert f"DSA {(one.projections + one.scoring) / one.flops:.0%} of {one.flops / 1e6:,.0f}" in words
-    fig, words = pictures.draw_bills(REAL, DESIGNS)
+    fig, words = pictures.draw_token_costs(REAL, DESIGNS)
     assert len(fig.axes[0].lines) == len(fig.axes[1].lines) == len(DESIGNS)
-    far = bill("moba", REAL, 2**20)
+    far = token_cost("moba", REAL, 2**20)
     assert f"MoBA {far.flops / 1e6:,.0f} and {far.memory(2**20) / 1e6:,.0f}" in words
     assert len({(look["color"], look["marker"]) for look in pictures.LOOKS.values()}) == len(DESIGNS)

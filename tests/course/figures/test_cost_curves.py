@@ -18,7 +18,7 @@ from project import DATA
 
 REAL = Config.v32_exp()
 PUBLISHED = read_costs(DATA / "published" / "costs.csv")
-STARTS = roofline.starts(PUBLISHED)
+STARTS = roofline.base_costs(PUBLISHED)
 MEASURED = DATA / "measurements"
 START = {"length": 64, "top_k": 2048, "price": 200, "cached": 0}
 
@@ -111,7 +111,7 @@ def test_a_power_is_two_for_what_grows_with_the_square():
 
 
 def test_the_figure_of_what_was_said_draws_and_says_the_published_numbers():
-    fig, words = cost_curves.draw_said(PUBLISHED)
+    fig, words = cost_curves.draw_quoted(PUBLISHED)
     assert "prefill 0.87 at the start, 3.56 at the end, 1 from 10.6 thousand, 2 times from 42" in words
     assert "decode 0.74 at the start, 8.65 at the end, 1 from 4.9 thousand, 2 times from 15" in words
     ratio = fig.axes[2].lines[1].get_ydata()
@@ -119,7 +119,7 @@ def test_the_figure_of_what_was_said_draws_and_says_the_published_numbers():
 
 
 def test_the_fit_shows_the_gaps():
-    models = {"a": roofline.modelled(REAL, STARTS), "b": PUBLISHED}
+    models = {"a": roofline.modelled_curves(REAL, STARTS), "b": PUBLISHED}
     fig, words = cost_curves.draw_fit(PUBLISHED, models)
     assert "a: prefill of V3.1-Terminus -1.0%, prefill of V3.2-Exp -7.3%" in words
     gaps = [np.abs(line.get_ydata()).max() for line in fig.axes[0].lines[:4]]
@@ -133,16 +133,16 @@ def test_ranges_are_drawn_as_computed():
 
 
 def test_bills_and_tornado_are_drawn_as_computed():
-    fig, words = serving_cost.draw_bills(PUBLISHED, {"a chat": pricing.CHAT})
+    fig, words = serving_cost.draw_serving_costs(PUBLISHED, {"a chat": pricing.CHAT})
     heights = [bar.get_height() for bar in fig.axes[0].patches]
-    gpu = pricing.costs_of(PUBLISHED, pricing.CHAT)
-    right = 100 * (pricing.priced(pricing.CHAT).total + gpu[DENSE].total + gpu[SPARSE].total)
+    gpu = pricing.published_gpu_bills(PUBLISHED, pricing.CHAT)
+    right = 100 * (pricing.list_price_bill(pricing.CHAT).total + gpu[DENSE].total + gpu[SPARSE].total)
     assert sum(heights) == pytest.approx(right) and "a chat list 93, V3.1-Terminus 12, V3.2-Exp 2.3" in words
-    bars = [pricing.Bar("hit", (0.5, 1.0), (0.04, 0.01)), pricing.Bar("model", (DENSE, SPARSE), (0.01, 0.02))]
+    bars = [pricing.Bar("hit_rate", (0.5, 1.0), (0.04, 0.01)), pricing.Bar("model", (DENSE, SPARSE), (0.01, 0.02))]
     fig, words = serving_cost.draw_tornado({"t": (0.01, bars)})
     drawn = [(bar.get_x(), bar.get_width()) for bar in fig.axes[0].patches]
     assert drawn == [pytest.approx((1, 1)), pytest.approx((1, 3))]  # the most important on top
-    assert "hit 0.5 … 1.0 4 to 1, model V3.1 … V3.2 1 to 2" in words
+    assert "hit rate 0.5 … 1.0 4 to 1, model V3.1 … V3.2 1 to 2" in words
 
 
 def test_a_machine_that_is_a_slow_copy_lies_on_the_figure():

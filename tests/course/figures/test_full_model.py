@@ -29,7 +29,8 @@ def test_the_panel_draws_everywhere():
                     full_model.PRECISIONS[values["precision"]])  # fmt: skip
         title = fig.axes[0].get_title() or fig.axes[0].get_title("left")
         assert (title == "fits") == ("it fits" in sentence) == found.fits
-        assert f"{found.weights / 1e9:.0f} GB of weights" in sentence and f"{1 / found.step:.0f} tokens/s" in sentence
+        assert f"{found.weights / 1e9:.0f} GB of weights" in sentence
+        assert f"{1 / found.decode_seconds:.0f} tokens/s" in sentence
         plt.close(fig)
 
 
@@ -54,7 +55,7 @@ def test_balancing_evens_the_load_and_standing_still_does_not():
 
 
 def test_what_the_command_writes_can_be_had_in_a_cell():
-    assert full_model.continued(str(DATA / "sparse"), "def ", 1).startswith("def ")
+    assert full_model.run_generation(str(DATA / "sparse"), "def ", 1).startswith("def ")
 
 
 def test_without_a_record_a_sentence_says_how_to_make_one(tmp_path):

@@ -1,16 +1,17 @@
 """The panels of chapter 11: the formula against a hand computation, the groups against what was sampled."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pytest
-import torch
 
 import dsa
 from course.figures.grpo_groups import (
     RATIOS,
     RIGHT,
-    across,
-    averaged,
     best_ratio,
+    block_means,
+    curves_by_seed,
     draw_group,
     draw_objective,
     gain,
@@ -34,7 +35,7 @@ def test_the_gain_by_hand():
     found = gain(2.0, 0.2, 0.3, 0.5)
     for n in (0, 60, 120, 200, 280):
         r = float(RATIOS[n])
-        by_hand = min(2 * r, 2 * min(max(r, 0.8), 1.3)) - 0.5 * (1 / r - 1 + torch.tensor(r).log())
+        by_hand = min(2 * r, 2 * min(max(r, 0.8), 1.3)) - 0.5 * (1 - r + r * math.log(r))
         assert float(found[n]) == pytest.approx(float(by_hand), abs=1e-5)
 
 
@@ -42,7 +43,7 @@ def test_pushing_ends_at_the_clip_and_nearer_with_a_divergence():
     assert best_ratio(1.0, 0.2, 0.28, 0) == pytest.approx(1.28, abs=0.006)
     assert best_ratio(-1.0, 0.2, 0.28, 0) == pytest.approx(0.8, abs=0.006)
     assert best_ratio(0.0, 0.2, 0.28, 0) is None
-    assert best_ratio(-1.0, 0.2, 0.28, 10.0) == pytest.approx(35**0.5 - 5, abs=0.006)  # -1 + 10/r^2 - 10/r = 0
+    assert best_ratio(-1.0, 0.2, 0.28, 10.0) == pytest.approx(math.exp(-0.1), abs=0.006)  # -1 - 10 log r = 0
 
 
 def test_the_objective_is_drawn_everywhere():
@@ -87,7 +88,7 @@ def test_groups_are_shown_as_they_were_sampled():
             assert [one.correct for one in found] == given.bool().tolist()
             assert f"{int(given.sum())} of 8 answers are right" in words and table.count("<tr>") == 9
             assert table.count("✓ 1</td>") == int(given.sum()) and abs(float(advantage.sum())) < 1e-3
-            tool = sum(not own for one in found for own in one.own)
+            tool = sum(not own for one in found for own in one.completion_mask)
             assert table.count("⟦") == tool and (tool > 0) == (domain in ("repair", "search"))
     with pytest.raises(ValueError, match="model 'other' is not among before"):
         draw("other", "maths", 1, "think")
@@ -98,6 +99,6 @@ def test_groups_are_shown_as_they_were_sampled():
 
 
 def test_curves_are_averaged_by_fives():
-    assert averaged([1, 2, 3, 4, 5, 6]) == [3] and averaged([1, 3, 5, 7], 2) == [2, 6]
+    assert block_means([1, 2, 3, 4, 5, 6]) == [3] and block_means([1, 3, 5, 7], 2) == [2, 6]
     runs = [{"curves": {"mixed": {"reward": [s, s + 2]}}} for s in (0.0, 1.0)]
-    assert across(runs, "mixed", "reward", 2).tolist() == [[1], [2]]
+    assert curves_by_seed(runs, "mixed", "reward", 2).tolist() == [[1], [2]]

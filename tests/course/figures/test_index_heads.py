@@ -21,7 +21,7 @@ def test_the_shares_of_the_heads_add_up_to_the_models_own_scores(found):
     model.attention = "dense"
     _, trace = model(small.tokens(1, T), trace=True)
     for layer, seen in enumerate(trace):
-        assert torch.allclose(found.mass[layer], seen.mass[0], atol=1e-5)
+        assert torch.allclose(found.attention_probs[layer], seen.mass[0], atol=1e-5)
         for t in range(T):
             summed = found.shares(layer, t, "ReLU").sum(0)
             assert torch.allclose(summed, seen.scores[0, t, : t + 1], atol=1e-4)
@@ -46,7 +46,7 @@ def test_it_draws_everywhere_and_says_what_is_there(found):
         scores = found.shares(layer, t, values["activation"]).sum(0)
         assert f"Highest score: token {int(scores.argmax())} " in words
         kept = scores.topk(min(4, t + 1)).indices
-        assert f"The {len(kept)} kept hold {float(found.mass[layer, t, kept].sum()):.0%} of" in words
+        assert f"The {len(kept)} kept hold {float(found.attention_probs[layer, t, kept].sum()):.0%} of" in words
         plt.close(fig)
 
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from course.experiments.indexer_sweep import along
+from course.experiments.indexer_sweep import along_axis
 from course.figures import indexer_training
 from project import DATA
 
@@ -48,7 +48,7 @@ def test_a_fall_is_said_by_its_ends():
 def test_the_sweep_has_a_line_for_each_seed_and_is_said_by_means():
     runs = json.loads(RECORD.read_text("utf-8"))["runs"]
     fig, words = indexer_training.draw_axes(runs)
-    heads = along(runs, "heads", "kl")
+    heads = along_axis(runs, "heads", "kl")
     assert [list(line.get_ydata()) for line in fig.axes[0].lines] == [
         list(seed) for seed in zip(*heads.values(), strict=True)
     ]

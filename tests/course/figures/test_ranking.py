@@ -32,7 +32,7 @@ def test_weights_are_described_by_their_means():
 
 
 def test_attention_is_said_by_its_peaks():
-    fig, words = ranking.draw_mass(torch.tensor([[0.25, 0.75], [0.9, 0.1]]), answer=1)
+    fig, words = ranking.draw_attention(torch.tensor([[0.25, 0.75], [0.9, 0.1]]), answer=1)
     assert words.endswith("last of 2 tokens. layer 0: most, 75%, on token 1; layer 1: most, 90%, on token 0.")
     assert [ax.lines[1].get_xdata()[0] for ax in fig.axes] == [1, 1]
 

@@ -20,7 +20,7 @@ def heights(ax):
 
 
 def test_two_ways_of_taking_tokens_stand_side_by_side():
-    fig, words = rl_rewards.draw_careless({"likeliest": {"a": 1.0, "b": 0.5}, "sampled": {"a": 0.25, "b": 0.75}})
+    fig, words = rl_rewards.draw_decoding_modes({"likeliest": {"a": 1.0, "b": 0.5}, "sampled": {"a": 0.25, "b": 0.75}})
     assert heights(fig.axes[0]) == [1.0, 0.5, 0.25, 0.75]
     assert words == "Right answers, likeliest and sampled: a 100% and 25%; b 50% and 75%."
 
@@ -40,7 +40,7 @@ def test_the_table_has_means_over_seeds():
 
 def test_a_row_of_stages_begins_with_the_base():
     stages = torch.tensor([[[0.1, 0.2], [0.9, 0.2], [0.8, 0.7]]])  # one seed, the base and two stages
-    fig, words = rl_rewards.draw_row(stages, torch.tensor([[0.6, 0.5]]), DOMAINS)
+    fig, words = rl_rewards.draw_sequential_stages(stages, torch.tensor([[0.6, 0.5]]), DOMAINS)
     assert fig.axes[0].lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.9, 0.8])
     assert [ax.lines[1].get_xdata()[0] for ax in fig.axes] == [1, 2], "each domain's own stage is marked"
     assert words.endswith("maths 0.10, 0.80, mixed 0.60; search 0.20, 0.70, mixed 0.50.")

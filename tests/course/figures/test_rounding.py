@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import dsa
+from course.figures import fp8_figures as figures
 from course.figures import rounding
-from course.figures import rounding_figures as figures
 from course.ui.panel import Choice, Panel, Slider
 from dsa.kernels import fp8, loops, ops
 from project import DATA
@@ -37,8 +37,8 @@ def test_a_block_holds_no_more_numbers_than_its_format_has(name, block):
 def test_formats_are_the_packages_own():
     x = normal(3, 200)
     one = (1, 128)
-    assert torch.equal(rounding.rounded(x, "e4m3", one), fp8.dequantise(*fp8.quantise(x, ue8m0=False)))
-    codes, scale = fp8.quantise_int8(x)
+    assert torch.equal(rounding.rounded(x, "e4m3", one), fp8.dequantize(*fp8.quantize(x, ue8m0=False)))
+    codes, scale = fp8.quantize_int8(x)
     assert torch.equal(rounding.rounded(x, "int8"), codes * scale)
     assert torch.equal(rounding.rounded(x, "bf16"), x.bfloat16().float())
     assert {abs(v) for v in rounding.FORMATS["e2m1"].round(torch.linspace(-9, 9, 999)).tolist()} == {
@@ -141,16 +141,16 @@ def test_what_cannot_be_drawn_is_refused(position, says):
 def test_places_of_newcomers_count_larger_scores():
     scores = torch.tensor([[[9.0, 8.0, 7.0, 7.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0]]])
     chosen = torch.tensor([[[0, 3], [4, 2]]])
-    assert rounding.places_of_newcomers(scores, chosen).tolist() == [3, 5, 3]  # the two sevens share place 3
-    assert rounding.places_of_newcomers(scores, chosen, first=1).tolist() == [5, 3]
-    assert rounding.place_of_most(torch.arange(1, 101)) == 96
+    assert rounding.ranks_of_newcomers(scores, chosen).tolist() == [3, 5, 3]  # the two sevens share place 3
+    assert rounding.ranks_of_newcomers(scores, chosen, first=1).tolist() == [5, 3]
+    assert rounding.rank_quantile(torch.arange(1, 101)) == 96
 
 
 def test_places_agree_with_a_count_by_hand():
     given = factors()
     scores, rows = loops.index_scores(*given), ops.index_topk(*rounding.round_factors(given, "int2"), 16)
     by_hand = [int((scores[0, t] > scores[0, t, s]).sum()) + 1 for t in range(20, 80) for s in rows[0, t]]
-    assert rounding.places_of_newcomers(scores, rows, first=20).tolist() == [at for at in by_hand if at > 16]
+    assert rounding.ranks_of_newcomers(scores, rows, first=20).tolist() == [at for at in by_hand if at > 16]
 
 
 def words_of(drawn):

@@ -14,12 +14,12 @@ import dsa
 from course.figures import selection_map
 from course.figures.needle import RUNS, ask, draw_needle
 from course.figures.selection_map import draw_choices
-from course.figures.topk_viewer import draw_kept, explore
+from course.figures.topk_viewer import draw_topk_viewer, topk_viewer
 from course.ui.environment import environment
 from course.ui.panel import Choice, Html, Panel, Slider
 from course.ui.reading import CHOOSERS, head_weights, read_file, reader
 from dsa.datasets import byte_tokenizer
-from dsa.datasets.recall_tasks import hide
+from dsa.datasets.recall_tasks import insert_needle
 from project import DATA, NOTEBOOKS
 
 TEXT = "The keeper wrote one line a day.\n    if fog: ring(bell)  # 霧\n" * 3
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def draw(model):
-    return draw_kept(model)
+    return draw_topk_viewer(model)
 
 
 def at(draw, **changes):
@@ -42,12 +42,12 @@ def at(draw, **changes):
 @pytest.mark.parametrize("who", CHOOSERS)
 def test_what_is_kept_is_the_attention_on_the_chosen(model, who):
     reading = reader(model)(TEXT)
-    chosen, kept = reading.chosen(who, 2, 5), reading.kept(who, 2, 5)
+    chosen, kept = reading.select(who, 2, 5), reading.attention_recall(who, 2, 5)
     for t in (0, 3, 40):
         visible = {int(s) for s in chosen[t] if s >= 0}
         assert len(visible) == min(5, t + 1) and max(visible) <= t
         if who != "random":
-            assert kept[t] == pytest.approx(sum(float(reading.mass[2, t, s]) for s in visible), abs=1e-5)
+            assert kept[t] == pytest.approx(sum(float(reading.attention_probs[2, t, s]) for s in visible), abs=1e-5)
         else:
             assert kept[t] == pytest.approx(min(1, 5 / (t + 1)))
 
@@ -59,12 +59,12 @@ def test_a_reading_is_dense_attention_and_leaves_the_model_as_it_was(model):
     model.attention, model.top_k = "dense", 16
     _, trace = model(torch.tensor([reading.ids]), trace=True)
     model.attention = "sparse"
-    assert torch.equal(reading.mass[1], trace[1].mass[0])
+    assert torch.equal(reading.attention_probs[1], trace[1].mass[0])
 
 
 def test_heads_average_to_the_mass(model):
     ids = byte_tokenizer.encode(TEXT)
-    assert torch.allclose(head_weights(model, ids).mean(2), reader(model)(TEXT).mass, atol=1e-5)
+    assert torch.allclose(head_weights(model, ids).mean(2), reader(model)(TEXT).attention_probs, atol=1e-5)
 
 
 def test_the_sentence_counts_what_the_colours_show(draw):
@@ -131,7 +131,7 @@ def test_a_file_is_read_like_its_text(draw, tmp_path):
 
 
 def test_the_panel_stays_usable_after_a_mistake(model):
-    panel = explore(model, TEXT)
+    panel = topk_viewer(model, TEXT)
     assert "keeps 16" in panel.sentence
     panel.inputs["text"].value = ""
     assert "0 of at least 2 tokens" in panel.output.value
@@ -142,7 +142,7 @@ def test_the_panel_stays_usable_after_a_mistake(model):
 @pytest.mark.parametrize("kind", ["kept", "needle", "choices"])
 def test_every_callback_draws_over_its_grid(model, kind):
     if kind == "kept":
-        panel = explore(model, TEXT)
+        panel = topk_viewer(model, TEXT)
     elif kind == "needle":
         panel = Panel(draw_needle(model, TEXT), depth=Slider("depth", 0, 100, 25), top_k=Slider("top-k", 1, 64, 16))
     else:
@@ -160,7 +160,7 @@ def test_every_callback_draws_over_its_grid(model, kind):
 
 def test_a_needle_is_asked_in_every_run_and_found_by_those_who_see_it(model):
     text = read_file(DATA / "texts/lighthouse.txt")
-    answers = ask(model, hide(text, 256, 0.25, key=7, value=11), top_k=16)
+    answers = ask(model, insert_needle(text, 256, 0.25, key=7, value=11), top_k=16)
     assert list(answers) == list(RUNS)
     assert answers["dense"].right and answers["indexer"].right and answers["indexer"].found
     assert not answers["window"].found and not answers["window"].right

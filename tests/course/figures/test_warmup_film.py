@@ -37,7 +37,7 @@ def test_pictures_are_what_the_weights_of_their_step_say(learned):
     for picture, trace in ((0, before), (-1, after)):
         for layer, seen in enumerate(trace):
             assert torch.allclose(film.shares[picture][layer], seen.scores[0].softmax(-1), atol=1e-5)
-            assert torch.allclose(film.mass[layer], seen.mass[0], atol=1e-5)
+            assert torch.allclose(film.attention_probs[layer], seen.mass[0], atol=1e-5)
     assert not torch.allclose(film.shares[0], film.shares[-1], atol=1e-3)
 
 
@@ -51,7 +51,7 @@ def test_the_divergence_of_a_query_is_eq_3(learned):
 
 def test_it_draws_everywhere_and_says_what_is_there(learned):
     _, film, _, _ = learned
-    layers = len(film.mass)
+    layers = len(film.attention_probs)
     panel = Panel(
         draw_film(film, top_k=4),
         step=Slider("step", 0, STEPS, 0, step=2),
@@ -61,7 +61,7 @@ def test_it_draws_everywhere_and_says_what_is_there(learned):
     for values in panel.grid(60):
         fig, words = panel.draw(**values)
         layer, t = values["layer"], T - 1 - values["back"]
-        p = film.mass[layer, t, : t + 1]
+        p = film.attention_probs[layer, t, : t + 1]
         assert f"After {values['step']} steps, layer {layer}, token {t} (" in words
         assert f"KL {film.kl(layer, t)[values['step'] // 2]:.2f}, at first {film.kl(layer, t)[0]:.2f}" in words
         assert f"favourite is token {int(p.argmax())} " in words

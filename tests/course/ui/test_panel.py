@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from course.ui import panel
-from course.ui.panel import Choice, Html, Panel, Slider, Text, twins
+from course.ui.panel import Choice, Html, Panel, Slider, Text, static_snapshots
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -130,10 +130,10 @@ def test_a_small_grid_is_whole():
     assert [tuple(values.values()) for values in made.grid()] == [(k, x) for k in (1, 4, 7) for x in ("first", "last")]
 
 
-def test_twins_show_positions_side_by_side(monkeypatch, capsys):
+def test_snapshots_show_positions_side_by_side(monkeypatch, capsys):
     published = []
     monkeypatch.setattr("course.ui.style.publish", lambda bundle, metadata: published.append((bundle, metadata)))
-    twins(draw, [{"top_k": 2, "layer": "first"}, {"top_k": 8, "layer": "first", "text": "x"}])
+    static_snapshots(draw, [{"top_k": 2, "layer": "first"}, {"top_k": 8, "layer": "first", "text": "x"}])
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "top_k = 2: 2 bars in the first layer of <abc>",
@@ -144,19 +144,19 @@ def test_twins_show_positions_side_by_side(monkeypatch, capsys):
     assert metadata["image/png"]["alt"] == "\n".join(said)
 
 
-def test_twins_of_html_stay_html(monkeypatch):
+def test_snapshots_of_html_stay_html(monkeypatch):
     published = []
     monkeypatch.setattr(panel, "publish", lambda bundle, metadata: published.append(bundle))
-    twins(lambda k: (Html(f"<i>{k}</i>"), f"{k} is slanted here"), [{"k": 1}, {"k": 2}])
+    static_snapshots(lambda k: (Html(f"<i>{k}</i>"), f"{k} is slanted here"), [{"k": 1}, {"k": 2}])
     assert [re.findall("<i>.</i>", bundle["text/html"]) for bundle in published] == [["<i>1</i>"], ["<i>2</i>"]]
 
 
-def test_twins_do_not_hide_mistakes():
+def test_snapshots_do_not_hide_mistakes():
     with pytest.raises(ValueError, match="choose at most 8"):
-        twins(draw, [{"top_k": 9}])
+        static_snapshots(draw, [{"top_k": 9}])
 
 
-def test_a_single_twin_needs_no_title(monkeypatch, capsys):
+def test_a_single_snapshot_needs_no_title(monkeypatch, capsys):
     monkeypatch.setattr("course.ui.style.publish", lambda bundle, metadata: None)
-    twins(draw, [{"top_k": 2, "text": "a long text\nin lines"}])
+    static_snapshots(draw, [{"top_k": 2, "text": "a long text\nin lines"}])
     assert capsys.readouterr().out == "2 bars in the first layer of <a long text\nin lines>\n"

@@ -77,11 +77,11 @@ def test_every_provenance_has_its_own_line():
 @pytest.mark.parametrize(("columns", "size"), [(1, (3, 1)), (2, (2, 2)), (3, (1, 3))])
 def test_tiles_are_laid_out_row_by_row(columns, size):
     picture = style.png(rising())
-    width, height = style.size_of(picture)
-    assert style.size_of(style.tiled([picture] * 3, columns)) == (size[1] * width, size[0] * height)
+    width, height = style.png_size(picture)
+    assert style.png_size(style.tile_pngs([picture] * 3, columns)) == (size[1] * width, size[0] * height)
 
 
 def test_a_caption_is_as_wide_as_asked_and_grows_with_its_text():
     short, long = style.caption("a few words", 400), style.caption("a few words " * 20, 400)
-    assert style.size_of(short)[0] == style.size_of(long)[0] == 400
-    assert style.size_of(long)[1] > style.size_of(short)[1]
+    assert style.png_size(short)[0] == style.png_size(long)[0] == 400
+    assert style.png_size(long)[1] > style.png_size(short)[1]

@@ -36,7 +36,7 @@ def best(scores: Tensor, count: int, S: int, size: int) -> Tensor:
     T, device = scores.shape[1], scores.device
     scores = scores.masked_fill(~past(T, S, size, device), float("-inf"))
     own = own_block(T, S, size, device)[None, :, None].expand(len(scores), -1, 1)
-    return select(scores.scatter(-1, own, float("inf")), count)
+    return select(scores.scatter(-1, own, float("inf")), count)  # infinity: the own block always wins a slot
 
 
 def tokens_of(chosen: Tensor, S: int, size: int) -> Tensor:
@@ -53,4 +53,5 @@ def shared(logits: Tensor, S: int, size: int) -> Tensor:
     Adding the logits instead would let one head veto what another one needs. A query without a past block gets zeros.
     """
     visible = past(logits.shape[1], S, size, logits.device)[:, None]  # (T, 1, N)
+    # a row of -inf alone has the softmax nan
     return logits.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0.0).sum(2)

@@ -4,14 +4,14 @@ A block's proxy is the mean of its keys, and the gate has no parameters at all: 
 with blocks for experts. Cheap, N = S / Z products a query instead of S, and trained like any other model. What it
 cannot see is a single good key among Z: its share of the mean is 1 / Z.
 
-MoBA chooses per head; here one choice serves all (see `choosing`).
+MoBA chooses per head; here one choice serves all (see `selective_attention`).
 """
 
 import torch
 from torch import Tensor
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.model.indexer import IndexFactors
 
 
@@ -23,7 +23,7 @@ def mean_logits(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
     return scale * torch.einsum("bthw,bnw->bthn", q, blocks.cut(kv, size).mean(2))
 
 
-class Moba(Choosing):
+class Moba(SelectiveAttention):
     """MLA over the query's own block and the past ones of best mean."""
 
     def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:

@@ -12,7 +12,7 @@ the indexer here is DSA's own, with its heads and its weights, so that nothing b
 from torch import Tensor
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.kernels import ops
 from dsa.model.indexer import IndexFactors
 
@@ -23,7 +23,7 @@ def best_token(scores: Tensor, size: int) -> Tensor:
     return by_block.amax(2).transpose(1, 2)
 
 
-class Msa(Choosing):
+class Msa(SelectiveAttention):
     """MLA over the query's own block and the past ones with the best-scored token."""
 
     def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Budget
+from course.experiments.attention_variants.selective_attention import Budget
 from dsa.kernels import ops
 from dsa.model import baselines
 from dsa.model.attention import Attention, ForwardContext, LayerOutput, as_numbers, per_head
@@ -85,12 +85,10 @@ class Nsa(Attention):
         coarse, importance = self.compressed(absorbed, kv)
         chosen = self.selected(importance, S)
         recent = baselines.window(B, T, S, self.budget.block, x.device)
-        branches = [coarse, *(self._attend(absorbed, kv, keys) for keys in (chosen, recent))]
+        fine = (ops.sparse_attention(absorbed, kv, keys, self.scale, self.latent) for keys in (chosen, recent))
+        branches = [coarse, *fine]
         gates = self.gates(x).sigmoid().unflatten(-1, (3, self.heads))  # (B, T, 3, H)
         mixed = torch.einsum("btgh,btghc->bthc", gates, torch.stack(branches, 2))
         heads = per_head(mixed, self.up_projections(mixed.dtype)[1].mT)
         trace = self.trace(context, q, kv, None, chosen) if context.collect == "trace" else None
         return LayerOutput(self.o_proj(heads.flatten(-2)), trace)
-
-    def _attend(self, absorbed: Tensor, kv: Tensor, keys: Tensor) -> Tensor:
-        return ops.sparse_attention(absorbed, kv, keys, self.scale, self.latent)

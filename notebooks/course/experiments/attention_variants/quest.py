@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from course.experiments.attention_variants import blocks
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.model.indexer import IndexFactors
 
 
@@ -21,13 +21,14 @@ def bounds(q: Tensor, kv: Tensor, size: int, scale: float) -> Tensor:
 
     max(q_i a_i, q_i b_i) with a_i <= b_i takes b_i where q_i is positive and a_i where it is negative: two products.
     """
+    # what fills the last block up must not become its least or greatest value
     least = blocks.cut(kv, size, float("inf")).amin(2)  # (B, N, W)
     greatest = blocks.cut(kv, size, float("-inf")).amax(2)
     above = torch.einsum("bthw,bnw->bthn", q.clamp(min=0), greatest)
     return scale * (above + torch.einsum("bthw,bnw->bthn", q.clamp(max=0), least))
 
 
-class Quest(Choosing):
+class Quest(SelectiveAttention):
     """MLA over the query's own block and the past ones of highest bound."""
 
     def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:

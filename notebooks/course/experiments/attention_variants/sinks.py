@@ -9,7 +9,7 @@ beyond the trained length; we leave positions as they are, since nothing here is
 import torch
 from torch import Tensor
 
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.kernels import ops
 from dsa.model import baselines
 from dsa.model.indexer import IndexFactors
@@ -25,7 +25,7 @@ def sinks_and_window(batch: int, T: int, S: int, keys: int, sinks: int, device: 
     return torch.cat([first.expand(batch, -1, -1), recent], dim=-1)
 
 
-class Sinks(Choosing):
+class Sinks(SelectiveAttention):
     """MLA over sinks and a window."""
 
     def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:

@@ -12,7 +12,7 @@ mean value to the mass that was not chosen, we leave out: no other design here h
 import torch
 from torch import Tensor
 
-from course.experiments.attention_variants.choosing import Choosing
+from course.experiments.attention_variants.selective_attention import SelectiveAttention
 from dsa.kernels import ops
 from dsa.kernels.reference import causal_mask
 from dsa.model.indexer import IndexFactors
@@ -27,7 +27,7 @@ def short_products(q: Tensor, kv: Tensor, components: int, scale: float) -> Tens
     return scale * torch.einsum("bthw,bsw->bths", short, kv) / held.clamp(min=1e-6).sqrt()[..., None]
 
 
-class Sparq(Choosing):
+class Sparq(SelectiveAttention):
     """MLA over the tokens whose short products weigh most."""
 
     def choose(self, q: Tensor, kv: Tensor, index: IndexFactors | None) -> Tensor:
