@@ -199,15 +199,15 @@ def test_what_asks_for_an_optional_package_names_the_extra(home, tmp_path, monke
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # importing it raises ImportError
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"needs the tokenizers package: pip install 'dsa\[chat\]'"):
-        token_ids.tokenizer_of(tmp_path / "tokenizer.json")
+        token_ids.read_tokenizer_json(tmp_path / "tokenizer.json")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert {"chat", "gguf", "triton"} <= extras.keys() and extras["chat"] == ["tokenizers", "jinja2"]
 
 
 def test_a_chat_template_without_jinja_names_the_extra(monkeypatch):
-    from dsa.datasets.tokenizers import Vocabulary
+    from dsa.datasets.tokenizers import Tokenizer
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    told = Vocabulary(str.split, " ".join, {}, template="{{ messages }}")
+    told = Tokenizer(str.split, " ".join, {}, template="{{ messages }}")
     with pytest.raises(ValueError, match=r"needs the jinja2 package: pip install 'dsa\[chat\]'"):
         told.conversation([{"role": "user", "content": "hello"}])

@@ -148,6 +148,14 @@ def stays_fp32(name: str) -> bool:
     return "norm" in name or "e_score_correction_bias" in name
 
 
+def computes_in_fp32(name: str) -> bool:
+    """What a half-precision model multiplies in fp32, though folders may store it in bf16: as published.
+
+    Besides norms and router biases the two heads, whose likeliest tokens would tie, and the index heads' weights.
+    """
+    return stays_fp32(name) or name.endswith(("lm_head.weight", "shared_head.head.weight", "weights_proj.weight"))
+
+
 def mtp_prefix(config: Config) -> str:
     """How the names of the multi-token-prediction layer begin: it is counted on after the last real layer."""
     return f"model.layers.{config.num_hidden_layers}."

@@ -23,7 +23,7 @@ import torch
 
 from dsa.analysis.memory import cache_bytes
 from dsa.checkpoint import index, mtp
-from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, stays_fp32
+from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, computes_in_fp32
 from dsa.io.command_line import Parser, errors_in_a_sentence
 from dsa.model.config import Config
 from dsa.model.mtp import MTP
@@ -89,7 +89,7 @@ class FolderSummary:
             elif name.endswith(SCALE_SUFFIX):
                 kept, dequantized = info.nbytes, 0  # a dequantized weight needs its scales no more
             else:
-                kept = dequantized = info.numel * (4 if stays_fp32(name) else 2)
+                kept = dequantized = info.numel * (4 if computes_in_fp32(name) else 2)
             split = SPLIT.search(name) is not None
             sizes[True, split] += kept
             sizes[False, split] += dequantized

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsa.checkpoint import index
-from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, read_config, stays_fp32
+from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, computes_in_fp32, read_config
 from dsa.model.fp8_linear import FP8Linear, dequantize_into, to_local
 from dsa.model.transformer import Transformer
 
@@ -72,7 +72,7 @@ def from_pretrained(
 
 
 def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast matrices to `dtype`; norms and router biases to fp32 at least. FP8 stays FP8."""
+    """Cast matrices to `dtype`; norms, router biases and heads to fp32 at least. FP8 stays FP8."""
     wide = torch.promote_types(dtype, torch.float32)
     for module_name, part in module.named_modules():
         if isinstance(part, FP8Linear):
@@ -80,7 +80,7 @@ def set_dtype(module: nn.Module, dtype: torch.dtype) -> None:
         for store in (part._parameters, part._buffers):
             for name, tensor in store.items():
                 if tensor is not None and tensor.is_floating_point():
-                    tensor.data = tensor.data.to(wide if stays_fp32(f"{module_name}.{name}") else dtype)
+                    tensor.data = tensor.data.to(wide if computes_in_fp32(f"{module_name}.{name}") else dtype)
 
 
 def use_fp8_linears(module: nn.Module, stored: Mapping[str, TensorInfo]) -> None:

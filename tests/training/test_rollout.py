@@ -24,7 +24,7 @@ def test_samples_are_what_the_model_and_the_tool_said():
             assert mine != bool(waiting), "the tool speaks at once, and nobody else meanwhile"
             if mine:
                 said.append(token)
-                waiting = list(rl_domains.reply(one.problem, tuple(said)))
+                waiting = list(rl_domains.tool_reply(one.problem, tuple(said)))
             else:
                 assert token == waiting.pop(0)
         after = PROMPT + len(one.tokens)

@@ -185,7 +185,7 @@ def test_a_claim_is_made_once_in_the_whole_course(house):
 
 def test_modules_and_what_is_in_them_exist_and_nothing_else():
     assert source_file(ROOT, "dsa.kernels.triton.top_k") == ROOT / "dsa/kernels/triton/top_k.py"
-    assert source_file(ROOT, "dsa.model.attention.Attention.absorb") == ROOT / "dsa/model/attention.py"
+    assert source_file(ROOT, "dsa.model.attention.Attention.absorb_query") == ROOT / "dsa/model/attention.py"
     assert source_file(ROOT, "course.figures.needle") == NOTEBOOKS / "course/figures/needle.py"
     assert source_file(ROOT, "dsa.model.attention.Attention.adsorb") is None
     assert source_file(ROOT, "dsa.kernels") is None
