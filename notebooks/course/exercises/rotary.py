@@ -78,11 +78,11 @@ def _turn(name: str, R: int, first: int = 0) -> Callable[[Tensor, int], Tensor]:
 def _check_partners(answer: Callable) -> None:
     whole, half = torch.arange(8), torch.arange(4)
     cases = (
-        ("neighbours", _turn("neighbours", 8), whole ^ 1),
-        ("halves", _turn("halves", 8), whole.roll(4)),
-        ("neighbours in the first half of 8", _turn("neighbours", 4), torch.cat([half ^ 1, half + 4])),
-        ("halves in the first half of 8", _turn("halves", 4), torch.cat([half.roll(2), half + 4])),
-        ("neighbours in the last half of 8", _turn("neighbours", 4, 4), torch.cat([half, (half ^ 1) + 4])),
+        ("neighbours", _turn("interleaved", 8), whole ^ 1),
+        ("halves", _turn("half_split", 8), whole.roll(4)),
+        ("neighbours in the first half of 8", _turn("interleaved", 4), torch.cat([half ^ 1, half + 4])),
+        ("halves in the first half of 8", _turn("half_split", 4), torch.cat([half.roll(2), half + 4])),
+        ("neighbours in the last half of 8", _turn("interleaved", 4, 4), torch.cat([half, (half ^ 1) + 4])),
     )
     for name, rotate, right in cases:
         found = answer(rotate, 8)
