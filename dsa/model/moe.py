@@ -149,7 +149,7 @@ class MoE(nn.Module):
         for expert, weight in sorted(zip(chosen[0].tolist(), weights[0].tolist(), strict=True)):
             mlp = self.experts[expert]
             if isinstance(mlp, FeedForward):  # and not on another rank
-                out += at_least_fp32(mlp(token)) * weight
+                out += mlp(token).to(out.dtype) * weight  # a bf16 tensor times a Python number would stay bf16
         return out
 
     @torch.no_grad()

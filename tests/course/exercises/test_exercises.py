@@ -131,7 +131,7 @@ def test_an_exercise_that_misses_something_is_refused(change, says):
 
 
 def verdict(place, answer):
-    return judge(registry.find(place), answer)
+    return judge(registry.find_exercise(place), answer)
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6, 0.0])
@@ -143,7 +143,7 @@ def test_a_test_of_logits_is_refused_and_told_what_it_cannot_see(tolerance, top_
                 return False
         return True
 
-    found = verdict("indexer_tests.my_test", my_test)
+    found = verdict("lightning_indexer.my_test", my_test)
     assert found.state == "refused"
     if tolerance:  # otherwise it refuses a right model, which rounds differently
         assert "mask with 0, in the last layer only" in found.words
@@ -166,7 +166,7 @@ def test_tests_of_the_selection_are_accepted_however_they_compare(top_k):
         return same and torch.allclose(logits, golden[top_k].logits, atol=1e-4)
 
     for answer in (by_sets, by_masks_and_logits):
-        assert verdict("indexer_tests.my_test", answer).state == "right"
+        assert verdict("lightning_indexer.my_test", answer).state == "right"
 
 
 def log_q(scores):
