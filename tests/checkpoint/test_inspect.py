@@ -98,7 +98,7 @@ def test_the_published_model_in_memory(published):
     embedding = 2 * 129280 * 7168
 
     def in_fp32(gpus):
-        """Two bytes more for what is computed in fp32 here, where a deployment may keep bf16: head and index weights."""
+        """Two bytes more for what is computed in fp32 here and may be bf16 in a deployment: head and index weights."""
         return 2 * (129280 * 7168 / gpus + 61 * 64 * 7168)
 
     assert one == pytest.approx(everything + embedding + in_fp32(1), rel=1e-4)
