@@ -65,6 +65,7 @@ bench: .venv/tests
 	$(ONE_THREAD) $(BIN)/dsa bench cpu --shape s2
 	$(ONE_THREAD) $(BIN)/python -m course.experiments.rejected_variants
 	$(ONE_THREAD) $(BIN)/dsa bench decode
+	$(ONE_THREAD) $(BIN)/dsa bench beside-transformers
 	$(ONE_THREAD) $(BIN)/dsa bench indexer-loss
 
 # Under ten minutes for the kernels, each against its target, and about as much for layers of true width; then the

@@ -52,6 +52,9 @@ DSA: Command | Group = Group(
             {
                 "cpu": Command("one layer's attention by length, on the processor", "dsa.bench.cpu"),
                 "decode": Command("one decoded token by length, on the processor", "dsa.bench.decode"),
+                "beside-transformers": Command(
+                    "a whole model's decode step beside transformers", "dsa.bench.beside_transformers"
+                ),
                 "indexer-loss": Command("the indexer's loss, forward and backward", "dsa.bench.indexer_loss"),
                 "full-width": Command("layers of the published size, on the device at hand", "dsa.bench.full_width"),
                 "gpu": Command("every Triton kernel, checked and timed on a GPU", "dsa.bench.gpu.__main__"),

@@ -42,7 +42,12 @@ GPU = ("dsa.kernels.triton", "dsa.bench.gpu")
 MODULES = sorted((ROOT / "dsa").rglob("*.py"))
 COURSE = [path for path in sorted((ROOT / "notebooks/course").rglob("*.py")) if "src" not in path.parts]
 ALLOWED = {"torch", "numpy", "safetensors", "tqdm"}  # what `pip install` brings along
-OPTIONAL = {"triton", "tokenizers", "jinja2"}  # imported where they are needed, and said to be missing elsewhere
+OPTIONAL = {
+    "triton",
+    "tokenizers",
+    "jinja2",
+    "transformers",
+}  # imported where they are needed, and said to be missing elsewhere
 
 each = pytest.mark.parametrize("path", [*MODULES, *COURSE], ids=lambda path: str(path.relative_to(ROOT)))
 library = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

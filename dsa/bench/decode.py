@@ -36,7 +36,7 @@ def sizes(top_k: int) -> Config:
     )  # fmt: skip
 
 
-def contenders(S: int, top_k: int) -> dict[str, Callable[[], object]]:
+def candidates(S: int, top_k: int) -> dict[str, Callable[[], object]]:
     """What is timed at S cached tokens, the new one included: attention alone, index alone, one layer's whole step."""
     config = sizes(top_k)
     layer = Attention(config, 0).eval()
@@ -69,7 +69,7 @@ def contenders(S: int, top_k: int) -> dict[str, Callable[[], object]]:
 def measure(lengths=LENGTHS, top_k: int = 256, repeats: int = 15) -> dict[int, dict[str, float]]:
     """Median CPU milliseconds: length -> column -> time."""
     torch.manual_seed(0)
-    found = {S: cpu_seconds(contenders(S, top_k), repeats) for S in lengths}
+    found = {S: cpu_seconds(candidates(S, top_k), repeats) for S in lengths}
     return {S: {name: 1e3 * seconds for name, seconds in row.items()} for S, row in found.items()}
 
 

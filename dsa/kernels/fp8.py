@@ -93,13 +93,16 @@ def expand_scale(scale: Tensor, shape: torch.Size, block: tuple[int, int]) -> Te
     return wide[..., : shape[-2], : shape[-1]]
 
 
-def quantize(x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True) -> tuple[Tensor, Tensor]:
+def quantize(
+    x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True, *, check: bool = True
+) -> tuple[Tensor, Tensor]:
     """Divide each block by its scale and round to e4m3.
 
     Args:
         x: (..., M, N), taken in fp32. M and N need not be multiples of the block.
         block: rows and columns that share a scale: GROUP for activations, BLOCK for weights.
         ue8m0: scales are powers of two.
+        check: look for infinities and NaN. That waits for the device; a cache, written in every layer, does without.
 
     Returns:
         codes (..., M, N) in e4m3 and scales (..., ceil(M / rows), ceil(N / columns)) in fp32; x is about codes * scale.
@@ -110,7 +113,7 @@ def quantize(x: Tensor, block: tuple[int, int] = GROUP, ue8m0: bool = True) -> t
     if x.ndim < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, blocks need two dimensions: give x[None]")
     x = x.float()
-    if broken := int((~x.isfinite()).sum()):
+    if check and (broken := int((~x.isfinite()).sum())):
         raise ValueError(f"{broken} of {x.numel()} numbers are infinite or NaN, and a scale must be finite: mend them")
     scale = scales(block_amax(x, block), ue8m0)
     scaled = x / expand_scale(scale, x.shape, block)

@@ -34,7 +34,7 @@ def index_topk(q: Tensor, k: Tensor, w: Tensor, top_k: int) -> Tensor:
 
 def sparse_attention(q: Tensor, kv: Tensor, selected: Tensor, scale: float, value_width: int) -> Tensor:
     """Attended latents: (B, T, H, C)."""
-    return kv.new_empty(*q.shape[:3], value_width)
+    return q.new_empty(*q.shape[:3], value_width)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -210,11 +210,10 @@ class Attention(nn.Module):
         k_rope = k_rope[:, :, None].expand(-1, -1, self.heads, -1)
         return torch.cat([k_nope, k_rope], dim=-1), v
 
-    def absorb_query(self, q: Tensor, w_k: Tensor | None = None) -> Tensor:
+    def absorb_query(self, q: Tensor) -> Tensor:
         """MQA mode: queries (B, T, H, N + R) -> queries against the latent itself (B, T, H, C + R)."""
-        w_k = self.up_projections(q.dtype)[0] if w_k is None else w_k
         q_nope, q_rope = q.split_with_sizes([self.nope, self.rotary], dim=-1)
-        return torch.cat([per_head(q_nope, w_k), q_rope], dim=-1)
+        return torch.cat([per_head(q_nope, self.up_projections(q.dtype)[0]), q_rope], dim=-1)
 
     def attend_mha(self, q: Tensor, kv: Tensor | QuantizedLatentKV) -> Tensor:
         """Dense attention with expanded keys and values: -> (B, T, H, V)."""
@@ -222,14 +221,13 @@ class Attention(nn.Module):
 
     def attend_mqa(self, q: Tensor, kv: Tensor | QuantizedLatentKV, selected: Tensor | None = None) -> Tensor:
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
-        w_k, w_v = self.up_projections(q.dtype)
-        absorbed = self.absorb_query(q, w_k)
+        absorbed = self.absorb_query(q)
         if selected is None:
             shared = as_numbers(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
             attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
-        return per_head(attended, w_v.mT)
+        return per_head(attended, self.up_projections(q.dtype)[1].mT)
 
     # ---- what a pass may collect
 

@@ -112,9 +112,10 @@ class MoE(nn.Module):
         """Send each token through its own experts only."""
         tokens = x.flatten(0, -2)  # (n, D)
         chosen, weights = self.gate(tokens)
-        if self.is_packed and x.is_cuda and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        on_cpu = x.device.type == "cpu"
+        if self.is_packed and not on_cpu and x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
             out = self.grouped(tokens, chosen, weights)
-        elif len(tokens) == 1 and x.device.type == "cpu" and not self.run_idle_experts:
+        elif len(tokens) == 1 and on_cpu and not self.run_idle_experts:
             out = self.one_token(tokens, chosen, weights)
         else:
             out = self.expert_by_expert(tokens, chosen, weights)

@@ -68,7 +68,7 @@ class _Rounded(torch.autograd.Function):
 
 
 FULL = CacheCodec(lambda x: (x,), lambda x: x)
-INDEX_FP8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantize(fp8.hadamard(x))), fp8.QuantizedTensor)
+INDEX_FP8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantize(fp8.hadamard(x), check=False)), fp8.QuantizedTensor)
 INDEX_INT8 = CacheCodec(torch.no_grad()(lambda x: fp8.quantize_int8(fp8.hadamard(x))), fp8.QuantizedTensor)
 
 
@@ -84,7 +84,7 @@ def latent_codec(precision: Precision, latent: int) -> CacheCodec:
     """
 
     def encode(x: Tensor) -> tuple[Tensor, ...]:
-        return *fp8.quantize(x[..., :latent]), x[..., latent:].bfloat16()
+        return *fp8.quantize(x[..., :latent], check=False), x[..., latent:].bfloat16()
 
     return CacheCodec(encode, fp8.QuantizedLatentKV) if precision.cache == "fp8" else FULL
 

@@ -1,4 +1,4 @@
-"""The decode benchmark runs, times every contender, and compares like with like."""
+"""The decode benchmark runs, times every candidate, and compares like with like."""
 
 import json
 
@@ -23,10 +23,10 @@ def test_the_command_writes_where_the_numbers_come_from(tmp_path, capsys):
 
 
 @torch.no_grad()
-def test_its_contenders_compute_the_same():
+def test_its_candidates_compute_the_same():
     """Both dense ones, and the sparse one with all keys selected."""
     torch.manual_seed(0)
-    calls = decode.contenders(64, 64)
+    calls = decode.candidates(64, 64)
     layer = decode.Attention(decode.sizes(64), 0)  # for its sizes only
     latents, sparse = calls["dense latents"]()[..., : layer.latent], calls["sparse"]()
     assert torch.allclose(latents, sparse, atol=1e-4)

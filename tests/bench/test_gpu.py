@@ -57,7 +57,7 @@ def record(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-def test_every_contender_of_every_case_runs_and_is_right(record):
+def test_every_candidate_of_every_case_runs_and_is_right(record):
     wanted = {case.name for cases in case_groups(Shape(lengths=(64, 128))).values() for case in cases}
     assert set(record["cases"]) == wanted
     for name, case in record["cases"].items():
@@ -152,7 +152,7 @@ def test_a_trial_whose_inputs_do_not_fit_is_written_down():
     assert suite.run_case(BenchmarkCase("t", build), CPU, clock, len)["failed"] == "OutOfMemoryError: too much"
 
 
-def test_a_ratio_needs_a_dense_contender_that_is_quick():
+def test_a_ratio_needs_a_dense_candidate_that_is_quick():
     rows = {
         "sparse": {"milliseconds": [1.0, 1.0]},
         "dense": {"milliseconds": [4.0, 4.0], "tflops": 480, "counted": 0.9},

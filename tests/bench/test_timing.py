@@ -11,7 +11,7 @@ def clock(monkeypatch, name, *ticks):
     monkeypatch.setattr(timing, name, lambda: next(coming))
 
 
-def test_contenders_take_turns_and_the_median_counts(monkeypatch):
+def test_candidates_take_turns_and_the_median_counts(monkeypatch):
     told = []
     calls = {name: lambda name=name: told.append(name) for name in ("dense", "sparse")}
     clock(monkeypatch, "process_time", 0, 9, 0, 9, 0, 1, 0, 2, 0, 3, 0, 4, 0, 50, 0, 60)  # the first of each warms up

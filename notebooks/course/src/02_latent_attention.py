@@ -397,7 +397,7 @@ claim(
 )  # fmt: skip
 
 # %%
-print(inspect.getsource(Attention.absorb))
+print(inspect.getsource(Attention.absorb_query))
 
 # %% [markdown]
 # That is the package's own absorption. Next comes a layer at the *real* head sizes, 128 heads and C = 512, with

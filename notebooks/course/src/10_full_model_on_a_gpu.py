@@ -39,7 +39,6 @@ from dsa.checkpoint.inspect import inspect_folder, report
 from dsa.datasets import byte_tokenizer, corpus
 from dsa.distributed import tensor_parallel
 from dsa.generation.chat import open_chat
-from dsa.generation.decode import decode_step
 from dsa.model.moe import Gate, MoE, route
 from dsa.model.transformer import Layer
 from torch import Tensor
@@ -345,6 +344,8 @@ claim(
 # tokens sparse attention keeps all of them, so both modes must give the same, in the precision we compute in:
 
 # %%
+from dsa.generation.decode import decode_step
+
 outputs = {}
 for attention in ("dense", "sparse"):
     run = full_width.Run(stack, attention, 32)

@@ -121,7 +121,7 @@ def test_what_cannot_be_cut_is_said(panel, values, says):
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-10), (torch.float32, 5e-5)])
 def test_a_layer_of_any_head_sizes_is_the_same_in_both_modes(dtype, most, model, monkeypatch):
     assert mla_figures.between_modes(model.config, dtype) < most
-    monkeypatch.setattr(Attention, "absorb_query", lambda self, q, w_k=None: 1.01 * wide(self, q, w_k))
+    monkeypatch.setattr(Attention, "absorb_query", lambda self, q: 1.01 * wide(self, q))
     assert mla_figures.between_modes(model.config, dtype) > 100 * most
 
 
@@ -131,7 +131,7 @@ wide = Attention.absorb_query
 def test_logits_are_compared_between_modes_and_the_model_is_left_as_it_was(model, tokens, monkeypatch):
     before = model.attention, model.top_k
     assert mla_figures.between_logits(model, tokens) < 5e-5
-    monkeypatch.setattr(Attention, "absorb_query", lambda self, q, w_k=None: 1.01 * wide(self, q, w_k))
+    monkeypatch.setattr(Attention, "absorb_query", lambda self, q: 1.01 * wide(self, q))
     assert mla_figures.between_logits(model, tokens) > 1e-4
     assert (model.attention, model.top_k) == before
 
