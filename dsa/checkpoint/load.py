@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dsa.checkpoint import index
 from dsa.checkpoint.index import FP8, SCALE_SUFFIX, CheckpointError, TensorInfo, computes_in_fp32, read_config
 from dsa.model.fp8_linear import FP8Linear, dequantize_into, to_local
+from dsa.model.moe import MoE
 from dsa.model.transformer import Transformer
 
 
@@ -38,7 +39,7 @@ def from_pretrained(
 
     Args:
         folder: with config.json and safetensors, as published or as `save_pretrained` and `transformers` write it.
-        dtype: of the matrices; norms and router biases stay in at least fp32.
+        dtype: of the matrices; norms, router biases, the head and the index heads' weights are at least fp32.
         device: where the weights shall live.
         keep_fp8: leave what is stored in FP8 as it is, one byte a weight, and expand it at each use. Otherwise it is
             expanded once, to `dtype`.
@@ -68,6 +69,10 @@ def from_pretrained(
     for gate in model.gates():
         gate.load.zero_()  # a count that no folder holds
     load_tensors(model.state_dict(), stored, f"loading {folder.name}")
+    if torch.device(device).type == "cuda":
+        for module in model.modules():
+            if isinstance(module, MoE):
+                module.pack()  # for grouped products, which wait for the device nowhere
     return model.eval()
 
 
