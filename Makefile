@@ -3,7 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+# pip would write bytecode on one core, package by package: left to the end, all cores do it in half the time.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
+BYTECODE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # some packages hold files that are no Python
 ONE_THREAD := OMP_NUM_THREADS=1
 OFFLINE := PYTHONPATH=$(CURDIR)/tests/offline:$(CURDIR)/tests/support:$(CURDIR)/notebooks  # no process gets off this machine
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # as in a container, where Jupyter asks to be told
@@ -37,7 +39,7 @@ test: lint
 lint: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/python -m course.builder --check
 
 unit: .venv/tests
@@ -83,14 +85,19 @@ clean:
 
 # torch goes first and by its exact version: on its own pip settles for a build that is configured or already there,
 # while a list with open ends may add gigabytes of CUDA.
-.venv/course: requirements.txt pyproject.toml
-	@echo "installing what the course needs into .venv: one to three minutes, the first time only"
+define install
+	@echo "installing what is needed into .venv: one to three minutes, the first time only"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $$(grep '^torch==' requirements.txt)
-	$(PIP) -r requirements.txt
+	$(PIP) $(1)
 	echo "$(CURDIR)/notebooks" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/course.pth"
+	$(BYTECODE)
+endef
+
+.venv/course: requirements.txt pyproject.toml
+	$(call install,-r requirements.txt)
 	touch $@
 
-.venv/tests: .venv/course tests/requirements.txt
-	$(PIP) -r tests/requirements.txt
-	touch $@
+.venv/tests: requirements.txt pyproject.toml tests/requirements.txt
+	$(call install,-r requirements.txt -r tests/requirements.txt)
+	touch .venv/course $@
