@@ -342,6 +342,16 @@ def test_each_loss_reaches_its_own_parameters_only(attention):
 # ---- rotary frequencies and scale
 
 
+@pytest.mark.parametrize(("width", "theta"), [(64, 10_000.0), (16, 1000.0)])
+def test_frequencies_are_the_published_ones_to_the_last_bit(width, theta):
+    """One over the power. The power of minus differs in the last bit, and 163,839 positions multiply that."""
+    exponent = torch.arange(0, width, 2, dtype=torch.float32) / width
+    published = 1.0 / theta**exponent
+    assert torch.equal(rope.frequencies(width, theta, None), published)
+    if width == 64:
+        assert not torch.equal(theta**-exponent, published)
+
+
 def test_real_yarn_numbers():
     config = Config.v32_exp()
     assert abs(config.softmax_scale - 0.135234) < 5e-7
