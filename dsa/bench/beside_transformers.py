@@ -17,7 +17,7 @@ from dsa import record
 from dsa.bench.timing import cpu_seconds
 from dsa.checkpoint.load import from_pretrained
 from dsa.checkpoint.save import save_pretrained
-from dsa.generation.decode import prefill
+from dsa.generation.decode import next_logits
 from dsa.io.command_line import Parser
 from dsa.model.config import Config
 from dsa.model.transformer import Transformer
@@ -51,12 +51,12 @@ def candidates(config: Config, length: int) -> dict[str, Callable[[], object]]:
         ours, theirs = from_pretrained(folder), load_theirs(folder)
     tokens = torch.randint(config.vocab_size, (1, length + ROOM), generator=torch.Generator().manual_seed(0))
     cache = ours.new_cache(1, ROOM)
-    prefill(ours, tokens[:, :length], cache)
+    next_logits(ours, tokens[:, :length], cache)
     past = theirs(tokens[:, :length], use_cache=True).past_key_values
     following = {name: iter(tokens[0, length:]) for name in ("dsa", "transformers")}
 
     def our_step() -> object:
-        return prefill(ours, next(following["dsa"]).view(1, 1), cache)
+        return next_logits(ours, next(following["dsa"]).view(1, 1), cache)
 
     @torch.no_grad()
     def their_step() -> object:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dsa.bench.timing import wall_seconds
 from dsa.checkpoint import index
 from dsa.checkpoint.load import load_tensors, set_dtype
-from dsa.generation.decode import CHUNK, prefill
+from dsa.generation.decode import CHUNK, next_logits
 from dsa.io.command_line import Parser
 from dsa.kernels.cpu.matmul_speed import is_fast
 from dsa.model.config import Config
@@ -121,7 +121,7 @@ class Run:
     def seconds(self, counts: Sequence[int]) -> float:
         """Wall-clock seconds of reading so many tokens after each other, each count in one pass."""
         return wall_seconds(
-            lambda: [prefill(self.model, self.tokens[:, :count], self.cache) for count in counts], self.device
+            lambda: [next_logits(self.model, self.tokens[:, :count], self.cache) for count in counts], self.device
         )
 
 

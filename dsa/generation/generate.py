@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dsa.generation import memory
-from dsa.generation.decode import CHUNK, prefill
+from dsa.generation.decode import CHUNK, next_logits
 from dsa.generation.sampling import Sampling
 from dsa.model.cache import check_capacity
 from dsa.model.transformer import Transformer
@@ -196,7 +196,7 @@ def _steps(
     cache = model.new_cache(len(prompts), last)
     tokens = torch.stack([prompt[: min(lengths)] for prompt in prompts])  # (B, T)
     for position in range(min(lengths), last):
-        logits = prefill(model, tokens, cache, plan.chunk)  # after the prompt, a pass over one token a row
+        logits = next_logits(model, tokens, cache, plan.chunk)  # after the prompt, a pass over one token a row
         drawing = [position >= length for length in lengths]
         ids = plan.sampling.sample(logits, generators, drawing).ids.to(prompts[0].dtype)
         for row in (row for row, draws in enumerate(drawing) if not draws):

@@ -217,13 +217,13 @@ class Attention(nn.Module):
 
     def attend_mha(self, q: Tensor, kv: Tensor | QuantizedLatentKV) -> Tensor:
         """Dense attention with expanded keys and values: -> (B, T, H, V)."""
-        return ops.dense_attention(q, *self.expand_kv(as_numbers(kv, q.dtype)), self.scale)
+        return ops.dense_attention(q, *self.expand_kv(dequantized(kv, q.dtype)), self.scale)
 
     def attend_mqa(self, q: Tensor, kv: Tensor | QuantizedLatentKV, selected: Tensor | None = None) -> Tensor:
         """Attention on the latents, dense or over the selected keys (Eq. 2): -> (B, T, H, V)."""
         absorbed = self.absorb_query(q)
         if selected is None:
-            shared = as_numbers(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
+            shared = dequantized(kv, q.dtype)[:, :, None]  # (B, S, 1, C + R): the first C numbers are the value too
             attended = ops.dense_attention(absorbed, shared, shared[..., : self.latent], self.scale)
         else:
             attended = ops.sparse_attention(absorbed, kv, selected, self.scale, self.latent)  # (B, T, H, C)
@@ -233,7 +233,7 @@ class Attention(nn.Module):
 
     def attention_probs(self, q: Tensor, kv: Tensor | QuantizedLatentKV) -> Tensor:
         """Dense attention averaged over heads: -> (B, T, S), rows sum to 1."""
-        shared = as_numbers(kv, q.dtype)[:, :, None]
+        shared = dequantized(kv, q.dtype)[:, :, None]
         return self.all_heads(ops.attention_mass(self.absorb_query(q), shared, self.scale))
 
     @torch.no_grad()
@@ -268,6 +268,6 @@ def per_head(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x.flatten(0, 1).transpose(0, 1), weight).transpose(0, 1).unflatten(0, (B, T))
 
 
-def as_numbers(kv: Tensor | QuantizedLatentKV, dtype: torch.dtype) -> Tensor:
+def dequantized(kv: Tensor | QuantizedLatentKV, dtype: torch.dtype) -> Tensor:
     """Latents (B, S, C + R) as numbers, for who looks at all of them."""
     return kv if isinstance(kv, Tensor) else kv.dequantize(dtype)

@@ -28,7 +28,7 @@ from dsa.datasets import rl_domains, rl_transcripts
 from dsa.datasets.rl_domains import Problem
 from dsa.datasets.rl_symbols import END, PAD
 from dsa.datasets.rl_transcripts import PROMPT, Transcript
-from dsa.generation.decode import prefill
+from dsa.generation.decode import next_logits
 from dsa.generation.sampling import Sampling
 from dsa.model.transformer import Transformer
 
@@ -175,7 +175,7 @@ def sample(
         chosen = stack.enter_context(recorded_routing(model)) if keep_routing else []
         cache, last = model.new_cache(len(rows), PROMPT + max_completion_length), tokens
         for _ in range(max_completion_length):
-            logits = prefill(model, last, cache)  # (B, vocab)
+            logits = next_logits(model, last, cache)  # (B, vocab)
             drawn = sampling.sample(logits, [generator])
             taken = [row.take(token) for row, token in zip(rows, drawn.ids.tolist(), strict=True)]
             last = torch.tensor([[token] for token, _ in taken])  # (B, 1)

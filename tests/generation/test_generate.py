@@ -13,10 +13,11 @@ import dsa
 import small
 from dsa.bench.memory import peak_bytes
 from dsa.generation import memory
-from dsa.generation.decode import prefill
+from dsa.generation.decode import next_logits
 from dsa.generation.generate import stream
 from dsa.generation.sampling import Sampling
 from dsa.kernels import fp8, ops
+from dsa.model import rope
 from dsa.model.cache import Cache
 from dsa.model.config import Config
 from dsa.model.precision import Precision
@@ -102,6 +103,20 @@ def test_nothing_new_is_the_prompt_itself(model):
 def test_wrong_calls_are_refused(model, arguments, words):
     with pytest.raises(ValueError, match=words):
         dsa.generate(model, *arguments)
+
+
+# ---- what a step does without
+
+
+def test_ids_are_checked_once_and_angles_are_looked_up(model, monkeypatch):
+    """What the model has chosen itself is not read back from the device, and no token computes its own angles."""
+    checked, right = [], Transformer.check_tokens
+    monkeypatch.setattr(Transformer, "check_tokens", lambda *given: (checked.append(given[1].shape), right(*given))[1])
+    prompt = small.tokens(1, 9)
+    dsa.generate(model, prompt, 12)
+    made = rope.rotary_table.cache_info().misses
+    dsa.generate(model, prompt, 12)
+    assert checked == [prompt.shape] * 2 and rope.rotary_table.cache_info().misses == made
 
 
 # ---- company
@@ -226,7 +241,7 @@ def test_a_long_prompt_needs_no_more_memory_than_a_short_one():
     model = small.model(0, small.config(max_position_embeddings=4096))
     caches = {T: model.new_cache(1, T) for T in (512, 4096)}
     peaks = {
-        T: peak_bytes(lambda T=T, cache=cache: prefill(model, small.tokens(1, T), cache, chunk=128))
+        T: peak_bytes(lambda T=T, cache=cache: next_logits(model, small.tokens(1, T), cache, chunk=128))
         for T, cache in caches.items()
     }
     scores = 128 * 4096 * 4  # of one tile of queries: they and what choosing from them takes grow, and are not kept

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import small
-from dsa.generation.decode import prefill
+from dsa.generation.decode import next_logits
 from dsa.kernels import shapes
 from dsa.model.moe import MoE
 
@@ -77,9 +77,9 @@ def test_a_decode_step_on_a_gpu_never_waits_for_it(attention, precision, monkeyp
     model = small.model(sizes=small.config(kv_lora_rank=128))
     model.attention, model.cache_precision = attention, precision
     cache = model.new_cache(2, 40)
-    prefill(model, small.tokens(2, 20), cache)
+    next_logits(model, small.tokens(2, 20), cache)
     with NoWaiting():
-        logits = prefill(model, small.tokens(2, 1), cache)
+        logits = next_logits(model, small.tokens(2, 1), cache)
     assert logits.shape == (2, 61) and cache.length == 21
 
 
@@ -94,6 +94,6 @@ def as_on_a_gpu(self, x):
 def test_the_ways_that_wait_are_noticed():
     model = small.model()
     cache = model.new_cache(1, 40)
-    prefill(model, small.tokens(1, 20), cache)
+    next_logits(model, small.tokens(1, 20), cache)
     with pytest.raises(AssertionError, match="the step waits in aten"), NoWaiting():
-        prefill(model, small.tokens(1, 1), cache)  # on a processor, where waiting costs nothing
+        next_logits(model, small.tokens(1, 1), cache)  # on a processor, where waiting costs nothing

@@ -72,10 +72,10 @@ def teacher_batches(model: Transformer, tokens: Tensor) -> list[TeacherBatch]:
     found: list[TeacherBatch] = []
 
     def watch(attention: Attention, inputs: tuple) -> None:
-        x, step = inputs[:2]
-        q, latent = attention.queries(x, step.rope)
-        probs = attention.attention_probs(q, attention.compress_kv(x, step.rope))
-        found.append(TeacherBatch(x, latent, step.rope, probs))
+        x, context = inputs[:2]
+        q, latent = attention.queries(x, context.rope)
+        probs = attention.attention_probs(q, attention.compress_kv(x, context.rope))
+        found.append(TeacherBatch(x, latent, context.rope, probs))
 
     hooks = [attention.register_forward_pre_hook(watch) for attention in attentions(model)]
     try:

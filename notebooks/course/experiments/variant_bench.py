@@ -70,7 +70,7 @@ def hybrid(
 
     def step(_: nn.Module, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         seen = record_attention(dense, targets, task.generate(rng, size).tokens)
-        wrong = [mine(x, step)[0] - out for mine, (x, step, out) in zip(replacements, seen, strict=True)]
+        wrong = [mine(x, context)[0] - out for mine, (x, context, out) in zip(replacements, seen, strict=True)]
         errors = [w.square().mean() / out.square().mean() for w, (*_, out) in zip(wrong, seen, strict=True)]
         return torch.stack(errors).sum(), {}
 
@@ -83,7 +83,7 @@ def hybrid(
 def record_attention(
     model: Transformer, modules: Sequence[nn.Module], tokens: Tensor
 ) -> list[tuple[Tensor, ForwardContext, Tensor]]:
-    """Run a model and record what attention modules get and give: input (B, T, D), step, output (B, T, D) of each."""
+    """Run a model and record what attention modules get and give: input (B, T, D), context, output (B, T, D)."""
     seen: list[tuple[Tensor, ForwardContext, Tensor]] = []
     hooks = [m.register_forward_hook(lambda _, got, gave: seen.append((got[0], got[1], gave[0]))) for m in modules]
     try:

@@ -78,11 +78,11 @@ def read_layers(model: Transformer, tokens: Tensor) -> list[Layer]:
     attentions = [layer.get_submodule("self_attn") for layer in model.model.layers]
     with evaluate.set_to(model, "dense"):
         seen = variant_bench.record_attention(model, attentions, tokens)
-    for attention, (x, step, _) in zip(attentions, seen, strict=True):
+    for attention, (x, context, _) in zip(attentions, seen, strict=True):
         assert isinstance(attention, Attention) and attention.indexer is not None
-        q, latent = attention.queries(x, step.rope)
-        kv = attention.compress_kv(x, step.rope)
-        index = attention.indexer(x, latent, step.rope)
+        q, latent = attention.queries(x, context.rope)
+        kv = attention.compress_kv(x, context.rope)
+        index = attention.indexer(x, latent, context.rope)
         found.append(Layer(model.config, attention.absorb_query(q), kv, index, attention.attention_probs(q, kv)))
     return found
 

@@ -103,8 +103,8 @@ def head_weights(model: Transformer, ids: list[int]) -> Tensor:
     found: list[Tensor] = []
 
     def watch(attention: Attention, inputs: tuple) -> None:
-        x, step = inputs[:2]
-        q, kv = attention.queries(x, step.rope)[0], attention.compress_kv(x, step.rope)
+        x, context = inputs[:2]
+        q, kv = attention.queries(x, context.rope)[0], attention.compress_kv(x, context.rope)
         logits = reference.attention_logits(attention.absorb_query(q), kv[:, :, None], attention.scale)
         found.append(logits.softmax(-1)[0])
 

@@ -220,8 +220,8 @@ def test_nsa_by_hand(warmed):
     layer.register_forward_hook(lambda _, got, gave: seen.append((*got[:2], gave[0])))
     with torch.no_grad():
         model(warmed[1])
-        x, step, out = seen[0]
-        q, kv = layer.absorb_query(layer.queries(x, step.rope)[0]), layer.compress_kv(x, step.rope)
+        x, context, out = seen[0]
+        q, kv = layer.absorb_query(layer.queries(x, context.rope)[0]), layer.compress_kv(x, context.rope)
         w_v, C, b = layer.up_projections(torch.float64)[1], layer.latent, 0
         for t in (2, 9, 22):
             past = t // size

@@ -20,7 +20,7 @@ from course.experiments.attention_variants import blocks
 from course.experiments.attention_variants.selective_attention import Budget
 from dsa.kernels import ops
 from dsa.model import baselines
-from dsa.model.attention import Attention, ForwardContext, LayerOutput, as_numbers, per_head
+from dsa.model.attention import Attention, ForwardContext, LayerOutput, dequantized, per_head
 from dsa.model.cache import LayerCache
 from dsa.model.config import Config
 
@@ -79,7 +79,7 @@ class Nsa(Attention):
     def forward(self, x: Tensor, context: ForwardContext, cache: LayerCache | None = None) -> LayerOutput:
         """Attend three ways and mix: x (B, T, D) -> (B, T, D); of `context.collect` only "trace" is known."""
         q, _ = self.queries(x, context.rope)
-        kv = as_numbers(self.compress(x, context, cache), x.dtype)
+        kv = dequantized(self.compress(x, context, cache), x.dtype)
         B, T, S = *x.shape[:2], kv.shape[1]
         absorbed = self.absorb_query(q)
         coarse, importance = self.compressed(absorbed, kv)

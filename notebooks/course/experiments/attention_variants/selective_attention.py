@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dsa.kernels.fp8 import QuantizedLatentKV
-from dsa.model.attention import Attention, ForwardContext, as_numbers
+from dsa.model.attention import Attention, ForwardContext, dequantized
 from dsa.model.config import Config
 from dsa.model.indexer import IndexFactors
 from dsa.model.transformer import Layer, Transformer
@@ -83,7 +83,7 @@ class SelectiveAttention(Attention):
         self, context: ForwardContext, q: Tensor, kv: Tensor | QuantizedLatentKV, index: IndexFactors | None
     ) -> Tensor | None:
         """Hand the kernels this design's choice."""
-        return self.choose(self.absorb_query(q), as_numbers(kv, q.dtype), index)
+        return self.choose(self.absorb_query(q), dequantized(kv, q.dtype), index)
 
 
 def convert(model: Transformer, design: type[Attention], budget: Budget) -> Transformer:
